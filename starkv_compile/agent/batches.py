@@ -1,0 +1,139 @@
+"""Training batches: episodes of one layout, with questions and answers laid out as tokens.
+
+All rows of a batch share grid, number of frames and kinds of questions, so they have the same
+length and the same positions: no padding, one position table.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .architecture import IMAGE_MEAN, IMAGE_STD
+from .questions import KINDS, ask
+from .render import CELL, screenshot
+from .vocabulary import (
+    AGENT,
+    ATTRIBUTES,
+    END,
+    IMAGE,
+    NOUNS,
+    TOKEN_ID,
+    USER,
+    VISION_END,
+    VISION_START,
+    coordinate_bin,
+)
+from .world import GRIDS, Episode, sample_episode
+
+IGNORE = -100
+Plan = tuple[int | str, ...]  # a frame's index, or a question's kind
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows of F frames of n visual tokens each; L tokens a row.
+
+    input_ids [B, L]; labels [B, L], the next token where it is part of an answer, else IGNORE;
+    pixel_values [B*F*n, 3*32*32]; grid_thw [B*F, 3]; cells [B*F*n, 4]: class indices of
+    attribute, noun, x bin and y bin of each visual token (0 = no element, for the first two).
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    pixel_values: torch.Tensor
+    grid_thw: torch.Tensor
+    cells: torch.Tensor
+    frames: int
+
+
+def sample_plan(rng: random.Random, frames: int, questions: int) -> Plan:
+    """Frames in order, up to two questions after each but the last, the rest at the end."""
+    plan: list[int | str] = []
+    left = questions
+    for i in range(frames):
+        plan.append(i)
+        here = left if i == frames - 1 else rng.choice((0, 0, 1, 2))
+        here = min(here, left)
+        left -= here
+        plan += [rng.choice(KINDS) for _ in range(here)]
+    return tuple(plan)
+
+
+def sample_batch(
+    rng: random.Random, rows: int, frames: int, questions: int = 10, elements: int = 12
+) -> Batch:
+    """`rows` new episodes of `frames` frames with `questions` questions each."""
+    grid = rng.choice(GRIDS)
+    plan = sample_plan(rng, frames, questions)
+    episodes = [sample_episode(rng, frames, grid, elements=elements) for _ in range(rows)]
+    laid_out = [_lay_out(rng, episode, plan) for episode in episodes]
+    pixels = np.stack([np.asarray(screenshot(e, i)) for e in episodes for i in range(frames)])
+    return Batch(
+        input_ids=torch.tensor([ids for ids, _ in laid_out]),
+        labels=torch.tensor([labels for _, labels in laid_out]),
+        pixel_values=patchify(pixels),
+        grid_thw=torch.tensor([[1, *grid]] * (rows * frames)),
+        cells=torch.from_numpy(np.concatenate([_cell_classes(e) for e in episodes])),
+        frames=frames,
+    )
+
+
+def _lay_out(rng: random.Random, episode: Episode, plan: Plan) -> tuple[list[int], list[int]]:
+    ids: list[int] = []
+    labels: list[int] = []
+
+    def add(*words: str, answer: bool = False) -> None:
+        tokens = [TOKEN_ID[w] for w in words]
+        if answer:  # position i predicts token i + 1
+            labels[-1] = tokens[0]
+        ids.extend(tokens)
+        labels.extend((*tokens[1:], IGNORE) if answer else (IGNORE,) * len(tokens))
+
+    shown, user_spoke = 0, False
+    for item in plan:
+        if not user_spoke:
+            add(USER)
+            user_spoke = True
+        if isinstance(item, int):
+            shown = item + 1
+            add("step", str(episode.frames[item].step), VISION_START)
+            add(*[IMAGE] * (episode.rows * episode.columns))
+            add(VISION_END)
+        else:
+            question = ask(rng, episode, item, shown)
+            add(*question.text.split(), AGENT)
+            add(*question.answer.split(), END, answer=True)
+            user_spoke = False
+    return ids, labels
+
+
+def _cell_classes(episode: Episode) -> np.ndarray:
+    """[F*n, 4] int64: attribute, noun (0 = none), x bin, y bin of each visual token."""
+    shape = (len(episode.frames), episode.rows, episode.columns)
+    classes = np.zeros((*shape, 4), np.int64)
+    for i, frame in enumerate(episode.frames):
+        for (attribute, noun), (row, column) in frame.elements.items():
+            classes[i, row, column, 0] = 1 + ATTRIBUTES.index(attribute)
+            classes[i, row, column, 1] = 1 + NOUNS.index(noun)
+    classes[..., 2] = [coordinate_bin(c, episode.columns) for c in range(episode.columns)]
+    classes[..., 3] = np.array([coordinate_bin(r, episode.rows) for r in range(episode.rows)])[
+        :, None
+    ]
+    return classes.reshape(-1, 4)
+
+
+def patchify(pixels: np.ndarray) -> torch.Tensor:
+    """[N, rows*32, columns*32, 3] uint8 -> [N*rows*columns, 3*32*32] float32.
+
+    The image processor's output for images that need no resizing, without its per-image cost
+    (a test holds the two equal).
+    """
+    n, height, width, channels = pixels.shape
+    cells = pixels.reshape(n, height // CELL, CELL, width // CELL, CELL, channels)
+    flat = cells.transpose(0, 1, 3, 5, 2, 4).reshape(-1, channels * CELL * CELL)
+    mean, std = IMAGE_MEAN[0], IMAGE_STD[0]
+    return torch.from_numpy(flat.astype(np.float32)).div_(255).sub_(mean).div_(std)

@@ -1,0 +1,231 @@
+"""Train the shipped agent: `python -m starkv_compile.agent.train --out DIR`.
+
+Two stages. First the vision tower alone learns to tell what each visual token shows and where
+it is (crowded screens, so that a step sees many elements). Then the whole agent learns to
+answer, that auxiliary loss kept on; without it an agent this small stays at chance. Answers are
+learned by next-token prediction; episodes grow by a frame whenever the agent is ready.
+
+The learning rate is constant, then falls linearly over the last `--decay` steps, so a run can be
+stopped and resumed with other `--steps`. The same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .architecture import build_config
+from .batches import IGNORE, Batch, sample_batch
+from .vocabulary import ATTRIBUTES, BIN_CENTERS, NOUNS
+
+MAX_FRAMES = 5
+LEVEL_UP = 0.85  # accuracy on answers at which one more frame is allowed
+ROWS = {1: 32, 2: 24, 3: 20, 4: 16, 5: 14}  # fewer rows for longer episodes: seconds a step
+QUESTIONS = 16
+TOWER_ROWS, TOWER_ELEMENTS = 24, 40
+
+
+class CellProbe(nn.Module):
+    """Linear read-outs of a visual token: attribute, noun, x bin, y bin."""
+
+    def __init__(self, hidden: int):
+        super().__init__()
+        sizes = (len(ATTRIBUTES) + 1, len(NOUNS) + 1, len(BIN_CENTERS), len(BIN_CENTERS))
+        self.heads = nn.ModuleList(nn.Linear(hidden, size) for size in sizes)
+
+    def forward(self, features: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+        """features [N, hidden], cells [N, 4] -> mean cross entropy. Elements weigh 4 x."""
+        weight = torch.where(cells[:, 0] > 0, 4.0, 1.0)
+        weight = weight / weight.sum()
+        losses = [
+            (F.cross_entropy(head(features), cells[:, i], reduction="none") * weight).sum()
+            for i, head in enumerate(self.heads)
+        ]
+        return torch.stack(losses).sum()
+
+    @torch.no_grad()
+    def accuracy(self, features: torch.Tensor, cells: torch.Tensor) -> list[float]:
+        """Share right for each read-out, over tokens that show an element."""
+        shown = cells[:, 0] > 0
+        right = [h(features).argmax(-1) == cells[:, i] for i, h in enumerate(self.heads)]
+        return [round(r[shown].float().mean().item(), 3) for r in right]
+
+
+def init_positions(table: nn.Embedding) -> None:
+    """Sinusoids over rows and columns. From small noise, place is learned ten times slower."""
+    side, quarter = math.isqrt(table.num_embeddings), table.embedding_dim // 4
+    place = torch.arange(side) / (side - 1)
+    angle = place[:, None] * torch.logspace(0, math.log10(side / 2), quarter) * math.pi
+    waves = torch.cat([angle.sin(), angle.cos()], dim=-1)
+    rows, columns = waves.repeat_interleave(side, 0), waves.repeat(side, 1)
+    with torch.no_grad():
+        table.weight.copy_(torch.cat([rows, columns], dim=-1))
+
+
+def answer_losses(
+    model: Any, probe: CellProbe, batch: Batch
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Answer loss, probe loss, and the share of answers with every token right."""
+    core = model.model
+    seen = core.visual(batch.pixel_values, grid_thw=batch.grid_thw)
+    features = seen.pooler_output
+    embeds = core.get_input_embeddings()(batch.input_ids)
+    is_image = batch.input_ids == model.config.image_token_id
+    embeds = embeds.masked_scatter(is_image[..., None], features)
+    one_row = batch.input_ids[:1]
+    positions, _ = core.get_rope_index(
+        one_row, is_image[:1].int(), image_grid_thw=batch.grid_thw[: batch.frames]
+    )
+    hidden = core.language_model(
+        inputs_embeds=embeds,
+        position_ids=positions.expand(-1, len(embeds), -1),
+        visual_pos_masks=is_image,
+        deepstack_visual_embeds=seen.deepstack_features,
+        use_cache=False,
+    ).last_hidden_state
+    asked = batch.labels != IGNORE
+    logits = model.lm_head(hidden[asked])
+    targets = batch.labels[asked]
+    loss = F.cross_entropy(logits, targets)
+    accuracy = _whole_answers(asked, (logits.argmax(-1) == targets).detach())
+    return loss, probe(features, batch.cells), accuracy
+
+
+def _whole_answers(asked: torch.Tensor, right: torch.Tensor) -> float:
+    """Share of runs of asked positions [B, L] whose tokens are all right."""
+    starts = asked & ~F.pad(asked, (1, 0))[:, :-1]
+    answer = starts.flatten().cumsum(0)[asked.flatten()] - 1
+    wrong = torch.zeros(int(starts.sum()), dtype=torch.long)
+    wrong.index_add_(0, answer, (~right).long())
+    return (wrong == 0).float().mean().item()
+
+
+def learning_rate(step: int, steps: int, decay: int, peak: float) -> float:
+    return peak * min(1.0, (step + 1) / 100, max(0.0, (steps - step) / decay))
+
+
+class Trainer:
+    """Model, probe, optimizer and progress; saved and restored as one."""
+
+    def __init__(self, out: Path, seed: int, peak: float):
+        from transformers import Qwen3VLForConditionalGeneration
+
+        torch.manual_seed(seed)
+        self.out, self.seed, self.peak = out, seed, peak
+        self.model: Any = Qwen3VLForConditionalGeneration(build_config()).train()
+        init_positions(self.model.model.visual.pos_embed)
+        self.probe = CellProbe(self.model.config.text_config.hidden_size)
+        self.parameters = [*self.model.parameters(), *self.probe.parameters()]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=peak, betas=(0.9, 0.98), weight_decay=0.01
+        )
+        self.state: dict[str, Any] = {
+            "tower_step": 0, "step": 0, "level": 1, "running": {}, "seconds": 0.0
+        }  # fmt: skip
+        out.mkdir(parents=True, exist_ok=True)
+        if (out / "resume.pt").exists():
+            saved = torch.load(out / "resume.pt", weights_only=True)
+            self.model.load_state_dict(saved["model"])
+            self.probe.load_state_dict(saved["probe"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.state = saved["state"]
+        self.started = time.monotonic() - self.state["seconds"]
+
+    def save(self) -> None:
+        """Write to a second file, then rename: a crash leaves the last good one."""
+        everything = {
+            "model": self.model.state_dict(),
+            "probe": self.probe.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "state": self.state,
+        }
+        torch.save(everything, self.out / "resume.tmp")
+        (self.out / "resume.tmp").replace(self.out / "resume.pt")
+
+    def log(self, **record: Any) -> None:
+        line = json.dumps({**record, "minutes": round(self.state["seconds"] / 60, 1)})
+        with (self.out / "log.jsonl").open("a") as file:
+            file.write(line + "\n")
+        print(line, flush=True)
+
+    def update(self, loss: torch.Tensor, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.state["seconds"] = time.monotonic() - self.started
+
+    def train_tower(self, steps: int) -> None:
+        """The first stage."""
+        while (step := self.state["tower_step"]) < steps:
+            rng = random.Random(f"tower-{self.seed}-{step}")
+            batch = sample_batch(rng, TOWER_ROWS, 1, 1, TOWER_ELEMENTS)
+            seen = self.model.model.visual(batch.pixel_values, grid_thw=batch.grid_thw)
+            loss = self.probe(seen.pooler_output, batch.cells)
+            self.update(loss, learning_rate(step, steps, steps // 3, self.peak))
+            self.state["tower_step"] = step + 1
+            if step % 50 == 0:
+                right = self.probe.accuracy(seen.pooler_output, batch.cells)
+                self.log(tower_step=step, probe=round(loss.item(), 4), accuracy=right)
+            if (step + 1) % 100 == 0 or step + 1 == steps:
+                self.save()
+
+    def train_agent(self, steps: int, decay: int) -> None:
+        """The second stage. The tower is done but for what hands its features on."""
+        state = self.state
+        visual = self.model.model.visual
+        for part in (visual.patch_embed, visual.pos_embed, visual.blocks):
+            part.requires_grad_(False)
+        while (step := state["step"]) < steps:
+            rng = random.Random(f"{self.seed}-{step}")
+            level = state["level"]
+            frames = level if rng.random() < 0.4 else rng.randint(1, level)
+            batch = sample_batch(rng, ROWS[frames], frames, QUESTIONS)
+            loss, probe_loss, accuracy = answer_losses(self.model, self.probe, batch)
+            self.update(loss + 0.5 * probe_loss, learning_rate(step, steps, decay, self.peak))
+            state["step"] = step + 1
+            state["running"][frames] = 0.95 * state["running"].get(frames, 0.0) + 0.05 * accuracy
+            if state["running"].get(level, 0.0) > LEVEL_UP and level < MAX_FRAMES:
+                state["level"] += 1
+            if step % 25 == 0:
+                self.log(
+                    step=step,
+                    loss=round(loss.item(), 4),
+                    probe=round(probe_loss.item(), 4),
+                    level=state["level"],
+                    accuracy={k: round(v, 3) for k, v in state["running"].items()},
+                )
+            if (step + 1) % 100 == 0 or step + 1 == steps:
+                self.save()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train the embedded GUI agent.")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint folder")
+    parser.add_argument("--tower-steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--decay", type=int, default=1200, help="last steps, with a falling rate")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    trainer = Trainer(args.out, args.seed, args.lr)
+    trainer.train_tower(args.tower_steps)
+    trainer.train_agent(args.steps, args.decay)
+    trainer.model.save_pretrained(args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""GUI episodes: screens whose elements change a little from step to step.
+
+An episode is a sequence of frames on one grid of cells (one cell = one visual token of the
+shipped agent). A frame is a set of named elements at cells; from one frame to the next a few
+move, appear or vanish, as they do on a desktop. Everything else (wallpaper, windows, menu bar,
+filler text) is decoration, drawn by `render`, and never asked about.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from .vocabulary import MAX_STEP, NAMES
+
+Name = tuple[str, str]
+Cell = tuple[int, int]  # (row, column)
+
+GRIDS = ((10, 10), (8, 12), (12, 8), (7, 13), (11, 9))  # rows, columns
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What one screenshot shows: each element's name and its cell (row, column)."""
+
+    step: int
+    elements: dict[Name, Cell]
+
+
+@dataclass(frozen=True)
+class Episode:
+    """Frames in time order, on a grid of `rows` x `columns` cells.
+
+    `decoration_seed` fixes everything drawn that is not an element.
+    """
+
+    rows: int
+    columns: int
+    frames: tuple[Frame, ...]
+    decoration_seed: int
+
+
+def sample_episode(
+    rng: random.Random,
+    frames: int,
+    grid: Cell | None = None,
+    first_step: int | None = None,
+    elements: int = 12,
+) -> Episode:
+    """One random episode of `frames` frames, its step numbers within 1..MAX_STEP.
+
+    About 12 of a hundred cells hold an element, as on a real screen most is background.
+    """
+    if not 1 <= frames <= MAX_STEP:
+        raise ValueError(f"frames={frames}: an episode has 1 to {MAX_STEP} frames")
+    rows, columns = grid or rng.choice(GRIDS)
+    first_step = first_step or rng.randint(1, MAX_STEP + 1 - frames)
+    # The menu bar (first row) and the status bar (last row) hold no elements.
+    cells = [(r, c) for r in range(1, rows - 1) for c in range(columns)]
+    places = rng.sample(cells, elements)
+    shown = [Frame(first_step, dict(zip(rng.sample(NAMES, elements), places, strict=True)))]
+    for offset in range(1, frames):
+        changed = _change(rng, shown[-1].elements, cells)
+        shown.append(Frame(first_step + offset, changed))
+    return Episode(rows, columns, tuple(shown), rng.getrandbits(32))
+
+
+def _change(rng: random.Random, before: dict[Name, Cell], cells: list[Cell]) -> dict[Name, Cell]:
+    """Move two elements and replace one or two by new ones."""
+    after = dict(before)
+    taken = set(after.values())
+    free = [cell for cell in cells if cell not in taken]
+    rng.shuffle(free)
+    for name in rng.sample(sorted(after), 2):
+        after[name] = free.pop()
+    for name in rng.sample(sorted(after), rng.randint(1, 2)):
+        del after[name]
+        new = rng.choice([n for n in NAMES if n not in before and n not in after])
+        after[new] = free.pop()
+    return after

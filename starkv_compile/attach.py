@@ -1,0 +1,149 @@
+"""What surrounds each call of a compiled model, outside any graph.
+
+A graph sees tensors only. Around it, `Attachment` turns the cache `generate` made into one that
+counts right after compaction, describes the prompt's tokens to it, and refuses what cannot be
+right, once and by name. It keeps no state of a session: that is all in the cache.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .backend import current_report
+from .config import StarKVConfig
+from .describe import describe_chunk
+from .reporting import Report
+
+_attachments: weakref.WeakKeyDictionary[torch.nn.Module, Attachment] = weakref.WeakKeyDictionary()
+
+
+class Attachment:
+    """One model compiled with one configuration, and its report."""
+
+    def __init__(self, model: torch.nn.Module, config: StarKVConfig) -> None:
+        self._model = weakref.ref(model)
+        self.config = config
+        self.report = Report()
+        self.undo: list[Callable[[], Any]] = []
+        self._signature = inspect.signature(type(model).forward)
+        self._takes_cache = "past_key_values" in self._signature.parameters
+
+    def call(self, compiled: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """`compiled(*args, **kwargs)`, with the cache made ready and the report kept."""
+        args, kwargs, cache = self.prepare(args, kwargs)
+        token = current_report.set(self.report)
+        try:
+            return compiled(*args, **kwargs)
+        finally:
+            current_report.reset(token)
+            if cache is not None:
+                self.report.read_cache(cache)
+
+    def prepare(self, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any], Any]:
+        """Arguments to call the model with, and its cache if a prompt is to be compressed."""
+        model = self._model()
+        if model is None or not self._takes_cache or self.config.keeps_everything:
+            return args, kwargs, None
+        bound = self._signature.bind_partial(model, *args, **kwargs).arguments
+        extra = bound.pop("kwargs", {})
+        named = {**{k: v for k, v in bound.items() if k != "self"}, **extra}
+        tokens = named.get("input_ids")
+        tokens = named.get("inputs_embeds") if tokens is None else tokens
+        if tokens is None or tokens.shape[1] == 1:
+            return args, kwargs, None
+        if model.training:
+            self.refuse("the model is in training mode; call model.eval() first")
+            return args, kwargs, None
+        if named.get("use_cache", getattr(model.config, "use_cache", True)) is False:
+            self.refuse("use_cache=False: there is no cache to compress")
+            return args, kwargs, None
+        cache = self._ready_cache(model, named.get("past_key_values"))
+        if cache is None:
+            return args, kwargs, None
+        describe_chunk(cache, model, named)
+        if named.get("past_key_values") is None:
+            kwargs = {**kwargs, "past_key_values": cache}
+        return args, kwargs, cache
+
+    def _ready_cache(self, model: Any, cache: Any) -> Any:
+        """A `StarKVCache` in the place of `cache`, or None with a refusal."""
+        from transformers.cache_utils import DynamicCache
+
+        from .cache import StarKVCache, adopt
+
+        if isinstance(cache, StarKVCache):
+            return cache
+        if cache is None:
+            return StarKVCache(model.config)
+        name = type(cache).__name__
+        if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
+            kind = f"{name} with offloading" if type(cache) is DynamicCache else name
+            self.refuse(
+                f"the cache is a {kind}, which cannot be shortened rightly; use the default "
+                "cache, or pass past_key_values=starkv_compile.StarKVCache(model.config)"
+            )
+            return None
+        if cache.get_seq_length() > 0:
+            self.refuse(
+                f"the {name} passed in already holds tokens stored without starkv; begin the "
+                "session with past_key_values=starkv_compile.StarKVCache(model.config)"
+            )
+            return None
+        return adopt(cache)
+
+    def refuse(self, reason: str) -> None:
+        """Leave this use of the model uncompressed, and say so the first time."""
+        if reason not in self.report.refusals:
+            self.report.refusals.append(reason)
+            warnings.warn(f"starkv left this call uncompressed: {reason}", stacklevel=4)
+
+
+def attach(model: torch.nn.Module, config: StarKVConfig) -> Attachment:
+    """Register `model`, replacing what was attached before."""
+    detach(model)
+    attachment = Attachment(model, config)
+    _attachments[model] = attachment
+    return attachment
+
+
+def attach_compiled(
+    model: torch.nn.Module, options: dict[str, Any] | None, compiled: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Wrap the compiled call of `model`; options are validated here, at once."""
+    attachment = attach(model, StarKVConfig.from_options(options))
+
+    def forget() -> None:
+        model._compiled_call_impl = None  # type: ignore[assignment]
+
+    attachment.undo.append(forget)
+
+    @functools.wraps(compiled)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return attachment.call(compiled, args, kwargs)
+
+    return call
+
+
+def attached(model: torch.nn.Module) -> Attachment | None:
+    """The attachment of `model` or of the module a `torch.compile` wrapper holds."""
+    return _attachments.get(getattr(model, "_orig_mod", model))
+
+
+def detach(model: torch.nn.Module) -> bool:
+    """Give the model back as it was. Whether anything was attached."""
+    attachment = _attachments.pop(getattr(model, "_orig_mod", model), None)
+    if attachment is None:
+        return False
+    for step in reversed(attachment.undo):
+        step()
+    return True
+
+
+__all__ = ["Attachment", "attach", "attach_compiled", "attached", "detach"]

@@ -1,0 +1,85 @@
+"""The backend: rewrite Dynamo's graph, then let the inner backend compile it."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from .config import StarKVConfig
+from .errors import OptionError, StarKVError
+from .passes import Pipeline
+from .reporting import GraphReport, Report
+
+current_report: ContextVar[Report | None] = ContextVar("current_report", default=None)
+"""Where graphs compiled right now are reported to; set around calls of an attached model."""
+
+last_graphs: list[GraphReport] = []
+"""Reports of graphs compiled outside any attached model, newest last (at most 100)."""
+
+
+def starkv_backend(
+    module: GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: dict[str, Any] | None = None,
+    mode: str | None = None,
+) -> Callable[..., Any]:
+    """Backend of `torch.compile(model, backend="starkv", options={...})`.
+
+    Args:
+        module: the graph Dynamo captured.
+        example_inputs: its inputs, fake.
+        options: `StarKVConfig` values; an unknown or impossible one raises `OptionError`.
+        mode: Inductor's mode, as in `torch.compile`.
+    """
+    config = StarKVConfig.from_options(options)
+    if mode is not None and config.inner != "inductor":
+        raise OptionError(f"mode={mode!r} is Inductor's, but inner={config.inner!r}")
+    compiled, report = rewrite(module, config)
+    target = current_report.get()
+    if target is not None:
+        target.graphs.append(report)
+    else:
+        last_graphs.append(report)
+        del last_graphs[:-100]
+    return compile_inner(compiled, example_inputs, config.inner, mode)
+
+
+def rewrite(module: GraphModule, config: StarKVConfig) -> tuple[GraphModule, GraphReport]:
+    """A rewritten copy of `module`; or `module` itself, with a warning, if the passes break."""
+    rewritten = GraphModule(module, copy.deepcopy(module.graph))
+    rewritten.meta = module.meta
+    try:
+        return rewritten, Pipeline(config).run(rewritten)
+    except StarKVError:
+        raise
+    except Exception as error:  # a fault of ours must not cost the user the model
+        reason = f"{type(error).__name__}: {error}"
+        warnings.warn(
+            f"starkv: the passes failed on a graph, which is left as it was ({reason}). Please "
+            "report it with this text",
+            stacklevel=2,
+        )
+        return module, GraphReport(failure=reason)
+
+
+def compile_inner(
+    module: GraphModule, example_inputs: Sequence[Any], inner: str, mode: str | None
+) -> Callable[..., Any]:
+    """Compile by "inductor", "aot_eager", or leave it to "eager"."""
+    if inner == "eager":
+        return module.forward
+    if inner == "aot_eager":
+        from torch._dynamo.backends.debugging import aot_eager
+
+        return aot_eager(module, example_inputs)
+    from torch._inductor.compile_fx import compile_fx
+
+    patches = torch._inductor.list_mode_options(mode) if mode else None
+    return compile_fx(module, example_inputs, config_patches=patches)  # type: ignore[arg-type]

@@ -1,0 +1,248 @@
+"""`StarKVCache`: a Hugging Face cache that can be compressed and still counts right.
+
+Logical length is not physical length. `get_seq_length` is how many tokens have been seen, which
+positions and input slicing go by; `get_mask_sizes` is what is stored, plus an offset, as the
+library's own sliding-window layers do. A token once dropped stays dropped, so every operation
+that would need it back is refused.
+
+The cache holds all state of a session. A new cache is a new session.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers import PreTrainedConfig
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from .errors import CacheError
+from .kernels.ops import STARKV
+from .kernels.reference.star import fresh_state
+from .layout import VisionLayout
+
+
+class Session:
+    """What all layers share: the layout of everything seen, or None where nobody knows it."""
+
+    def __init__(self) -> None:
+        self.layout: VisionLayout | None = None
+
+
+class StarKVLayer(DynamicLayer):
+    """Keys and values of one layer, after compaction, and the layer's scoring state.
+
+    keys, values: [B, G, stored, D]. kept: [B, C] int64, place in the session's stream of each
+    token the last compaction kept; what came later follows it without gaps.
+    """
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self.session = session
+        self._clear()
+
+    def _clear(self) -> None:
+        self.seen = 0
+        self.kept: torch.Tensor | None = None
+        self.state: tuple[torch.Tensor, ...] | None = None
+
+    @property
+    def stored(self) -> int:
+        if not self.is_initialized or self.keys.numel() == 0:
+            return 0
+        return self.keys.shape[-2]
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append, and return everything stored plus the new tokens, uncompressed.
+
+        More than one new token is a prompt: what is stored of it goes through the marker op
+        that the graph pass replaces.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        stored, new = self.stored, key_states.shape[-2]
+        keys = torch.cat([self.keys, key_states], dim=-2)
+        values = torch.cat([self.values, value_states], dim=-2)
+        if new == 1:
+            self.keys, self.values = keys, values
+            self.seen = self.seen + 1
+            return keys, values
+        index = self._places(stored, new, keys)
+        self.seen = self.seen + new
+        *layout, has_layout = self._layout(index, stored)
+        state = self._state(keys, layout[3])
+        self.keys, self.values, self.kept, *state = STARKV.cache_write(
+            keys, values, index, *layout, *state, self.seen, has_layout
+        )
+        self.state = tuple(state)
+        return keys, values
+
+    def _places(self, stored: int, new: int, keys: torch.Tensor) -> torch.Tensor:
+        """[B, stored + new]: place in the stream of each token about to be stored."""
+        kept = self.kept
+        known = 0 if kept is None else kept.shape[1]
+        first = self.seen - (stored - known)
+        rest = torch.arange(first, self.seen + new, device=keys.device)
+        rest = rest.expand(keys.shape[0], -1)
+        return rest if kept is None else torch.cat([kept, rest], dim=1)
+
+    def _layout(self, index: torch.Tensor, stored: int) -> tuple[Any, ...]:
+        """frame, row, column [B, L] and current [B, N] of the stored tokens; whether known."""
+        layout = self.session.layout
+        if layout is None:
+            text = torch.full_like(index, -1)
+            return text, text, text, text[:, :1], False
+        current = layout.current
+        current = torch.where(current >= 0, current + stored, current)
+        described = (layout.frame, layout.row, layout.column)
+        return *(t.gather(1, index) for t in described), current, True
+
+    def _state(self, keys: torch.Tensor, current: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The state so far, its pattern as wide as the current frame."""
+        if self.state is None:
+            return fresh_state(keys, current)
+        mi, mi_steps, pattern, pattern_count = self.state
+        tokens = current.shape[1]
+        if pattern.shape[-1] != tokens:
+            pattern = F.pad(pattern, (0, tokens - pattern.shape[-1]))
+        return mi, mi_steps, pattern, pattern_count
+
+    def get_seq_length(self) -> int:
+        """Tokens seen."""
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """(tokens stored plus new ones, tokens dropped).
+
+        The offset lines the mask up with the last `stored` columns: dropped padding was on the
+        left, so what is left of a row's padding is what falls into those columns.
+        """
+        return self.stored + query_length, self.seen - self.stored
+
+    def reset(self) -> None:
+        super().reset()
+        self._clear()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last tokens (a negative number). Only tokens since the last compaction."""
+        if tokens_to_remove > 0:
+            raise CacheError(
+                f"crop({tokens_to_remove}): pass the number of tokens to remove as a negative "
+                "number"
+            )
+        if tokens_to_remove == 0 or not self.is_initialized:
+            return
+        remove, known = -tokens_to_remove, 0 if self.kept is None else self.kept.shape[1]
+        if remove > self.stored - known and self.seen != self.stored:
+            raise CacheError(
+                f"crop({tokens_to_remove}): only {self.stored - known} tokens came after the last "
+                "compaction; older ones were compressed and cannot be rolled back. Copy the cache "
+                "before the prompt you may want to undo, or start a new one"
+            )
+        super().crop(tokens_to_remove)
+        self.seen -= remove
+        if self.kept is not None:
+            self.kept = self.kept[:, : self.stored]
+
+    def select_rows(self, rows: torch.Tensor) -> None:
+        """Keep, repeat or reorder batch rows of everything the layer holds."""
+        if not self.is_initialized:
+            return
+        self.keys, self.values = self.keys[rows], self.values[rows]
+        if self.kept is not None:
+            self.kept = self.kept[rows]
+        if self.state is not None:
+            self.state = tuple(t[rows] for t in self.state)
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        self.select_rows(beam_idx.to(self.keys.device) if self.is_initialized else beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self.select_rows(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.is_initialized:
+            rows = torch.arange(self.keys.shape[0], device=self.keys.device)
+            self.select_rows(rows.repeat_interleave(repeats))
+
+
+class StarKVCache(DynamicCache):
+    """A `DynamicCache` whose full-attention layers are `StarKVLayer`s.
+
+    `StarKVCache(model.config)` makes an empty one: pass it as `past_key_values` to keep one
+    session over several calls. Sliding-window layers stay the library's own.
+    """
+
+    session: Session
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config=config.get_text_config(decoder=True))
+        adopt(self)
+
+    @property
+    def compressed_layers(self) -> list[StarKVLayer]:
+        return [layer for layer in self.layers if isinstance(layer, StarKVLayer)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the storages that hold keys and values, all layers."""
+        return sum(
+            t.untyped_storage().nbytes()
+            for layer in self.layers
+            for t in (getattr(layer, "keys", None), getattr(layer, "values", None))
+            if isinstance(t, torch.Tensor)
+        )
+
+    def reset(self) -> None:
+        """Forget everything: a new session on the same object."""
+        super().reset()
+        self.session.layout = None
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last tokens from every layer, or raise `CacheError` and change nothing."""
+        before = [(vars(layer).copy(), layer) for layer in self.layers]
+        try:
+            super().crop(tokens_to_remove)
+        except Exception:
+            for saved, layer in before:
+                vars(layer).update(saved)
+            raise
+        if self.session.layout is not None:
+            self.session.layout.truncate(self.get_seq_length())
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        super().reorder_cache(beam_idx)
+        self._select_layout(beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._select_layout(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        layout = self.session.layout
+        if layout is not None:
+            rows = torch.arange(len(layout.frame), device=layout.frame.device)
+            layout.select(rows.repeat_interleave(repeats))
+
+    def _select_layout(self, rows: torch.Tensor) -> None:
+        layout = self.session.layout
+        if layout is not None:
+            layout.select(rows.to(layout.frame.device))
+
+
+def adopt(cache: DynamicCache) -> StarKVCache:
+    """Turn an empty stock cache into a `StarKVCache`, in place: `generate` keeps its object."""
+    session = Session()
+    if cache.layers:
+        cache.layers = [
+            StarKVLayer(session) if type(layer) is DynamicLayer else layer for layer in cache.layers
+        ]
+    else:
+        cache.layer_class_to_replicate = lambda: StarKVLayer(session)
+    cache.__class__ = StarKVCache
+    cache.session = session  # type: ignore[attr-defined]
+    return cache  # type: ignore[return-value]

@@ -1,0 +1,231 @@
+"""What to keep and how to score: one frozen object, validated when it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from .errors import OptionError
+
+INNER_BACKENDS = ("inductor", "aot_eager", "eager")
+GRIDS = ("true", "square")
+ENTROPIES = ("subspace", "global", "off")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StarKVConfig:
+    """Options of the `starkv` backend. Unknown keys and impossible values raise `OptionError`.
+
+    The defaults are ours; `StarKVConfig.paper()` is the published method as released
+    (arXiv 2606.01790). Symbols in brackets are the paper's.
+    """
+
+    budget: float = 0.2
+    """Share of all tokens seen that stays in the cache, window included: 0 < budget <= 1."""
+
+    budget_tokens: int | None = None
+    """Keep at most this many tokens a layer, whatever the length. Replaces `budget`."""
+
+    window: int = 8
+    """Last tokens, always kept, whose queries do the scoring [W]. 1 to 64."""
+
+    pool: int = 5
+    """Width of the moving average over attention scores. Odd; 1 = none."""
+
+    boost: float = 2.0
+    """Score mass added to the current frame, shared out by hidden norm [alpha]. 0 = none."""
+
+    boost_temperature: float = 3.5
+    """Temperature of that sharing out."""
+
+    mi_weight: float = 0.5
+    """Weight of the mutual-information prior once ramped up [lambda]. 0 = none, 1 = all."""
+
+    mi_warm_steps: int = 5
+    """Agent steps before the prior begins."""
+
+    mi_ramp_steps: int = 10
+    """Agent steps over which the prior grows to `mi_weight`."""
+
+    mi_decay: float = 0.9
+    """Weight of the past in the average of mutual information over agent steps."""
+
+    mi_temperature: float = 1.0
+    """Temperature of the softmax over subspaces [tau]."""
+
+    frame_decay: float = 0.1
+    """Discount rate per frame of age [delta]. 0 = none."""
+
+    frame_floor: float = 0.0
+    """Smallest factor the discount can reach [D_min]."""
+
+    pattern_decay: float = 0.9
+    """Weight of the past in the average attention pattern [rho]."""
+
+    stability_floor: float = 0.0
+    """Smallest stability that enters the discount [epsilon]."""
+
+    entropy: str = "subspace"
+    """Where entropy acts. "subspace": each KV head's scores are sharpened or flattened by their
+    own entropy before heads are fused. "global": one power on the fused scores, as in the paper;
+    it is monotone, so it cannot change what is kept. "off"."""
+
+    entropy_low: float = 0.75
+    """Temperature at zero entropy [T_min]."""
+
+    entropy_high: float = 1.25
+    """Temperature at full entropy [T_max]."""
+
+    grid: str = "true"
+    """Screen grid for mutual information. "true": the frame's rows and columns. "square": a
+    square guessed from the number of tokens, as in the paper's release."""
+
+    policy: str = "starkv"
+    """How tokens are scored: a name in `starkv_compile.policies.POLICIES`."""
+
+    inner: str = "inductor"
+    """Backend that compiles the rewritten graph: "inductor", "aot_eager" or "eager"."""
+
+    debug: bool = False
+    """Raise `NonFiniteScores`, naming the layer, when a score is not finite. Costs a host
+    synchronisation a layer; works with inner="eager"."""
+
+    def __post_init__(self) -> None:
+        _check_number(self, "budget", above=0, most=1)
+        if self.budget_tokens is not None:
+            _check_integer(self, "budget_tokens", least=2)
+        _check_integer(self, "window", least=1, most=64)
+        _check_integer(self, "pool", least=1, most=63)
+        if self.pool % 2 == 0:
+            raise OptionError(f"pool={self.pool}: an odd number is needed; try {self.pool + 1}")
+        for name in ("boost", "frame_decay"):
+            _check_number(self, name, least=0)
+        for name in ("boost_temperature", "mi_temperature", "entropy_low", "entropy_high"):
+            _check_number(self, name, above=0)
+        for name in (
+            "mi_weight", "mi_decay", "frame_floor", "pattern_decay", "stability_floor"
+        ):  # fmt: skip
+            _check_number(self, name, least=0, most=1)
+        _check_integer(self, "mi_warm_steps", least=0)
+        _check_integer(self, "mi_ramp_steps", least=1)
+        _check_choice(self, "policy", _policies())
+        _check_choice(self, "entropy", ENTROPIES)
+        _check_choice(self, "grid", GRIDS)
+        _check_choice(self, "inner", INNER_BACKENDS)
+        if not isinstance(self.debug, bool):
+            raise OptionError(f"debug={self.debug!r}: expected True or False")
+        if self.debug and self.inner != "eager":
+            raise OptionError(
+                f"debug=True with inner={self.inner!r}: the check reads scores on the host; use "
+                'inner="eager" with it'
+            )
+
+    @classmethod
+    def paper(cls, **changes: Any) -> StarKVConfig:
+        """The method as its authors released it, with `changes` on top."""
+        return cls.from_options({"entropy": "global", "grid": "square", **changes})
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any] | None) -> StarKVConfig:
+        """From the `options` of `torch.compile`."""
+        options = dict(options or {})
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in options:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise OptionError(
+                    f"{key!r} is no option of backend 'starkv'; {hint}known: {', '.join(known)}"
+                )
+        return cls(**options)
+
+    def to_options(self) -> dict[str, Any]:
+        """The values that differ from the defaults, as `options` for `torch.compile`."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        }
+
+    @property
+    def keeps_everything(self) -> bool:
+        """Whether this configuration leaves every graph and cache as it is."""
+        return self.budget == 1.0 and self.budget_tokens is None
+
+    @property
+    def fraction(self) -> Fraction:
+        """`budget` as the exact fraction its decimal form means: 0.2 is 1/5."""
+        return Fraction(str(self.budget))
+
+    def capacity(self, seen: int) -> int:
+        """Tokens to keep of `seen`, window included: floor(seen * budget), or `budget_tokens`.
+
+        Integer arithmetic only: `seen` may be a symbolic length.
+        """
+        if self.budget_tokens is not None:
+            return self.budget_tokens
+        return seen * self.fraction.numerator // self.fraction.denominator
+
+    def fingerprint(self) -> str:
+        """Hash of every value, for compile caches."""
+        values = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(values.encode()).hexdigest()[:16]
+
+
+def _policies() -> tuple[str, ...]:
+    from .policies import POLICIES  # its modules read this one
+
+    return tuple(POLICIES)
+
+
+def _check_number(
+    config: StarKVConfig,
+    name: str,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    most: float | None = None,
+) -> None:
+    value = getattr(config, name)
+    low = f"more than {above}" if above is not None else f"at least {least}"
+    allowed = f"a number, {low}" + (f", at most {most}" if most is not None else "")
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if is_number and math.isfinite(value):
+        too_low = (above is not None and value <= above) or (least is not None and value < least)
+        if not too_low and not (most is not None and value > most):
+            return
+    raise OptionError(f"{name}={value!r}: expected {allowed}{_hint(name, value)}")
+
+
+def _hint(name: str, value: object) -> str:
+    if name != "budget":
+        return ""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if is_number and value > 1:
+        whole = f"budget={value / 100:g} for {value:g} %, " if value <= 100 else ""
+        return f" ({whole}budget_tokens={int(value)} for a number of tokens)"
+    if isinstance(value, str):
+        return " (pass it without quotes)"
+    return " (1.0 keeps everything)"
+
+
+def _check_integer(config: StarKVConfig, name: str, *, least: int, most: int | None = None) -> None:
+    value = getattr(config, name)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if whole and value >= least and (most is None or value <= most):
+        return
+    allowed = f"a whole number, at least {least}" + (f", at most {most}" if most else "")
+    raise OptionError(f"{name}={value!r}: expected {allowed}")
+
+
+def _check_choice(config: StarKVConfig, name: str, choices: tuple[str, ...]) -> None:
+    value = getattr(config, name)
+    if value not in choices:
+        raise OptionError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")

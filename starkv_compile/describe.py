@@ -1,0 +1,125 @@
+"""Describe a prompt's tokens to the cache, from what the caller hands to the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .cache import StarKVCache
+from .errors import CacheError
+from .kernels.reference.layout import layout_from_image_mask, layout_from_positions
+from .layout import TEXT, VisionLayout
+
+Described = tuple[torch.Tensor, torch.Tensor, torch.Tensor, str]
+
+
+def describe_chunk(cache: StarKVCache, model: Any, named: dict[str, Any]) -> None:
+    """Append the coming chunk to the session's layout, or leave the layout unknown.
+
+    Sources, best first: `image_grid_thw`, M-RoPE position ids, token ids alone (frames read as
+    squares). With none of them the graph pass looks for itself.
+    """
+    seen = cache.get_seq_length()
+    check_padding(named.get("attention_mask"), seen)
+    session = cache.session
+    described = _describe(model.config, named)
+    if described is None:
+        session.layout = None
+        return
+    frame, row, column, grid = described
+    if session.layout is None:
+        session.layout = VisionLayout.empty(len(frame), frame.device)
+    session.layout.truncate(seen)
+    session.layout.pad_text(seen)
+    session.layout.extend(frame, row, column, grid)
+
+
+def check_padding(mask: Any, seen: int) -> None:
+    """Raise `CacheError` for padding that a compacted cache cannot account for."""
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 2 or bool(mask.all()):
+        return
+    if not bool(mask[:, -1].all()):
+        raise CacheError(
+            "attention_mask ends in zeros for some row: right-padded prompts cannot be compressed "
+            "(the scoring window would be padding); tokenize with padding_side='left'"
+        )
+    if seen and not bool(mask[:, seen:].all()):
+        raise CacheError(
+            "attention_mask pads the new tokens of a later turn; in a compressed cache they cannot "
+            "be told from stored ones. Give all rows new prompts of one length, or each row a "
+            "cache of its own"
+        )
+
+
+def _describe(config: Any, named: dict[str, Any]) -> Described | None:
+    """frame (counted from 0), row, column [B, S] of the chunk, and where they come from."""
+    is_image = _image_tokens(config, named)
+    positions = named.get("position_ids")
+    has_positions = isinstance(positions, torch.Tensor) and positions.dim() == 3
+    if is_image is not None:
+        by_grid = _from_grids(is_image, _frames(config, named))
+        if by_grid is not None:
+            return (*by_grid, "grid")
+    if has_positions:
+        frame, row, column, _ = layout_from_positions(positions)
+        # A frame of one token looks like text in its positions: trust them where they agree.
+        if is_image is None or bool(((frame >= 0) == is_image).all()):
+            return frame, row, column, "positions"
+    if is_image is None:
+        return None
+    frame, row, column, _ = layout_from_image_mask(is_image)
+    return frame, row, column, "square"
+
+
+def _image_tokens(config: Any, named: dict[str, Any]) -> torch.Tensor | None:
+    """[B, S] bool, or None where neither token ids nor token types are given."""
+    ids, types = named.get("input_ids"), named.get("mm_token_type_ids")
+    if ids is None:
+        embeds = named["inputs_embeds"]
+        return types > 0 if types is not None and types.shape[1] == embeds.shape[1] else None
+    names = ("image_token_id", "image_token_index", "video_token_id")
+    known = [getattr(config, name, None) for name in names]
+    markers = torch.tensor([t for t in known if isinstance(t, int)], device=ids.device)
+    return torch.isin(ids, markers.to(ids.dtype))
+
+
+def _frames(config: Any, named: dict[str, Any]) -> list[tuple[int, int]]:
+    """(rows, columns) of each frame given as `image_grid_thw` or `video_grid_thw`, in order.
+
+    Both together: their order among the tokens is not known here, hence none.
+    """
+    merge = getattr(getattr(config, "vision_config", None), "spatial_merge_size", 1)
+    grids = [named.get(name) for name in ("image_grid_thw", "video_grid_thw")]
+    given = [grid for grid in grids if grid is not None]
+    if len(given) != 1:
+        return []
+    return [
+        (height // merge, width // merge)
+        for time, height, width in given[0].tolist()
+        for _ in range(time)
+    ]
+
+
+def _from_grids(
+    is_image: torch.Tensor, frames: list[tuple[int, int]]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    """frame, row, column by dealing the grids out to the image tokens; None if they do not fit."""
+    parts = torch.full((3, *is_image.shape), TEXT)
+    remaining = list(frames)
+    for i, flags in enumerate(is_image.cpu()):
+        places = flags.nonzero()[:, 0]
+        start = number = 0
+        while start < len(places) and remaining:
+            rows, columns = remaining.pop(0)
+            span = places[start : start + rows * columns]
+            offset = torch.arange(len(span))
+            parts[0, i, span] = number
+            parts[1, i, span], parts[2, i, span] = offset // columns, offset % columns
+            start, number = start + rows * columns, number + 1
+        if start != len(places):
+            return None
+    if remaining:
+        return None
+    frame, row, column = parts.to(is_image.device)
+    return frame, row, column

@@ -1,0 +1,23 @@
+"""One class per mistake a caller can make. All of them are `StarKVError`."""
+
+from __future__ import annotations
+
+
+class StarKVError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class OptionError(StarKVError, ValueError):
+    """A configuration value is unknown or impossible."""
+
+
+class UnsupportedModel(StarKVError):
+    """Nothing of the model, or of this use of it, can be compressed rightly."""
+
+
+class CacheError(StarKVError, RuntimeError):
+    """An operation that a compressed cache cannot do without giving wrong results."""
+
+
+class NonFiniteScores(StarKVError, ArithmeticError):
+    """Debug mode met scores that are not finite; the message names the layer."""

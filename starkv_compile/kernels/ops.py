@@ -1,0 +1,176 @@
+"""`torch.ops.starkv`: the reference functions as registered ops, and the cache-write marker.
+
+Every op is functional, and traceable: Inductor and `torch.export` see through it, so on the CPU
+it is compiled to C++ with the rest of the graph. An op that mutated a cloned tensor would be
+silently wrong under Inductor (pytorch #198031).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..errors import NonFiniteScores
+from .reference import attention, layout, selection
+from .reference import star as star_reference
+
+Tensor = torch.Tensor
+
+
+def _op(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Register `function` under its own name."""
+    log = logging.getLogger("torch._library.triton")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it warns where Triton is missing, which is no fault here
+    try:
+        name = f"starkv::{function.__name__}"
+        return torch.library.triton_op(name, mutates_args={})(function)
+    finally:
+        log.setLevel(level)
+
+
+@_op
+def window_attention(
+    query: Tensor, key: Tensor, mask: Tensor | None, scale: float, window: int, capacity: int
+) -> Tensor:
+    """See `reference.attention.window_attention`."""
+    return attention.window_attention(query, key, mask, scale, window, capacity)
+
+
+@_op
+def star_scores(
+    attention: Tensor,
+    groups: int,
+    hidden: Tensor | None,
+    frame: Tensor,
+    row: Tensor,
+    column: Tensor,
+    current: Tensor,
+    mi: Tensor,
+    mi_steps: Tensor,
+    pattern: Tensor,
+    pattern_count: Tensor,
+    pool: int,
+    boost: float,
+    boost_temperature: float,
+    mi_weight: float,
+    mi_warm_steps: int,
+    mi_ramp_steps: int,
+    mi_decay: float,
+    mi_temperature: float,
+    frame_decay: float,
+    frame_floor: float,
+    pattern_decay: float,
+    stability_floor: float,
+    entropy: str,
+    entropy_low: float,
+    entropy_high: float,
+    grid: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """See `reference.star.star_scores`. Returns the final scores [B, P] and the four states."""
+    scores = star_reference.star_scores(
+        attention,
+        groups,
+        hidden,
+        star_reference.Layout(frame, row, column, current),
+        star_reference.State(mi, mi_steps, pattern, pattern_count),
+        star_reference.Hyper(
+            pool, boost, boost_temperature, mi_weight, mi_warm_steps, mi_ramp_steps, mi_decay,
+            mi_temperature, frame_decay, frame_floor, pattern_decay, stability_floor, entropy,
+            entropy_low, entropy_high, grid,
+        ),
+    )  # fmt: skip
+    return scores.final, *scores.state
+
+
+@_op
+def select_tokens(
+    scores: Tensor, real: Tensor | None, length: int, window: int, capacity: int
+) -> Tensor:
+    """See `reference.selection.select_tokens`."""
+    return selection.select_tokens(scores, real, length, window, capacity)
+
+
+@_op
+def gather_kv(
+    key: Tensor, value: Tensor, kept: Tensor, real: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """See `reference.selection.gather_kv`."""
+    return selection.gather_kv(key, value, kept, real)
+
+
+@_op
+def cache_write(
+    key: Tensor,
+    value: Tensor,
+    index: Tensor,
+    frame: Tensor,
+    row: Tensor,
+    column: Tensor,
+    current: Tensor,
+    mi: Tensor,
+    mi_steps: Tensor,
+    pattern: Tensor,
+    pattern_count: Tensor,
+    seen: int,
+    has_layout: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Marks where `StarKVCache` stores a prompt, for the pass to replace by a compaction.
+
+    Left in place it changes nothing: it returns copies of key, value [B, G, L, D], of index
+    [B, L] (place of each stored token in the stream of all `seen` tokens) and of the layer's
+    state. Inputs are in `reference.star.Layout` and `State`; `has_layout` is False where the
+    cache was not told what the tokens are.
+    """
+    return (
+        key.clone(), value.clone(), index.clone(), mi.clone(), mi_steps.clone(), pattern.clone(),
+        pattern_count.clone(),
+    )  # fmt: skip
+
+
+@_op
+def layout_from_positions(positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `reference.layout.layout_from_positions`."""
+    return layout.layout_from_positions(positions)
+
+
+@_op
+def layout_from_image_mask(is_image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `reference.layout.layout_from_image_mask`."""
+    return layout.layout_from_image_mask(is_image)
+
+
+@_op
+def layout_all_text(key: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `reference.layout.layout_all_text`."""
+    return layout.layout_all_text(key)
+
+
+@_op
+def fresh_state(key: Tensor, current: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `reference.star.fresh_state`."""
+    return tuple(star_reference.fresh_state(key, current))  # type: ignore[return-value]
+
+
+@torch.library.custom_op("starkv::check_finite", mutates_args=())
+def check_finite(scores: Tensor, layer: str) -> Tensor:
+    """A copy of `scores`; raises `NonFiniteScores` naming `layer` if one is not finite."""
+    if not scores.isfinite().all():
+        bad = int((~scores.isfinite()).sum())
+        raise NonFiniteScores(
+            f"{layer}: {bad} of {scores.numel()} scores are not finite. The model's keys or "
+            "queries hold NaN or infinity there; without debug=True such tokens are dropped first"
+        )
+    return scores.clone()
+
+
+@check_finite.register_fake
+def _(scores: Tensor, layer: str) -> Tensor:
+    return torch.empty_like(scores)
+
+
+STARKV = torch.ops.starkv
+"""The registered ops. Import this name rather than `torch.ops.starkv`: then they exist."""

@@ -1,0 +1,52 @@
+"""Exact selection and compaction."""
+
+from __future__ import annotations
+
+import torch
+
+from .capacity import split_capacity
+
+
+def select_tokens(
+    scores: torch.Tensor, real: torch.Tensor | None, length: int, window: int, capacity: int
+) -> torch.Tensor:
+    """Indices of the best-scored tokens and of the whole window, ascending.
+
+    Args:
+        scores: [B, P] float32.
+        real: [B, L] bool, False at padding, or None if there is none.
+        length: L. window: W before clipping. capacity: C.
+
+    Returns:
+        [B, C'] int64, C' as in `split_capacity`. Ties go to the lowest index. A score that is
+        not finite ranks below every finite one; padding ranks below everything.
+    """
+    past = scores.shape[-1]
+    ranked = scores.masked_fill(~scores.isfinite(), torch.finfo(scores.dtype).min)
+    if real is not None:
+        ranked = ranked.masked_fill(~real[:, :past], float("-inf"))
+    selected, _ = split_capacity(length, window, capacity)
+    best = ranked.sort(dim=-1, descending=True, stable=True).indices[:, :selected]
+    tail = torch.arange(past, length, device=scores.device).expand(scores.shape[0], -1)
+    return torch.cat([best.sort(dim=-1).values, tail], dim=-1)
+
+
+def gather_kv(
+    key: torch.Tensor, value: torch.Tensor, kept: torch.Tensor, real: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Kept rows of key and value [B, G, L, D], each in new storage; padding becomes zero.
+
+    kept [B, C] ascending. Never a view: a slice would keep the whole cache alive.
+    """
+    return _take(key, kept, real), _take(value, kept, real)
+
+
+def _take(source: torch.Tensor, kept: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
+    batch, groups, length, dim = source.shape
+    # Row index into [B*G*L, D]: `index_select` beats a gather with an expanded index by far.
+    offset = torch.arange(batch * groups, device=source.device).view(batch, groups, 1) * length
+    rows = (offset + kept[:, None]).reshape(-1)
+    out = source.reshape(-1, dim).index_select(0, rows).view(batch, groups, -1, dim)
+    if real is None:
+        return out
+    return out.masked_fill(~real.gather(1, kept)[:, None, :, None], 0.0)

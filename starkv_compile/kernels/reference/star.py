@@ -1,0 +1,176 @@
+"""STaR-KV's score of every token, from the three axes. Source: arXiv 2606.01790."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from . import entropy, spatial, temporal
+from .attention import pool
+
+
+class Layout(NamedTuple):
+    """What each stored token is.
+
+    frame, row, column: [B, L] int64; frame is -1 for text, else it counts frames in time order.
+    current: [B, N] int64, places in 0..L-1 of the current frame's tokens in reading order, -1
+    beyond the row's last.
+    """
+
+    frame: torch.Tensor
+    row: torch.Tensor
+    column: torch.Tensor
+    current: torch.Tensor
+
+
+class State(NamedTuple):
+    """What one layer carries from one agent step to the next; all zeros at first.
+
+    mi: [B, G] float32, averaged mutual information. mi_steps: [B] int64, frames profiled.
+    pattern: [B, G, N] float32, averaged attention over the current frame.
+    pattern_count: [B] int64, tokens of the frame that `pattern` averages.
+    """
+
+    mi: torch.Tensor
+    mi_steps: torch.Tensor
+    pattern: torch.Tensor
+    pattern_count: torch.Tensor
+
+
+def fresh_state(key: torch.Tensor, current: torch.Tensor) -> State:
+    """The state before a session's first prompt. key [B, G, L, D], current [B, N]."""
+    batch, groups = key.shape[:2]
+    steps = torch.zeros(batch, dtype=torch.int64, device=key.device)
+    mi = torch.zeros(batch, groups, device=key.device)
+    pattern = torch.zeros(batch, groups, current.shape[1], device=key.device)
+    return State(mi, steps, pattern, steps.clone())
+
+
+class Hyper(NamedTuple):
+    """The scalars of `StarKVConfig` that scoring reads, under the same names."""
+
+    pool: int
+    boost: float
+    boost_temperature: float
+    mi_weight: float
+    mi_warm_steps: int
+    mi_ramp_steps: int
+    mi_decay: float
+    mi_temperature: float
+    frame_decay: float
+    frame_floor: float
+    pattern_decay: float
+    stability_floor: float
+    entropy: str
+    entropy_low: float
+    entropy_high: float
+    grid: str
+
+
+class Scores(NamedTuple):
+    """The score after each axis. final [B, P] is what selection reads."""
+
+    head: torch.Tensor  # [B, H, P] pooled window attention, boosted
+    group: torch.Tensor  # [B, G, P] fused within each KV head
+    weights: torch.Tensor  # [B, G] mutual-information prior over groups
+    spatial: torch.Tensor  # [B, P]
+    temporal: torch.Tensor  # [B, P]
+    final: torch.Tensor  # [B, P]
+    state: State
+
+
+def star_scores(
+    attention: torch.Tensor,
+    groups: int,
+    hidden: torch.Tensor | None,
+    layout: Layout,
+    state: State,
+    hyper: Hyper,
+) -> Scores:
+    """Score every token before the window.
+
+    Args:
+        attention: [B, H, P] from `window_attention`.
+        groups: G, the number of KV heads.
+        hidden: [B, S, E], what the key projection read for the S newest tokens; None skips
+            the boost.
+        layout, state, hyper: see there.
+    """
+    batch, heads, past = attention.shape
+    current = layout.current
+    valid = (current >= 0) & (current < past)
+    place = current.where(valid, 0)
+    head = pool(attention, hyper.pool)
+    if hidden is not None and hyper.boost > 0:
+        head = head + hyper.boost * _boost(hidden, layout, valid, place, past, hyper)[:, None]
+    group = head.view(batch, groups, heads // groups, past).mean(2)
+    if hyper.entropy == "subspace":
+        group = entropy.reshape_subspaces(group, hyper.entropy_low, hyper.entropy_high)
+    base = group.mean(1)
+    on_frame = group.gather(-1, place[:, None].expand(-1, groups, -1))
+    winner = group.argmax(1)
+
+    mi, mi_steps = _update_mi(on_frame, layout, valid, place, state, hyper)
+    weights = spatial.mi_weights(mi, hyper.mi_temperature)
+    ramp = ((mi_steps - hyper.mi_warm_steps) / hyper.mi_ramp_steps).clamp(0.0, 1.0)
+    share = (hyper.mi_weight * ramp).float()[:, None]
+    prior = (1.0 - share) + share * groups * weights.gather(1, winner)
+    spatial_score = base * prior
+
+    several = (layout.frame.amax(-1) > 0)[:, None]  # one frame: no time axis yet
+    pattern, pattern_count, stability = temporal.update_pattern(
+        on_frame, valid & several, state.pattern, state.pattern_count, hyper.pattern_decay
+    )
+    frame = layout.frame[:, :past]
+    age = (layout.frame.amax(-1, keepdim=True) - frame).where(frame >= 0, 0)
+    stable = hyper.stability_floor + (1.0 - hyper.stability_floor) * stability.gather(1, winner)
+    factor = temporal.discount(age, stable, hyper.frame_decay, hyper.frame_floor)
+    temporal_score = spatial_score * factor
+
+    final = temporal_score
+    if hyper.entropy == "global":
+        degree = entropy.temperature(head.mean(1), hyper.entropy_low, hyper.entropy_high)
+        final = entropy.reshape_global(temporal_score, degree)
+    return Scores(
+        head, group, weights, spatial_score, temporal_score, final,
+        State(mi, mi_steps, pattern, pattern_count),
+    )  # fmt: skip
+
+
+def _boost(
+    hidden: torch.Tensor,
+    layout: Layout,
+    valid: torch.Tensor,
+    place: torch.Tensor,
+    past: int,
+    hyper: Hyper,
+) -> torch.Tensor:
+    """[B, P]: the boost of each token of the current frame, 0 elsewhere."""
+    offset = layout.frame.shape[1] - hidden.shape[1]  # stored tokens that are not new
+    source = (place - offset).clamp(min=0)
+    rows = hidden.gather(1, source[..., None].expand(-1, -1, hidden.shape[-1]))
+    added = spatial.boost(rows, valid, hyper.boost_temperature)
+    empty = torch.zeros(hidden.shape[0], past, dtype=added.dtype, device=added.device)
+    return empty.scatter_add(1, place, added.where(valid, 0.0))
+
+
+def _update_mi(
+    on_frame: torch.Tensor,
+    layout: Layout,
+    valid: torch.Tensor,
+    place: torch.Tensor,
+    state: State,
+    hyper: Hyper,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Averaged mutual information [B, G] and frames profiled [B], this frame included."""
+    if hyper.grid == "square":
+        row, column = spatial.square_grid(valid)
+    else:
+        row, column = layout.row.gather(1, place), layout.column.gather(1, place)
+    now = spatial.mutual_information(on_frame, row, column, valid)
+    shown = valid.any(-1)
+    first = (state.mi_steps == 0)[:, None]
+    averaged = torch.where(first, now, hyper.mi_decay * state.mi + (1 - hyper.mi_decay) * now)
+    mi = torch.where(shown[:, None], averaged, state.mi)
+    return mi, state.mi_steps + shown.long()

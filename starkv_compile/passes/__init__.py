@@ -1,0 +1,97 @@
+"""The graph passes: find attention and its cache write, insert scores and a compaction.
+
+`apply` runs them on any FX graph. What a prompt's attention computes is untouched; what leaves
+the graph to be cached is the compacted cache:
+
+    k = rope(linear(h))                          k = rope(linear(h))
+    y = sdpa(q, k, v)                            y = sdpa(q, k, v)
+    return y, k, v                ->             scores = starkv.star_scores(...)
+                                                 kept = starkv.select_tokens(scores, ...)
+                                                 k', v' = starkv.gather_kv(k, v, kept)
+                                                 return y, k', v'
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from torch.fx import GraphModule
+
+from ..config import StarKVConfig
+from ..reporting import GraphReport
+from .base import Context, GraphPass
+from .find_attention import FindAttention
+from .find_cache_writes import FindCacheWrites
+from .find_hidden import FindHidden
+from .find_layout import FindLayout
+from .insert_compaction import InsertCompaction, StripMarkers
+from .insert_scores import InsertScores
+
+PIPELINE: tuple[type[GraphPass], ...] = (
+    FindAttention,  # first: later passes read its sites and never match attention again
+    FindCacheWrites,  # needs sites: a write is claimed only if an attention reads the same keys
+    FindHidden,  # needs writes, so that refused sites cost no search
+    FindLayout,  # emits nodes, hence after everything that only reads
+    InsertScores,  # before compaction: scores are computed on the uncompacted keys
+    InsertCompaction,  # then shapes recorded for the cache are stale
+    StripMarkers,  # last: what is left belongs to sites that were refused
+)
+KEEP_ALL: tuple[type[GraphPass], ...] = (StripMarkers,)  # budget 1.0: no op of ours remains
+
+DUMP_VARIABLE = "STARKV_DUMP"
+"""Environment variable naming a folder for each pass's graph, before and after."""
+
+
+class Pipeline:
+    """The passes for one configuration, in order."""
+
+    def __init__(self, config: StarKVConfig) -> None:
+        self.config = config
+        steps = KEEP_ALL if config.keeps_everything else PIPELINE
+        self.passes = [step(config) for step in steps]
+
+    def run(self, module: GraphModule, *, owns_cache: bool = False) -> GraphReport:
+        """Rewrite `module` in place and say what was done."""
+        context = Context(module, self.config, owns_cache)
+        folder = os.environ.get(DUMP_VARIABLE)
+        for step in self.passes:
+            step(context, dump=folder is not None)
+        module.graph.lint()
+        module.recompile()
+        if folder is not None:
+            self._dump(Path(folder), module)
+        return GraphReport.of(context)
+
+    def _dump(self, folder: Path, module: GraphModule) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        run = len(list(folder.glob("*-0-*-before.txt")))
+        for i, step in enumerate(self.passes):
+            (folder / f"graph{run}-{i}-{step.name}-before.txt").write_text(step.before or "")
+            (folder / f"graph{run}-{i}-{step.name}-after.txt").write_text(step.after or "")
+
+    def uuid(self) -> str:
+        """Changes with the source of any pass, their order, and the configuration."""
+        return hashlib.sha256("".join(step.uuid() for step in self.passes).encode()).hexdigest()
+
+
+def apply(module: GraphModule, config: StarKVConfig | None = None) -> GraphReport:
+    """Rewrite an FX graph in place: Dynamo's, an exported program's `module()`, or one's own.
+
+    Every attention whose keys and values the graph returns keeps `config`'s budget of them. The
+    caller looks after the shorter cache: positions go on from the uncompressed length, and a
+    decode mask has as many columns as tokens are stored.
+
+    Args:
+        module: its nodes need example values in `meta` ("example_value" or "val"), as Dynamo
+            and `torch.export` record them.
+        config: default `StarKVConfig()`.
+
+    Returns:
+        What was found, rewritten, and skipped with the reason.
+    """
+    return Pipeline(config or StarKVConfig()).run(module, owns_cache=True)
+
+
+__all__ = ["KEEP_ALL", "PIPELINE", "Pipeline", "apply"]

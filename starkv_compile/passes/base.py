@@ -1,0 +1,87 @@
+"""A pass is an object: name, what it matched, dumps before and after, and a hash of itself."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import sys
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node, Proxy
+from torch.fx.proxy import GraphAppendingTracer
+
+from ..config import StarKVConfig
+from .sites import Refusal, Site
+
+
+@dataclass
+class Context:
+    """The graph under work and what is known about it.
+
+    owns_cache: whether the caller looks after lengths, masks and positions of a cache that gets
+    shorter (as `StarKVCache` does by itself). Without it, only what is right on any cache is
+    rewritten.
+    """
+
+    module: GraphModule
+    config: StarKVConfig
+    owns_cache: bool
+    sites: list[Site] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+    notes: list[Refusal] = field(default_factory=list)
+    rewritten: list[Site] = field(default_factory=list)
+    decode_sites: int = 0
+    encoder_sites: int = 0
+
+    def __post_init__(self) -> None:
+        self._tracer = GraphAppendingTracer(self.graph)  # proxies of two tracers do not mix
+
+    @property
+    def graph(self) -> torch.fx.Graph:
+        return self.module.graph
+
+    def refuse(self, reason: str, node: Node, site: Site | None = None) -> None:
+        """Leave `site` alone."""
+        index = None if site is None else site.index
+        self.refusals.append(Refusal(reason, node.name, index))
+        if site is not None:
+            self.sites.remove(site)
+
+    def update(self, site: Site, **changes: Any) -> None:
+        """Replace `site` by a copy that knows more."""
+        self.sites[self.sites.index(site)] = replace(site, **changes)
+
+    def proxy(self, value: Any) -> Any:
+        """A node as a proxy, on which calls append nodes to the graph; else `value` itself."""
+        if isinstance(value, Node):
+            return Proxy(value, self._tracer)
+        return value
+
+
+class GraphPass:
+    """One step of the pipeline. Subclasses implement `run` and add to `matched`."""
+
+    def __init__(self, config: StarKVConfig) -> None:
+        self.config = config
+        self.matched = 0
+        self.before: str | None = None
+        self.after: str | None = None
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def __call__(self, context: Context, dump: bool = False) -> None:
+        self.before = str(context.graph) if dump else None
+        self.run(context)
+        self.after = str(context.graph) if dump else None
+
+    def run(self, context: Context) -> None:
+        raise NotImplementedError
+
+    def uuid(self) -> str:
+        """Hash of the pass's source and of the configuration, for compile caches."""
+        source = inspect.getsource(sys.modules[type(self).__module__])
+        return hashlib.sha256((source + self.config.fingerprint()).encode()).hexdigest()

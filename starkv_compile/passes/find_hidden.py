@@ -1,0 +1,61 @@
+"""Find what the key projection of each attention reads, for the spatial boost."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from torch.fx import Node
+
+from . import fx
+from .base import Context, GraphPass
+from .sites import Refusal, Site
+
+
+class FindHidden(GraphPass):
+    """Walks back from the new keys to the nearest linear layer; its input is what is wanted.
+
+    Not finding it costs the boost of that layer, not its compression: it is noted.
+    """
+
+    def run(self, context: Context) -> None:
+        for site in list(context.sites):
+            hidden = self._input_of_key_projection(site)
+            if hidden is None:
+                reason = "no linear layer found behind the keys: scored without the spatial boost"
+                context.notes.append(Refusal(reason, site.attention.key.name, site.index))
+                continue
+            context.update(site, hidden=hidden)
+            self.matched += 1
+
+    def _input_of_key_projection(self, site: Site) -> Node | None:
+        new_tokens = fx.shape(site.attention.query)[2]
+        batch = fx.shape(site.attention.query)[0]
+        for node in _backwards(_newest_keys(site.attention.key)):
+            if not fx.is_op(node, fx.LINEAR):
+                continue
+            source = node.args[1] if node.target is fx.aten.addmm.default else node.args[0]
+            dims = fx.shape(source)
+            if len(dims) == 3 and bool(dims[0] == batch) and bool(dims[1] == new_tokens):
+                return source  # type: ignore[return-value]
+        return None
+
+
+def _newest_keys(key: Node) -> Node:
+    """Of cached and new keys joined, the new ones."""
+    if fx.is_op(key, fx.CAT) and len(fx.producers(key)) > 1:
+        return fx.producers(key)[-1]
+    return key
+
+
+def _backwards(start: Node) -> list[Node]:
+    """Nodes behind `start`, nearest first."""
+    order: list[Node] = []
+    queue, known = deque([start]), {start}
+    while queue:
+        node = queue.popleft()
+        order.append(node)
+        for producer in fx.producers(node):
+            if producer not in known:
+                known.add(producer)
+                queue.append(producer)
+    return order

@@ -1,0 +1,82 @@
+"""Find what each token is (text, or a place on a frame), where the cache does not say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from ..kernels.ops import STARKV
+from . import fx
+from .base import Context, GraphPass
+from .sites import Refusal, Site
+
+HAS_LAYOUT = 12  # argument of starkv.cache_write
+
+
+class FindLayout(GraphPass):
+    """From the marker's own layout, M-RoPE position ids, or the merging of image embeddings.
+
+    With none of them every token counts as text, which is noted.
+    """
+
+    def run(self, context: Context) -> None:
+        inferred: tuple[Any, ...] | None = None
+        for site in list(context.sites):
+            marker = site.write.marker if site.write else None
+            if marker is not None and marker.args[HAS_LAYOUT]:
+                context.update(site, layout=tuple(context.proxy(a) for a in marker.args[3:7]))
+                self.matched += 1
+                continue
+            if inferred is None:
+                inferred = self._infer(context, site)
+            context.update(site, layout=inferred)
+            self.matched += 1
+
+    def _infer(self, context: Context, site: Site) -> tuple[Any, ...]:
+        batch, _, tokens, _ = fx.shape(site.attention.query)
+        whole_prompt = bool(tokens == fx.shape(site.attention.key)[2])
+        source = _positions(context.graph, batch, tokens) if whole_prompt else None
+        op = STARKV.layout_from_positions
+        if source is None and whole_prompt:
+            source = _image_mask(context.graph, batch, tokens)
+            op = STARKV.layout_from_image_mask
+        if source is None:
+            reason = "nothing tells which tokens are visual: all are scored as text"
+            context.notes.append(Refusal(reason, site.attention.node.name))
+            return _emit(context, STARKV.layout_all_text, site.attention.key)
+        return _emit(context, op, source)
+
+
+def _emit(context: Context, op: Any, source: Node) -> tuple[Any, ...]:
+    """Call `op` right after `source`; its four results."""
+    with context.graph.inserting_after(source):
+        described = context.graph.call_function(op, (source,))
+    with context.graph.inserting_before(described.next):
+        return tuple(context.proxy(described)[i] for i in range(4))
+
+
+def _positions(graph: torch.fx.Graph, batch: Any, tokens: Any) -> Node | None:
+    """An input of M-RoPE position ids: int64 [3 or 4, B, S]."""
+    for node in graph.find_nodes(op="placeholder"):
+        tensor = fx.value(node)
+        if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.int64 and tensor.dim() == 3:
+            kinds, rows, length = tensor.shape
+            if kinds in (3, 4) and bool(rows == batch) and bool(length == tokens):
+                return node
+    return None
+
+
+def _image_mask(graph: torch.fx.Graph, batch: Any, tokens: Any) -> Node | None:
+    """The mask by which image embeddings are merged in, before it was widened: bool [B, S]."""
+    for node in graph.nodes:
+        if not fx.is_op(node, fx.MASKED_SCATTER):
+            continue
+        for source in fx.through(node.args[1], lambda n: next(iter(fx.producers(n)), None)):
+            tensor = fx.value(source)
+            if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.bool:
+                break
+            if tensor.dim() == 2 and bool(tensor.shape[0] == batch and tensor.shape[1] == tokens):
+                return source
+    return None

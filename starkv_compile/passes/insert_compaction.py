@@ -1,0 +1,96 @@
+"""Replace what is stored by what is kept. Attention of this step still reads everything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from ..kernels.ops import STARKV
+from . import fx
+from .base import Context, GraphPass
+from .sites import CacheWrite, Site
+
+INDEX = 2  # argument of starkv.cache_write
+
+
+class InsertCompaction(GraphPass):
+    """Before: `return k, v` (or `starkv.cache_write(k, v, ...)`).
+
+    After: `kept = starkv.select_tokens(scores, ...)`; `return starkv.gather_kv(k, v, kept)`.
+    """
+
+    def run(self, context: Context) -> None:
+        for site in list(context.sites):
+            write = site.write
+            assert write is not None
+            scored, capacity = site.scored
+            with context.graph.inserting_before(_end_of_scores(site)):
+                key, value = context.proxy(write.key), context.proxy(write.value)
+                real = _real_tokens(context, site)
+                kept = STARKV.select_tokens(
+                    scored.scores, real, key.shape[2], self.config.window, capacity
+                )
+                pair = STARKV.gather_kv(key, value, kept, real)
+                stored = [pair[0], pair[1]]
+                if write.marker is not None:
+                    stored.append(context.proxy(write.marker.args[INDEX]).gather(1, kept))
+                    stored.extend(scored.state)
+            new = [proxy.node for proxy in stored]
+            if write.marker is None:
+                _replace_outputs(context.graph, {write.key: new[0], write.value: new[1]})
+            else:
+                replace_marker(context.graph, write, new)
+            context.rewritten.append(site)
+            self.matched += 1
+
+
+class StripMarkers(GraphPass):
+    """Where everything is kept: `starkv.cache_write(k, v, ...)` becomes its own inputs."""
+
+    def run(self, context: Context) -> None:
+        for marker in list(context.graph.nodes):
+            if fx.is_op(marker, fx.CACHE_WRITE):
+                args = marker.args
+                same = [*args[:3], *args[7:11]]
+                replace_marker(context.graph, CacheWrite(args[0], args[1], marker), same)
+                self.matched += 1
+
+
+def _end_of_scores(site: Site) -> Node:
+    """The node before which compaction goes: after attention and after its scores."""
+    scored, _ = site.scored
+    node = scored.scores.node
+    for proxy in scored.state:
+        if node < proxy.node:
+            node = proxy.node
+    return node.next
+
+
+def _real_tokens(context: Context, site: Site) -> Any:
+    """[B, L] bool, what the last query sees: padding is what it does not. None without a mask."""
+    mask = site.attention.mask
+    if mask is None:
+        return None
+    last = context.proxy(mask)[:, 0, -1, :]
+    dtype = fx.value(mask).dtype
+    if dtype != torch.bool:
+        last = last > torch.finfo(dtype).min / 2
+    batch = fx.shape(site.attention.query)[0]
+    return last.expand(batch, -1) if fx.shape(mask)[0] != batch else last
+
+
+def _replace_outputs(graph: torch.fx.Graph, new: dict[Node, Node]) -> None:
+    output = graph.output_node()
+    output.args = torch.fx.node.map_arg(output.args, lambda n: new.get(n, n))
+
+
+def replace_marker(graph: torch.fx.Graph, write: CacheWrite, new: list[Any]) -> None:
+    """Let what read result i of the marker read `new[i]`, and remove the marker."""
+    marker = write.marker
+    assert marker is not None
+    for item in list(marker.users):
+        item.replace_all_uses_with(new[item.args[1]])  # type: ignore[index,call-overload]
+        graph.erase_node(item)
+    graph.erase_node(marker)

@@ -1,0 +1,58 @@
+"""What the analysis passes find. Frozen: a later pass adds to a `Site` by replacing it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch.fx import Node
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One attention of a prompt.
+
+    query [B, H, S, D], key and value [B, G, L, D] with heads not repeated, mask or None
+    (causal), scale, and the node that computes it.
+    """
+
+    node: Node
+    form: str
+    query: Node
+    key: Node
+    value: Node
+    mask: Node | None
+    scale: float
+
+
+@dataclass(frozen=True)
+class CacheWrite:
+    """Where key and value leave the graph to be kept.
+
+    marker: the `starkv.cache_write` node, or None where they are plain graph outputs.
+    """
+
+    key: Node
+    value: Node
+    marker: Node | None
+
+
+@dataclass(frozen=True)
+class Site:
+    """One decoder attention and all that was found about it. None: not found (yet)."""
+
+    index: int
+    attention: Attention
+    write: CacheWrite | None = None
+    hidden: Node | None = None
+    layout: tuple[Any, ...] | None = None
+    scored: Any = None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why something was left alone: the reason in a sentence, and the node it is about."""
+
+    reason: str
+    node: str
+    site: int | None = None

@@ -1,0 +1,30 @@
+"""What a policy reads and returns. Values are tensors, or proxies of them in a graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+@dataclass(frozen=True)
+class ScoreInputs:
+    """One layer's values at a cache write. Shapes as in `kernels`.
+
+    query [B, H, S, D], key [B, G, L, D]; mask as in `window_attention`; hidden [B, S, E] or None
+    where the pass did not find it; layout and state as in `reference.star`; capacity C.
+    """
+
+    query: Any
+    key: Any
+    mask: Any
+    scale: float
+    hidden: Any
+    layout: tuple[Any, Any, Any, Any]
+    state: tuple[Any, Any, Any, Any]
+    groups: int
+    capacity: Any
+
+
+class Scored(NamedTuple):
+    scores: Any
+    state: tuple[Any, Any, Any, Any]

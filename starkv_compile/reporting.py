@@ -1,0 +1,147 @@
+"""What was found, rewritten or left alone and why, and what it saved: for people to read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .cache import StarKVCache
+    from .passes.base import Context
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    """One attention of one graph. `reason` is set where it was skipped, `note` where less than
+    everything was used."""
+
+    index: int
+    form: str
+    node: str
+    rewritten: bool
+    reason: str | None = None
+    note: str | None = None
+
+    def __str__(self) -> str:
+        state = "rewritten" if self.rewritten else f"skipped: {self.reason}"
+        return f"{self.form} at {self.node}: {state}" + (f" ({self.note})" if self.note else "")
+
+
+@dataclass(frozen=True)
+class GraphReport:
+    """One graph: its decoder attentions, and how many others were seen and left.
+
+    decode_sites: attentions of a single query, which only append. encoder_sites: attentions
+    without causality or mask, as in vision towers. failure: why the passes gave up, if they did.
+    """
+
+    sites: tuple[SiteReport, ...] = ()
+    decode_sites: int = 0
+    encoder_sites: int = 0
+    notes: tuple[str, ...] = ()
+    failure: str | None = None
+
+    @classmethod
+    def of(cls, context: Context) -> GraphReport:
+        notes = {note.site: note.reason for note in context.notes}
+        done = [
+            SiteReport(
+                s.index, s.attention.form, s.attention.node.name, True, None, notes.get(s.index)
+            )
+            for s in context.rewritten
+        ]
+        left = [
+            SiteReport(-1 if r.site is None else r.site, "attention", r.node, False, r.reason)
+            for r in context.refusals
+        ]
+        sites = tuple(sorted(done + left, key=lambda site: site.index))
+        general = tuple(note.reason for note in context.notes if note.site is None)
+        return cls(sites, context.decode_sites, context.encoder_sites, general)
+
+    @property
+    def found(self) -> int:
+        return len(self.sites)
+
+    @property
+    def rewritten(self) -> int:
+        return sum(site.rewritten for site in self.sites)
+
+
+@dataclass(frozen=True)
+class LayerStats:
+    """One layer's cache: tokens stored of tokens seen; bytes now, and of a full cache."""
+
+    stored: int
+    seen: int
+    nbytes: int
+    full_nbytes: int
+
+
+@dataclass
+class Report:
+    """All graphs compiled for a model, and its last compressed cache.
+
+    refusals: uses of the model that were left uncompressed, each once, with the way out.
+    """
+
+    graphs: list[GraphReport] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+    layers: list[LayerStats] = field(default_factory=list)
+    layout: str = "none"
+
+    @property
+    def prompt_graphs(self) -> list[GraphReport]:
+        """Graphs that hold decoder attention of a whole prompt."""
+        return [graph for graph in self.graphs if graph.found]
+
+    def read_cache(self, cache: StarKVCache) -> None:
+        """Take the numbers of `cache`."""
+        self.layers = [
+            LayerStats(
+                layer.stored,
+                layer.seen,
+                layer.keys.untyped_storage().nbytes() + layer.values.untyped_storage().nbytes(),
+                layer.seen * (_row_bytes(layer.keys) + _row_bytes(layer.values)),
+            )
+            for layer in cache.compressed_layers
+            if layer.stored
+        ]
+        layout = cache.session.layout
+        self.layout = "none" if layout is None else layout.grid
+
+    def __str__(self) -> str:
+        lines = []
+        for i, graph in enumerate(self.prompt_graphs):
+            lines.append(
+                f"prompt graph {i}: {graph.rewritten} of {graph.found} attentions rewritten"
+            )
+            lines += [f"  {site}" for site in graph.sites if not site.rewritten or site.note]
+            lines += [f"  note: {note}" for note in graph.notes]
+        lines += [f"passes gave up: {g.failure}" for g in self.graphs if g.failure]
+        lines += [f"left uncompressed: {reason}" for reason in self.refusals]
+        if self.layers:
+            lines.append(f"vision layout: {_LAYOUTS[self.layout]}")
+            lines.append("layer   tokens kept / seen        bytes / uncompressed")
+            lines += [
+                f"{i:5d}  {s.stored:8d} / {s.seen:<8d}  {s.nbytes:12,d} / {s.full_nbytes:<12,d}"
+                for i, s in enumerate(self.layers)
+            ]
+            now, full = (sum(getattr(s, n) for s in self.layers) for n in ("nbytes", "full_nbytes"))
+            lines.append(
+                f"total                        {now:13,d} / {full:<12,d} ({now / full:.1%})"
+            )
+        return "\n".join(lines) or "nothing compiled yet: call the model once"
+
+
+_LAYOUTS = {
+    "grid": "from the processor's grid",
+    "positions": "from M-RoPE positions",
+    "square": "square guessed: nothing told the frames' shape",
+    "text": "no frames",
+    "none": "read from the graph, or text only",
+}
+
+
+def _row_bytes(tensor: object) -> int:
+    """Bytes of one token, all batch rows: tensor is [B, G, stored, D]."""
+    return tensor.nbytes // tensor.shape[-2]  # type: ignore[attr-defined]
