@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, TypeVar
 
 import torch
 
 from .attach import attach, attached, detach
-from .backend import current_report, last_graphs
+from .backend import last_graphs, starkv_backend
 from .config import StarKVConfig
 from .errors import UnsupportedModel
 from .reporting import GraphReport, Report
@@ -38,21 +39,21 @@ def compile(model: Model, config: StarKVConfig | None = None, **options: Any) ->
 
     def before(module: torch.nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         args, kwargs, cache = attachment.prepare(args, kwargs)
-        pending.append((current_report.set(attachment.report), cache))
+        scope = contextlib.ExitStack()
+        scope.enter_context(attachment.reporting())
+        pending.append((scope, cache))
         return args, kwargs
 
     def after(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        token, cache = pending.pop()
-        current_report.reset(token)
-        if cache is not None and output is not None:
-            attachment.report.read_cache(cache)
+        scope, cache = pending.pop()
+        scope.close()
+        if output is not None:  # None: the forward raised
+            attachment.finish(cache)
 
-    pending: list[Any] = []
+    pending: list[tuple[contextlib.ExitStack, Any]] = []
     first = model.register_forward_pre_hook(before, with_kwargs=True)
     last = model.register_forward_hook(after, with_kwargs=True, always_call=True)
-    from .backend import starkv_backend
-
-    decoder.compile(backend=starkv_backend, options=config.to_options())
+    decoder.compile(backend=starkv_backend, options=config.to_options(), dynamic=True)
     attachment.undo += [
         first.remove,
         last.remove,

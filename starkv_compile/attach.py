@@ -7,12 +7,13 @@ right, once and by name. It keeps no state of a session: that is all in the cach
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import warnings
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,6 +21,21 @@ from .backend import current_report
 from .config import StarKVConfig
 from .describe import describe_chunk
 from .reporting import Report
+
+if TYPE_CHECKING:
+    from .cache import StarKVCache
+
+SETTINGS = {
+    # Prompt, later prompt and decoding are graphs of one function, shared by all models of a
+    # class. At the default of 8 Dynamo stops compiling, and compressing, without an error.
+    "recompile_limit": 64,
+    # Qwen-VL checks and indexes by values; else each such line breaks the graph.
+    "capture_scalar_outputs": True,
+    "capture_dynamic_output_shape_ops": True,
+    # Norm epsilons and scales are constants: as symbols they cost a second compilation.
+    "specialize_float": True,
+}
+"""Dynamo's configuration while an attached model is called, and only then."""
 
 _attachments: weakref.WeakKeyDictionary[torch.nn.Module, Attachment] = weakref.WeakKeyDictionary()
 
@@ -38,13 +54,36 @@ class Attachment:
     def call(self, compiled: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """`compiled(*args, **kwargs)`, with the cache made ready and the report kept."""
         args, kwargs, cache = self.prepare(args, kwargs)
+        with self.reporting():
+            output = compiled(*args, **kwargs)
+        self.finish(cache)
+        return output
+
+    @contextlib.contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Graphs compiled inside are reported here, and traced with Dynamo's settings for VLMs."""
         token = current_report.set(self.report)
+        limit = max(SETTINGS["recompile_limit"], torch._dynamo.config.recompile_limit)
         try:
-            return compiled(*args, **kwargs)
+            with torch._dynamo.config.patch({**SETTINGS, "recompile_limit": limit}):
+                yield
         finally:
             current_report.reset(token)
-            if cache is not None:
-                self.report.read_cache(cache)
+
+    def finish(self, cache: StarKVCache | None) -> None:
+        """Read the cache's numbers after a prompt, and say if it was not compressed."""
+        if cache is None:
+            return
+        self.report.read_cache(cache)
+        whole = [
+            i
+            for i, layer in enumerate(self.report.layers)
+            if layer.stored > max(2, self.config.capacity(layer.seen))
+        ]
+        if whole and not any(graph.failure for graph in self.report.graphs):
+            reasons = {s.reason for g in self.report.graphs for s in g.sites if s.reason}
+            why = "; ".join(sorted(reasons)) or "no compiled graph holds its cache write"
+            self.refuse(f"layers {whole} keep every token: {why}")
 
     def prepare(self, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any], Any]:
         """Arguments to call the model with, and its cache if a prompt is to be compressed."""

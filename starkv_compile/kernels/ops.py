@@ -45,6 +45,7 @@ def star_scores(
     attention: Tensor,
     groups: int,
     hidden: Tensor | None,
+    real: Tensor | None,
     frame: Tensor,
     row: Tensor,
     column: Tensor,
@@ -75,6 +76,7 @@ def star_scores(
         attention,
         groups,
         hidden,
+        real,
         star_reference.Layout(frame, row, column, current),
         star_reference.State(mi, mi_steps, pattern, pattern_count),
         star_reference.Hyper(

@@ -10,7 +10,7 @@ from torch.fx import Node
 from ..kernels.ops import STARKV
 from . import fx
 from .base import Context, GraphPass
-from .sites import CacheWrite, Site
+from .sites import CacheWrite, Inserted
 
 INDEX = 2  # argument of starkv.cache_write
 
@@ -24,15 +24,15 @@ class InsertCompaction(GraphPass):
     def run(self, context: Context) -> None:
         for site in list(context.sites):
             write = site.write
+            scored = site.scored
             assert write is not None
-            scored, capacity = site.scored
-            with context.graph.inserting_before(_end_of_scores(site)):
+            assert scored is not None
+            with context.graph.inserting_before(_end_of_scores(scored)):
                 key, value = context.proxy(write.key), context.proxy(write.value)
-                real = _real_tokens(context, site)
                 kept = STARKV.select_tokens(
-                    scored.scores, real, key.shape[2], self.config.window, capacity
+                    scored.scores, scored.real, key.shape[2], self.config.window, scored.capacity
                 )
-                pair = STARKV.gather_kv(key, value, kept, real)
+                pair = STARKV.gather_kv(key, value, kept, scored.real)
                 stored = [pair[0], pair[1]]
                 if write.marker is not None:
                     stored.append(context.proxy(write.marker.args[INDEX]).gather(1, kept))
@@ -58,27 +58,13 @@ class StripMarkers(GraphPass):
                 self.matched += 1
 
 
-def _end_of_scores(site: Site) -> Node:
+def _end_of_scores(scored: Inserted) -> Node:
     """The node before which compaction goes: after attention and after its scores."""
-    scored, _ = site.scored
     node = scored.scores.node
     for proxy in scored.state:
         if node < proxy.node:
             node = proxy.node
     return node.next
-
-
-def _real_tokens(context: Context, site: Site) -> Any:
-    """[B, L] bool, what the last query sees: padding is what it does not. None without a mask."""
-    mask = site.attention.mask
-    if mask is None:
-        return None
-    last = context.proxy(mask)[:, 0, -1, :]
-    dtype = fx.value(mask).dtype
-    if dtype != torch.bool:
-        last = last > torch.finfo(dtype).min / 2
-    batch = fx.shape(site.attention.query)[0]
-    return last.expand(batch, -1) if fx.shape(mask)[0] != batch else last
 
 
 def _replace_outputs(graph: torch.fx.Graph, new: dict[Node, Node]) -> None:

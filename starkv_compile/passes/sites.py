@@ -38,6 +38,16 @@ class CacheWrite:
 
 
 @dataclass(frozen=True)
+class Inserted:
+    """Proxies of the values that `InsertScores` put into the graph."""
+
+    scores: Any
+    state: tuple[Any, ...]
+    real: Any
+    capacity: Any
+
+
+@dataclass(frozen=True)
 class Site:
     """One decoder attention and all that was found about it. None: not found (yet)."""
 
@@ -46,7 +56,7 @@ class Site:
     write: CacheWrite | None = None
     hidden: Node | None = None
     layout: tuple[Any, ...] | None = None
-    scored: Any = None
+    scored: Inserted | None = None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ class ScoreInputs:
     """One layer's values at a cache write. Shapes as in `kernels`.
 
     query [B, H, S, D], key [B, G, L, D]; mask as in `window_attention`; hidden [B, S, E] or None
-    where the pass did not find it; layout and state as in `reference.star`; capacity C.
+    where the pass did not find it; real [B, L] bool, False at padding, or None; layout and state
+    as in `reference.star`; capacity C.
     """
 
     query: Any
@@ -19,6 +20,7 @@ class ScoreInputs:
     mask: Any
     scale: float
     hidden: Any
+    real: Any
     layout: tuple[Any, Any, Any, Any]
     state: tuple[Any, Any, Any, Any]
     groups: int

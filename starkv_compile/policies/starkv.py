@@ -25,6 +25,12 @@ class StarKV:
             inputs.query, inputs.key, inputs.mask, inputs.scale, self.window, inputs.capacity
         )
         scored = STARKV.star_scores(
-            attention, inputs.groups, inputs.hidden, *inputs.layout, *inputs.state, *self.hyper
+            attention,
+            inputs.groups,
+            inputs.hidden,
+            inputs.real,
+            *inputs.layout,
+            *inputs.state,
+            *self.hyper,
         )
         return Scored(scored[0], (scored[1], scored[2], scored[3], scored[4]))

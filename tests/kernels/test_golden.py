@@ -83,7 +83,9 @@ def test_matches_release(path):
         attention = window_attention(
             array("query_window"), array("key"), None, meta["d"] ** -0.5, config.window, capacity
         )
-        scores = star_scores(attention, groups, array("hidden"), layout, state, hyper_of(config))
+        scores = star_scores(
+            attention, groups, array("hidden"), None, layout, state, hyper_of(config)
+        )
         state = scores.state
         kept = select_tokens(scores.final, None, step["length"], config.window, capacity)
 

@@ -84,6 +84,7 @@ def star_scores(
     attention: torch.Tensor,
     groups: int,
     hidden: torch.Tensor | None,
+    real: torch.Tensor | None,
     layout: Layout,
     state: State,
     hyper: Hyper,
@@ -95,6 +96,7 @@ def star_scores(
         groups: G, the number of KV heads.
         hidden: [B, S, E], what the key projection read for the S newest tokens; None skips
             the boost.
+        real: [B, L] bool, False at padding, or None if there is none.
         layout, state, hyper: see there.
     """
     batch, heads, past = attention.shape
@@ -105,8 +107,10 @@ def star_scores(
     if hidden is not None and hyper.boost > 0:
         head = head + hyper.boost * _boost(hidden, layout, valid, place, past, hyper)[:, None]
     group = head.view(batch, groups, heads // groups, past).mean(2)
+    everything = torch.full_like(layout.frame[:, 0], past)
+    tokens = everything if real is None else real[:, :past].sum(1)
     if hyper.entropy == "subspace":
-        group = entropy.reshape_subspaces(group, hyper.entropy_low, hyper.entropy_high)
+        group = entropy.reshape_subspaces(group, tokens, hyper.entropy_low, hyper.entropy_high)
     base = group.mean(1)
     on_frame = group.gather(-1, place[:, None].expand(-1, groups, -1))
     winner = group.argmax(1)
@@ -130,7 +134,7 @@ def star_scores(
 
     final = temporal_score
     if hyper.entropy == "global":
-        degree = entropy.temperature(head.mean(1), hyper.entropy_low, hyper.entropy_high)
+        degree = entropy.temperature(head.mean(1), tokens, hyper.entropy_low, hyper.entropy_high)
         final = entropy.reshape_global(temporal_score, degree)
     return Scores(
         head, group, weights, spatial_score, temporal_score, final,
