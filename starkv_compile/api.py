@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from .attach import attach, attached, detach
-from .backend import last_graphs, starkv_backend
+from .backend import decoder_backend, last_graphs
 from .config import StarKVConfig
 from .errors import UnsupportedModel
 from .reporting import GraphReport, Report
@@ -45,6 +45,8 @@ def compile(model: Model, config: StarKVConfig | None = None, **options: Any) ->
         return args, kwargs
 
     def after(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if not pending:
+            return  # `before` raised
         scope, cache = pending.pop()
         scope.close()
         if output is not None:  # None: the forward raised
@@ -53,7 +55,7 @@ def compile(model: Model, config: StarKVConfig | None = None, **options: Any) ->
     pending: list[tuple[contextlib.ExitStack, Any]] = []
     first = model.register_forward_pre_hook(before, with_kwargs=True)
     last = model.register_forward_hook(after, with_kwargs=True, always_call=True)
-    decoder.compile(backend=starkv_backend, options=config.to_options(), dynamic=True)
+    decoder.compile(backend=decoder_backend, options=config.to_options(), dynamic=True)
     attachment.undo += [
         first.remove,
         last.remove,
@@ -70,7 +72,7 @@ def _decoder_of(model: torch.nn.Module) -> torch.nn.Module:
             'with torch.compile(model, backend="starkv"), or rewrite your own graph with '
             "starkv_compile.passes.apply"
         )
-    decoder = model.get_decoder()
+    decoder = model.get_decoder()  # type: ignore[operator]
     if not isinstance(decoder, torch.nn.Module):
         raise UnsupportedModel(f"{name}.get_decoder() gives no module but {decoder!r}")
     return decoder

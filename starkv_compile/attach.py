@@ -159,7 +159,7 @@ def attach_compiled(
     attachment = attach(model, StarKVConfig.from_options(options))
 
     def forget() -> None:
-        model._compiled_call_impl = None  # type: ignore[assignment]
+        model._compiled_call_impl = None
 
     attachment.undo.append(forget)
 

@@ -51,6 +51,16 @@ def starkv_backend(
     return compile_inner(compiled, example_inputs, config.inner, mode)
 
 
+def decoder_backend(
+    module: GraphModule, example_inputs: Sequence[Any], *, options: dict[str, Any] | None = None
+) -> Callable[..., Any]:
+    """The same for the decoder of a model that `starkv_compile.compile` looks after.
+
+    A name of its own, so that `entry` does not take the decoder for a model of its own.
+    """
+    return starkv_backend(module, example_inputs, options=options)
+
+
 def rewrite(module: GraphModule, config: StarKVConfig) -> tuple[GraphModule, GraphReport]:
     """A rewritten copy of `module`; or `module` itself, with a warning, if the passes break."""
     rewritten = GraphModule(module, copy.deepcopy(module.graph))
@@ -78,8 +88,9 @@ def compile_inner(
     if inner == "aot_eager":
         from torch._dynamo.backends.debugging import aot_eager
 
-        return aot_eager(module, example_inputs)
+        return aot_eager(module, list(example_inputs))
     from torch._inductor.compile_fx import compile_fx
 
     patches = torch._inductor.list_mode_options(mode) if mode else None
-    return compile_fx(module, example_inputs, config_patches=patches)  # type: ignore[arg-type]
+    compiled: Any = compile_fx(module, example_inputs, config_patches=patches)
+    return compiled

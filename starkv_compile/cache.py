@@ -37,6 +37,9 @@ class StarKVLayer(DynamicLayer):
     token the last compaction kept; what came later follows it without gaps.
     """
 
+    keys: torch.Tensor
+    values: torch.Tensor
+
     def __init__(self, session: Session) -> None:
         super().__init__()
         self.session = session
@@ -244,5 +247,5 @@ def adopt(cache: DynamicCache) -> StarKVCache:
     else:
         cache.layer_class_to_replicate = lambda: StarKVLayer(session)
     cache.__class__ = StarKVCache
-    cache.session = session  # type: ignore[attr-defined]
-    return cache  # type: ignore[return-value]
+    cache.session = session
+    return cache

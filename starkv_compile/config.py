@@ -204,11 +204,11 @@ def _check_number(
     raise OptionError(f"{name}={value!r}: expected {allowed}{_hint(name, value)}")
 
 
-def _hint(name: str, value: object) -> str:
+def _hint(name: str, value: Any) -> str:
     if name != "budget":
         return ""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if is_number and value > 1:
+    if is_number and math.isfinite(value) and value >= 2:
         whole = f"budget={value / 100:g} for {value:g} %, " if value <= 100 else ""
         return f" ({whole}budget_tokens={int(value)} for a number of tokens)"
     if isinstance(value, str):

@@ -56,12 +56,11 @@ def _describe(config: Any, named: dict[str, Any]) -> Described | None:
     """frame (counted from 0), row, column [B, S] of the chunk, and where they come from."""
     is_image = _image_tokens(config, named)
     positions = named.get("position_ids")
-    has_positions = isinstance(positions, torch.Tensor) and positions.dim() == 3
     if is_image is not None:
         by_grid = _from_grids(is_image, _frames(config, named))
         if by_grid is not None:
             return (*by_grid, "grid")
-    if has_positions:
+    if isinstance(positions, torch.Tensor) and positions.dim() == 3:
         frame, row, column, _ = layout_from_positions(positions)
         # A frame of one token looks like text in its positions: trust them where they agree.
         if is_image is None or bool(((frame >= 0) == is_image).all()):

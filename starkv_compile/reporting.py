@@ -58,6 +58,15 @@ class GraphReport:
         general = tuple(note.reason for note in context.notes if note.site is None)
         return cls(sites, context.decode_sites, context.encoder_sites, general)
 
+    def __str__(self) -> str:
+        lines = [f"{self.rewritten} of {self.found} attentions rewritten"]
+        lines += [f"  {site}" for site in self.sites if not site.rewritten or site.note]
+        lines += [f"  note: {note}" for note in self.notes]
+        if not (self.found or self.decode_sites or self.encoder_sites):
+            lines.append("  no attention recognised: looked for scaled_dot_product_attention, and")
+            lines.append("  for a softmax between two matrix products")
+        return "\n".join(lines)
+
     @property
     def found(self) -> int:
         return len(self.sites)

@@ -26,6 +26,13 @@ class FindAttention(GraphPass):
             if found is None:
                 continue
             attention, causal = found
+            if not fx.shape(attention.query):
+                context.refuse(
+                    "no example values are recorded: capture the graph by torch.export or "
+                    "torch.compile, or run torch.fx.passes.fake_tensor_prop.FakeTensorProp on it",
+                    node,
+                )
+                continue
             if len(fx.shape(attention.query)) != 4:
                 continue
             queries, keys = fx.shape(attention.query)[2], fx.shape(attention.key)[2]
@@ -56,8 +63,9 @@ def read_sdpa(node: Node) -> tuple[Attention, bool] | None:
     args = fx.bind(
         node, "query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"
     )
-    dim = fx.shape(args["query"])[-1]
     scale = args.get("scale")
+    if scale is None and fx.shape(args["query"]):
+        scale = fx.shape(args["query"])[-1] ** -0.5
     attention = Attention(
         node=node,
         form="sdpa",
@@ -65,7 +73,7 @@ def read_sdpa(node: Node) -> tuple[Attention, bool] | None:
         key=source_of(args["key"]),
         value=source_of(args["value"]),
         mask=args.get("attn_mask"),
-        scale=dim**-0.5 if scale is None else scale,
+        scale=scale,
     )
     return attention, bool(args.get("is_causal"))
 
@@ -93,7 +101,7 @@ def read_eager(node: Node) -> tuple[Attention, bool] | None:
     return attention, False
 
 
-def source_of(node: Node) -> Node:
+def source_of(node: Any) -> Node:
     """Keys or values before their heads were repeated."""
     return list(fx.through(node, fx.see_through_copies, fx.see_through_repeat_kv))[-1]
 

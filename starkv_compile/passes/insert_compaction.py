@@ -77,6 +77,6 @@ def replace_marker(graph: torch.fx.Graph, write: CacheWrite, new: list[Any]) -> 
     marker = write.marker
     assert marker is not None
     for item in list(marker.users):
-        item.replace_all_uses_with(new[item.args[1]])  # type: ignore[index,call-overload]
+        item.replace_all_uses_with(new[item.args[1]])  # type: ignore[index]
         graph.erase_node(item)
     graph.erase_node(marker)

@@ -37,12 +37,13 @@ class InsertScores(GraphPass):
                     seen = context.proxy(marker.args[SEEN])
                 capacity = self.config.capacity(seen)
                 groups = fx.shape(attention.key)[1]
-                real = _real_tokens(context, site)
+                mask = _mask(context, site)
+                real = _real_tokens(context, site, mask)
                 scored = policy.score(
                     ScoreInputs(
                         query=context.proxy(attention.query),
                         key=key,
-                        mask=context.proxy(attention.mask),
+                        mask=mask,
                         scale=context.proxy(attention.scale),
                         hidden=context.proxy(site.hidden),
                         real=real,
@@ -59,13 +60,19 @@ class InsertScores(GraphPass):
             self.matched += 1
 
 
-def _real_tokens(context: Context, site: Site) -> Any:
+def _mask(context: Context, site: Site) -> Any:
+    """The mask with the leading dimensions that attention would broadcast, or None."""
+    mask = context.proxy(site.attention.mask)
+    missing = 0 if mask is None else 4 - len(fx.shape(site.attention.mask))
+    return mask[(None,) * missing] if missing else mask
+
+
+def _real_tokens(context: Context, site: Site, mask: Any) -> Any:
     """[B, L] bool, what the last query sees: padding is what it does not. None without a mask."""
-    mask = site.attention.mask
-    if mask is None:
+    if site.attention.mask is None:
         return None
-    last = context.proxy(mask)[:, 0, -1, :]
-    dtype = fx.value(mask).dtype
+    last = mask[:, 0, -1, :]
+    dtype = fx.value(site.attention.mask).dtype
     if dtype != torch.bool:
         last = last > torch.finfo(dtype).min / 2
     return last.expand(context.proxy(site.attention.query).shape[0], -1)

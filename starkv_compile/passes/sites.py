@@ -22,7 +22,7 @@ class Attention:
     key: Node
     value: Node
     mask: Node | None
-    scale: float
+    scale: Any
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,8 @@ def star_scores(
     valid = (current >= 0) & (current < past)
     place = current.where(valid, 0)
     head = pool(attention, hyper.pool)
+    if real is not None:  # pooling spills attention onto padding beside a prompt's first tokens
+        head = head.masked_fill(~real[:, None, :past], 0.0)
     if hidden is not None and hyper.boost > 0:
         head = head + hyper.boost * _boost(hidden, layout, valid, place, past, hyper)[:, None]
     group = head.view(batch, groups, heads // groups, past).mean(2)

@@ -1,0 +1,37 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help venv demo test lint clean
+
+help:
+	@echo "make venv    create .venv with everything the project needs"
+	@echo "make demo    run the shipped agent with a full and a compressed cache"
+	@echo "make test    run the tests"
+	@echo "make lint    ruff and mypy"
+	@echo "make clean   remove .venv and all caches"
+
+venv: .venv/.installed
+
+# The constraints pin torch: on Linux a plain `pip install torch` takes the newest CUDA build,
+# gigabytes that neither demo nor tests use. Where the default index has no CPU build, add
+# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu to the make command.
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -c constraints.txt torch
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: venv
+	$(BIN)/python -m starkv_compile demo
+
+test: venv
+	$(BIN)/python -m pytest -q
+
+lint: venv
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+clean:
+	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache demo-output
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

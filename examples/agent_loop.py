@@ -1,0 +1,70 @@
+"""An agent's steps on one cache: each step prefills its new screenshot and nothing twice.
+
+    python examples/agent_loop.py
+    python examples/agent_loop.py --model ByteDance-Seed/UI-TARS-1.5-7B --budget 0.2
+
+Without --model it runs the small agent that comes with the package, on screens drawn for it. The
+table says, for each step, how many tokens the session has seen and how many are stored. Those of
+the last answer are stored as they came: the next step compresses them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+import starkv_compile
+from starkv_compile.agent.questions import ask
+from starkv_compile.agent.render import screenshot
+from starkv_compile.agent.world import sample_episode
+
+
+def load(name: str | None) -> tuple[Any, Any]:
+    """(model, processor) of a checkpoint, or of the shipped agent."""
+    if name is None:
+        from starkv_compile.agent import load_agent
+
+        return load_agent()
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto").eval().to(device)
+    return model, AutoProcessor.from_pretrained(name)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Several agent steps on one compressed cache.")
+    parser.add_argument("--model", help="a checkpoint; default: the shipped agent")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--budget", type=float, default=0.3)
+    parser.add_argument("--tokens", type=int, default=16, help="length of a reply, at most")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--inner", default="inductor", help='"eager" needs no C++ compiler')
+    args = parser.parse_args(argv)
+
+    model, processor = load(args.model)
+    starkv_compile.compile(model, budget=args.budget, inner=args.inner)
+    session = starkv_compile.AgentSession(model, processor)
+
+    rng = random.Random(args.seed)
+    episode = sample_episode(rng, frames=args.steps)
+    for i, frame in enumerate(episode.frames):
+        question = ask(rng, episode, "click", shown=i + 1)
+        content = [
+            {"type": "text", "text": f"step {frame.step}"},
+            {"type": "image", "image": screenshot(episode, i)},
+            {"type": "text", "text": question.text},
+        ]
+        reply = session.step(content, max_new_tokens=args.tokens, do_sample=False)
+        layer = session.cache.compressed_layers[0]
+        print(f"step {frame.step}: {layer.stored} of {layer.seen} tokens stored")
+        print(f"  asked    {question.text}\n  replied  {reply}\n  expected {question.answer}")
+    print(starkv_compile.report(model))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""`python -m starkv_compile COMMAND`, also installed as `starkv`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .config import INNER_BACKENDS
+from .errors import StarKVError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand; exit code 2 and one sentence on stderr where it cannot be done."""
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except StarKVError as error:
+        print(f"starkv: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="starkv", description="KV-cache compression for vision-language models (STaR-KV)."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_demo(commands)
+    return parser
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="run the embedded GUI agent with a full and a compressed cache, side by side",
+        description="Runs the embedded GUI agent through a session of screenshots three ways: full "
+        "cache, the paper's method, and this package's defaults. Prints answers and costs, and "
+        "draws what each layer keeps of each screenshot.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = demo.add_argument
+    add(
+        "--image",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="a screenshot of yours in place of a generated episode; may be given again",
+    )
+    add(
+        "--question",
+        metavar="TEXT",
+        default=argparse.SUPPRESS,
+        help="what to ask about each --image, in the agent's words "
+        "(default: what is in its middle)",
+    )
+    add(
+        "--frames",
+        type=int,
+        metavar="N",
+        default=argparse.SUPPRESS,
+        help="screenshots of the generated episode (default: 4; the agent knows up to 5)",
+    )
+    add("--seed", type=int, default=0, help="which episode is generated")
+    add("--budget", type=float, default=0.2, help="share of the tokens seen that stays cached")
+    add(
+        "--inner",
+        choices=INNER_BACKENDS,
+        default="eager",
+        help="backend under starkv; eager because inductor compiles for minutes on few cores",
+    )
+    add("--out", type=Path, metavar="DIR", default=Path("demo-output"), help="for the pictures")
+    add("--agent", type=Path, metavar="DIR", default=argparse.SUPPRESS,
+        help="checkpoint folder of the agent (default: the one shipped)")  # fmt: skip
+    demo.set_defaults(run=_demo)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    # Torch reads these when it is imported; without them its profiler reports on itself.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    from .agent.demo import DemoOptions, run_demo  # imports torch, which --help should not
+
+    run_demo(
+        DemoOptions(
+            images=tuple(getattr(args, "image", ())),
+            question=getattr(args, "question", None),
+            frames=getattr(args, "frames", None),
+            seed=args.seed,
+            budget=args.budget,
+            inner=args.inner,
+            out=args.out,
+            agent=getattr(args, "agent", None),
+        )
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""The same turns with the cache full and compressed: replies, tokens, bytes and times of each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers.generation.streamers import BaseStreamer
+
+from ..api import compile, undo
+from ..cache import StarKVCache
+from ..config import StarKVConfig
+from ..errors import OptionError
+from ..session import AgentSession
+from .checkpoints import load_agent
+from .turns import Turn
+
+MAX_REPLY = 12  # tokens; the longest right answer has 10
+RUNS = 3
+"""Runs of one way: the first compiles, the second is timed, the third has its memory recorded."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One configuration under a name for people (`title`) and for files (`name`)."""
+
+    name: str
+    title: str
+    config: StarKVConfig
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One way through all turns.
+
+    stored, seen: tokens of one layer at the end. nbytes, full_nbytes: storage of all keys and
+    values, and what the tokens seen would need uncompressed. peak_nbytes: most memory that
+    tensors made during a run held at once; weights not counted. first_token_seconds: mean over
+    turns, from question (and screenshot) to the first token of the reply. token_seconds: mean
+    over the other tokens. first_run_seconds, run_seconds: all turns, with compiling and without.
+    """
+
+    way: Way
+    replies: tuple[str, ...]
+    cache: StarKVCache
+    stored: int
+    seen: int
+    nbytes: int
+    full_nbytes: int
+    peak_nbytes: int
+    first_token_seconds: float
+    token_seconds: float
+    first_run_seconds: float
+    run_seconds: float
+
+
+def ways(budget: float, inner: str) -> tuple[Way, Way, Way]:
+    """Full cache, the paper's release, and our defaults; all compiled, so that times compare.
+
+    Raises:
+        OptionError: the budget is out of range, or keeps everything.
+    """
+    if budget == 1.0:
+        raise OptionError("budget=1.0 keeps everything, so there would be nothing to compare")
+    share = f"{budget:.3g}"
+    return (
+        Way("full", "full cache", StarKVConfig(budget=1.0, inner=inner)),
+        Way("paper", f"paper, budget {share}", StarKVConfig.paper(budget=budget, inner=inner)),
+        Way("default", f"default, budget {share}", StarKVConfig(budget=budget, inner=inner)),
+    )
+
+
+def measure(
+    way: Way,
+    turns: Sequence[Turn],
+    checkpoint: Path | None = None,
+    advance: Callable[[], Any] = lambda: None,
+) -> Measured:
+    """Run `turns` `RUNS` times, each in a new session; `advance` is called after every turn."""
+    model, processor = load_agent(checkpoint)
+    compile(model, way.config)
+
+    def run() -> tuple[AgentSession, tuple[str, ...], list[_Clock]]:
+        session, replies, clocks = AgentSession(model, processor), [], []
+        for turn in turns:
+            clocks.append(_Clock())
+            reply = session.step(
+                turn.content, max_new_tokens=MAX_REPLY, do_sample=False, streamer=clocks[-1]
+            )
+            replies.append(reply)
+            advance()
+        return session, tuple(replies), clocks
+
+    try:
+        started = time.perf_counter()
+        run()
+        compiled = time.perf_counter()
+        session, replies, clocks = run()
+        finished = time.perf_counter()
+        peak = _peak_bytes(run)
+    finally:
+        undo(model)
+    cache = session.cache
+    layer = cache.compressed_layers[0]
+    later = [seconds for clock in clocks for seconds in clock.later]
+    return Measured(
+        way=way,
+        replies=replies,
+        cache=cache,
+        stored=layer.stored,
+        seen=layer.seen,
+        nbytes=cache.nbytes,
+        full_nbytes=sum(_uncompressed(layer) for layer in cache.compressed_layers),
+        peak_nbytes=peak,
+        first_token_seconds=sum(clock.first for clock in clocks) / len(clocks),
+        token_seconds=sum(later) / max(1, len(later)),
+        first_run_seconds=compiled - started,
+        run_seconds=finished - compiled,
+    )
+
+
+class _Clock(BaseStreamer):
+    """Seconds to the first token of a reply, from when the clock was made, and between others."""
+
+    def __init__(self) -> None:
+        self._times = [time.perf_counter()]
+        self._prompt_given = False
+
+    def put(self, value: torch.Tensor) -> None:
+        """`generate` hands over the prompt first, then each token as it is chosen."""
+        if self._prompt_given:
+            self._times.append(time.perf_counter())
+        self._prompt_given = True
+
+    def end(self) -> None:
+        pass
+
+    @property
+    def first(self) -> float:
+        return self._times[1] - self._times[0]
+
+    @property
+    def later(self) -> list[float]:
+        return [after - before for before, after in pairwise(self._times[1:])]
+
+
+def _uncompressed(layer: Any) -> int:
+    """Bytes of a layer's keys and values had every token seen been kept."""
+    return layer.seen * (layer.keys.nbytes + layer.values.nbytes) // layer.stored
+
+
+def _peak_bytes(run: Callable[[], Any]) -> int:
+    """Most bytes that tensors allocated during `run` held at once, by torch's own records.
+
+    The process's resident set would not show it: it is mostly Python, torch and the compiler.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as records:
+        run()
+    result = records.profiler.kineto_results
+    changes = [e for e in result.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(changes, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak

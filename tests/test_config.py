@@ -1,0 +1,89 @@
+"""Options are refused at once, by name, with the way out."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import starkv_compile
+from starkv_compile import OptionError, StarKVConfig
+from starkv_compile.testing import tiny_model
+
+BAD_BUDGETS = (0, -0.1, float("nan"), float("inf"), 1.5, "20", "0.2", True, None)
+
+
+@pytest.mark.parametrize("budget", BAD_BUDGETS, ids=repr)
+def test_impossible_budget(budget):
+    with pytest.raises(OptionError, match="budget=") as error:
+        StarKVConfig(budget=budget)
+    assert repr(budget) in str(error.value)
+
+
+def test_budget_hints_name_the_way_out():
+    with pytest.raises(OptionError, match=r"budget_tokens=2048 for a number of tokens"):
+        StarKVConfig(budget=2048)
+    with pytest.raises(OptionError, match=r"budget=0\.2 for 20 %"):
+        StarKVConfig(budget=20)
+    with pytest.raises(OptionError, match="without quotes"):
+        StarKVConfig(budget="20")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("budget_tokens", 1),
+        ("budget_tokens", 2.5),
+        ("window", 0),
+        ("window", 65),
+        ("pool", 4),
+        ("boost", -1),
+        ("mi_weight", 1.1),
+        ("mi_ramp_steps", 0),
+        ("entropy", "on"),
+        ("entropy_low", 0),
+        ("grid", "round"),
+        ("inner", "tensorrt"),
+        ("policy", "none"),
+        ("debug", 1),
+    ],
+)
+def test_impossible_value(name, value):
+    with pytest.raises(OptionError, match=f"{name}="):
+        StarKVConfig(**{name: value})
+
+
+def test_unknown_option_lists_the_known_ones():
+    with pytest.raises(OptionError, match=r"'budgt'.*did you mean 'budget'.*known: budget"):
+        StarKVConfig.from_options({"budgt": 0.2})
+
+
+@pytest.mark.parametrize("options", [{"budget": 1.5}, {"nonsense": 1}])
+def test_every_way_in_refuses_at_once(options):
+    model = tiny_model("llava")
+    with pytest.raises(OptionError):
+        torch.compile(model, backend="starkv", options=options)
+    with pytest.raises(OptionError):
+        model.compile(backend="starkv", options=options)
+    with pytest.raises(OptionError):
+        starkv_compile.compile(model, **options)
+
+
+def test_frozen_and_keyword_only():
+    config = StarKVConfig()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.budget = 0.5
+    with pytest.raises(TypeError):
+        StarKVConfig(0.5)
+
+
+def test_budget_is_an_exact_fraction():
+    # 0.07 * 100 is 7.000000000000001 in floats and 0.29 * 100 is 28.999999999999996.
+    assert StarKVConfig(budget=0.07).capacity(100) == 7
+    assert StarKVConfig(budget=0.29).capacity(100) == 29
+    assert StarKVConfig(budget_tokens=64).capacity(10_000) == 64
+
+
+def test_options_round_trip():
+    config = StarKVConfig.paper(budget=0.1, window=4)
+    assert StarKVConfig.from_options(config.to_options()) == config
+    assert config.fingerprint() != StarKVConfig(budget=0.1, window=4).fingerprint()

@@ -1,0 +1,107 @@
+"""The examples run, on tiny random models where they would download one."""
+
+import importlib.util
+import re
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import BatchFeature
+
+from starkv_compile.testing import Prompt, tiny_inputs, tiny_model
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def load_example(name):
+    spec = importlib.util.spec_from_file_location(f"examples_{name}", EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class TinyProcessor:
+    """What the example asks of a processor, for `tiny_model`: one frame of 6 x 6 tokens a call."""
+
+    def __init__(self, family):
+        self.family = family
+
+    def apply_chat_template(self, chat, add_generation_prompt):
+        assert add_generation_prompt
+        return "".join(part.get("text", "<image>") for part in chat[0]["content"])
+
+    def __call__(self, text, images, return_tensors):
+        assert len(text) == len(images) == 1
+        return BatchFeature(tiny_inputs(self.family, Prompt(grids=((6, 6),))))
+
+    def batch_decode(self, rows, skip_special_tokens):
+        return [" ".join(map(str, row)) for row in rows.tolist()]
+
+
+@pytest.fixture
+def screenshot_path(tmp_path):
+    path = tmp_path / "screen.png"
+    Image.new("RGB", (64, 64), "white").save(path)
+    return str(path)
+
+
+def test_qwen2_5_vl(monkeypatch, capsys, screenshot_path):
+    example = load_example("qwen2_5_vl")
+    model = tiny_model("qwen2_5_vl")
+    monkeypatch.setattr(example, "load", lambda name: (model, TinyProcessor("qwen2_5_vl")))
+    example.main([screenshot_path, "Where?", "--tokens", "3", "--inner", "eager"])
+    answer, *report = capsys.readouterr().out.splitlines()
+    assert len(answer.split()) == 3
+    assert "2 of 2 attentions rewritten" in report[0]
+    tokens = tiny_inputs("qwen2_5_vl", Prompt(grids=((6, 6),)))["input_ids"].shape[1]
+    kept = [line for line in report if f"{tokens // 5} / {tokens}" in line]
+    assert len(kept) == 2
+
+
+def test_own_module(capsys):
+    load_example("own_module").main(["--budget", "0.25", "--tokens", "64"])
+    out = capsys.readouterr().out
+    assert "attentions rewritten: 1 of 1" in out
+    assert "[1, 2, 64, 16] -> [1, 2, 16, 16]" in out
+    assert "logits unchanged: True" in out
+
+
+@pytest.mark.skipif(
+    not (files("starkv_compile") / "agent" / "checkpoint" / "model.safetensors").is_file(),
+    reason="the shipped agent's checkpoint is not in this tree",
+)
+def test_agent_loop_on_the_shipped_agent(capsys):
+    load_example("agent_loop").main(["--steps", "3", "--budget", "0.3", "--inner", "eager"])
+    check_agent_output(capsys.readouterr().out, steps=3)
+
+
+def test_agent_loop_on_an_untrained_agent(monkeypatch, capsys):
+    """The loop itself, whatever the replies: it needs no checkpoint."""
+    from transformers import Qwen3VLForConditionalGeneration
+
+    from starkv_compile.agent import architecture
+    from starkv_compile.agent.processor import AgentProcessor
+
+    torch.manual_seed(0)
+    model = Qwen3VLForConditionalGeneration(architecture.build_config()).eval()
+    processor = AgentProcessor(
+        architecture.build_image_processor(),
+        architecture.build_tokenizer(),
+        architecture.CHAT_TEMPLATE,
+    )
+    example = load_example("agent_loop")
+    monkeypatch.setattr(example, "load", lambda name: (model, processor))
+    example.main(["--steps", "3", "--budget", "0.3", "--tokens", "4", "--inner", "eager"])
+    check_agent_output(capsys.readouterr().out, steps=3)
+
+
+def check_agent_output(out, steps):
+    counts = [tuple(map(int, m)) for m in re.findall(r"(\d+) of (\d+) tokens stored", out)]
+    assert len(counts) == steps
+    seen = [0, *(total for _, total in counts)]
+    assert seen == sorted(set(seen))
+    assert all(stored < total / 2 for stored, total in counts)
+    assert "rewritten" in out
+    assert "left uncompressed" not in out

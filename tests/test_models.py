@@ -1,0 +1,254 @@
+"""Every way in, on tiny models of real architectures: looked at inside graph and cache."""
+
+import pytest
+import torch
+
+import starkv_compile
+from starkv_compile import StarKVCache, StarKVConfig
+from starkv_compile.testing import FAMILIES, LAYERS, Prompt, generate, tiny_inputs, tiny_model
+
+WAYS = ("torch.compile", "model.compile", "starkv_compile.compile")
+
+
+def enter(way, model, **options):
+    if way == "torch.compile":
+        return torch.compile(model, backend="starkv", options=options)
+    if way == "model.compile":
+        model.compile(backend="starkv", options=options)
+        return model
+    return starkv_compile.compile(model, **options)
+
+
+def assert_compressed(report, cache, config, seen):
+    """All layers rewritten, once a prompt graph, and the cache holds what it says."""
+    assert not report.refusals
+    assert sum(graph.rewritten for graph in report.prompt_graphs) % LAYERS == 0
+    for graph in report.prompt_graphs:
+        assert graph.found == graph.rewritten == LAYERS, str(report)
+    assert len(cache.compressed_layers) == LAYERS
+    for layer in cache.compressed_layers:
+        capacity = config.capacity(seen)
+        assert layer.kept.shape[1] == capacity
+        assert (layer.kept[:, 1:] > layer.kept[:, :-1]).all()
+        window = range(seen - config.window, seen)
+        assert layer.kept[0, -config.window :].tolist() == list(window)
+        assert layer.keys.untyped_storage().nbytes() == layer.keys.nbytes
+        assert layer.stored == capacity + layer.seen - seen
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compresses(family, way):
+    model, inputs = tiny_model(family), tiny_inputs(family)
+    seen = inputs["input_ids"].shape[1]
+    full = generate(model, inputs)
+    compiled = enter(way, model, budget=0.3, inner="eager")
+    out = generate(compiled, inputs)
+    cache, report = out.past_key_values, starkv_compile.report(compiled)
+    assert isinstance(cache, StarKVCache)
+    assert cache.get_seq_length() == full.past_key_values.get_seq_length()
+    assert_compressed(report, cache, StarKVConfig(budget=0.3), seen)
+    assert cache.nbytes < 0.4 * sum(
+        t.nbytes for layer in full.past_key_values.layers for t in (layer.keys, layer.values)
+    )
+    # The first new token is the full cache's: attention of the prompt itself reads everything.
+    assert torch.equal(out.logits[0], full.logits[0])
+    expected = "square" if family == "llava" else "positions"
+    assert report.layout == expected
+
+
+@pytest.mark.parametrize("inner", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("way", WAYS)
+def test_budget_one_is_bit_identical(way, inner):
+    """Against the same model compiled by the inner backend, without the pass."""
+    family = "qwen2_5_vl"
+    inputs = tiny_inputs(family)
+    plain = tiny_model(family)
+    if way == "starkv_compile.compile":
+        plain.get_decoder().compile(backend=inner, dynamic=True)
+    else:
+        plain.compile(backend=inner)
+    expected = generate(plain, inputs)
+    torch._dynamo.reset()
+    ours = generate(enter(way, tiny_model(family), budget=1.0, inner=inner), inputs)
+    assert torch.equal(ours.sequences, expected.sequences)
+    for left, right in zip(ours.logits, expected.logits, strict=True):
+        assert torch.equal(left, right)
+    assert not isinstance(ours.past_key_values, StarKVCache)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_kept_rows_equal_the_originals(family):
+    model, inputs = tiny_model(family), tiny_inputs(family)
+    full = generate(model, inputs, tokens=1).past_key_values
+    compiled = starkv_compile.compile(model, budget=0.3, inner="eager")
+    cache = generate(compiled, inputs, tokens=1).past_key_values
+    # The first layer's keys do not depend on what was dropped: equal bit for bit.
+    for ours, theirs in zip(cache.layers, full.layers, strict=True):
+        for kind in ("keys", "values"):
+            source = getattr(theirs, kind)[0][:, ours.kept[0]]
+            assert torch.equal(getattr(ours, kind)[0], source)
+
+
+@pytest.mark.parametrize("inner", ["eager", "inductor"])
+def test_no_recompile_after_the_second_length(inner):
+    model = starkv_compile.compile(tiny_model("qwen3_vl"), budget=0.3, inner=inner)
+    generate(model, tiny_inputs("qwen3_vl"), tokens=6)
+    generate(model, tiny_inputs("qwen3_vl", Prompt(text=41, seed=1)), tokens=6)
+    report = starkv_compile.report(model)
+    graphs = len(report.graphs)
+    assert graphs <= 4
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for grids, text in ((((4, 4),), 60), (((3, 5), (4, 4), (2, 6)), 35)):
+            generate(model, tiny_inputs("qwen3_vl", Prompt(grids, text)), tokens=9)
+    assert len(report.graphs) == graphs
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_left_padded_batch(family):
+    """Row i of a batch equals row i alone, at the same number of tokens kept."""
+    prompts = Prompt(), Prompt(grids=((4, 4),), text=16, seed=3)
+    model = starkv_compile.compile(tiny_model(family), budget_tokens=16, inner="eager")
+    inputs = tiny_inputs(family, *prompts)
+    both = generate(model, inputs)
+    kept = [layer.kept for layer in both.past_key_values.layers]
+    images = {"llava": (2, 1)}.get(family, (128, 64))
+    start = 0
+    for i, prompt in enumerate(prompts):
+        alone = tiny_inputs(family, prompt)
+        alone["pixel_values"] = inputs["pixel_values"][start : start + images[i]]
+        start += images[i]
+        out = generate(model, alone)
+        padding = inputs["input_ids"].shape[1] - alone["input_ids"].shape[1]
+        for layer, both_kept in zip(out.past_key_values.layers, kept, strict=True):
+            assert torch.equal(layer.kept[0] + padding, both_kept[i])
+        assert torch.equal(out.sequences[0, -4:], both.sequences[i, -4:])
+        for left, right in zip(out.logits, both.logits, strict=True):
+            torch.testing.assert_close(left[0], right[i], rtol=1e-4, atol=1e-5)
+
+
+def test_padding_kept_where_real_tokens_run_out_is_zero_and_masked():
+    family = "qwen2_5_vl"
+    prompts = Prompt(grids=((4, 4),), text=40), Prompt(grids=(), text=10, seed=2)
+    model = starkv_compile.compile(tiny_model(family), budget=0.5, inner="eager")
+    inputs = tiny_inputs(family, *prompts)
+    out = generate(model, inputs)
+    alone = generate(tiny_model(family), tiny_inputs(family, prompts[1]))
+    layer = out.past_key_values.layers[0]
+    padding = int((inputs["attention_mask"][1] == 0).sum())
+    is_padding = layer.kept[1] < padding
+    assert is_padding.any()
+    assert (layer.keys[1][:, : layer.kept.shape[1]][:, is_padding] == 0).all()
+    # All 12 real tokens fit the budget, so this row is as if nothing had been dropped.
+    assert torch.equal(out.sequences[1, -4:], alone.sequences[0, -4:])
+
+
+@pytest.mark.parametrize("text", [1, 3, 7, 8, 9])
+@pytest.mark.parametrize("grids", [(), ((2, 2),)], ids=["text", "image"])
+def test_short_prompts(grids, text):
+    family = "qwen2_5_vl"
+    inputs = tiny_inputs(family, Prompt(grids, text))
+    seen = inputs["input_ids"].shape[1]
+    model = starkv_compile.compile(tiny_model(family), budget=0.2, inner="eager")
+    out = generate(model, inputs)
+    capacity = StarKVConfig(budget=0.2).capacity(seen)
+    kept = out.past_key_values.layers[0].kept
+    assert kept.shape[1] == max(2, capacity)
+    assert kept[0, -1] == seen - 1
+    assert out.sequences.shape[1] == seen + 4
+
+
+def test_text_only_prompt():
+    family = "qwen2_5_vl"
+    model = starkv_compile.compile(tiny_model(family), budget=0.2, inner="eager")
+    out = generate(model, tiny_inputs(family, Prompt((), 60)))
+    assert starkv_compile.report(model).layout == "text"
+    assert out.past_key_values.layers[0].kept.shape[1] == 12
+    assert out.past_key_values.layers[0].state[1].tolist() == [0], "no frame was profiled"
+
+
+def test_use_cache_false_is_left_alone_and_said_once():
+    family = "qwen2_5_vl"
+    inputs = tiny_inputs(family)
+    expected = generate(tiny_model(family), inputs, use_cache=False)
+    model = starkv_compile.compile(tiny_model(family), budget=0.2, inner="eager")
+    with pytest.warns(UserWarning, match="use_cache=False") as caught:
+        out = generate(model, inputs, use_cache=False)
+    assert sum("starkv left" in str(w.message) for w in caught) == 1
+    assert torch.equal(out.sequences, expected.sequences)
+
+
+def test_training_mode_is_left_alone():
+    model = starkv_compile.compile(tiny_model("llava").train(), budget=0.2, inner="eager")
+    with pytest.warns(UserWarning, match=r"call model\.eval"):
+        model(**tiny_inputs("llava"))
+
+
+def test_right_padding_is_refused_by_name():
+    family = "qwen2_5_vl"
+    inputs = tiny_inputs(family)
+    inputs["attention_mask"][0, -2:] = 0
+    model = starkv_compile.compile(tiny_model(family), budget=0.2, inner="eager")
+    with pytest.raises(starkv_compile.CacheError, match="padding_side='left'"):
+        generate(model, inputs)
+
+
+@pytest.mark.parametrize("kind", ["static", "filled"])
+def test_caches_that_cannot_be_shortened_are_left_whole(kind):
+    from transformers import DynamicCache, StaticCache
+
+    family = "qwen2_5_vl"
+    inputs, model = tiny_inputs(family), tiny_model(family)
+    text = model.config.get_text_config()
+    expected = generate(model, inputs)
+    compiled = starkv_compile.compile(model, budget=0.2, inner="eager")
+    if kind == "static":
+        cache = StaticCache(config=text, max_cache_len=128)
+        with pytest.warns(UserWarning, match=r"StaticCache.*StarKVCache\(model\.config\)"):
+            out = generate(compiled, inputs, past_key_values=cache)
+        assert torch.equal(out.sequences, expected.sequences)
+        return
+    starkv_compile.undo(compiled)
+    cache = generate(model, tiny_inputs(family, Prompt((), 9)), tokens=1).past_key_values
+    assert type(cache) is DynamicCache
+    compiled = starkv_compile.compile(model, budget=0.2, inner="eager")
+    ids = torch.cat([torch.zeros(1, 11, dtype=torch.long), torch.full((1, 9), 7)], dim=1)
+    with pytest.warns(UserWarning, match="already holds tokens stored without starkv"):
+        compiled.generate(input_ids=ids, past_key_values=cache, max_new_tokens=2)
+    assert cache.layers[0].keys.shape[-2] >= 20
+
+
+def test_undo_gives_the_model_back():
+    family = "qwen2_5_vl"
+    inputs, model = tiny_inputs(family), tiny_model(family)
+    expected = generate(model, inputs)
+    for way in WAYS:
+        compiled = enter(way, model, budget=0.2, inner="eager")
+        generate(compiled, inputs)
+        assert starkv_compile.undo(compiled)
+        assert not starkv_compile.undo(compiled)
+        assert not model._forward_pre_hooks
+        assert model._compiled_call_impl is None
+        out = generate(model, inputs)
+        assert torch.equal(out.sequences, expected.sequences)
+        assert not isinstance(out.past_key_values, StarKVCache)
+
+
+def test_report_before_compile_says_what_to_do():
+    with pytest.raises(starkv_compile.UnsupportedModel, match="was not compiled with starkv"):
+        starkv_compile.report(tiny_model("llava"))
+    with pytest.raises(starkv_compile.UnsupportedModel, match=r"no get_decoder\(\)"):
+        starkv_compile.compile(torch.nn.Linear(2, 2))
+
+
+def test_sessions_do_not_leak_into_each_other():
+    family = "qwen2_5_vl"
+    model = starkv_compile.compile(tiny_model(family), budget=0.3, inner="eager")
+    alone = generate(model, tiny_inputs(family, Prompt(seed=5)))
+    generate(model, tiny_inputs(family, Prompt(grids=((3, 7),), seed=6)))
+    again = generate(model, tiny_inputs(family, Prompt(seed=5)))
+    assert torch.equal(alone.sequences, again.sequences)
+    for left, right in zip(alone.past_key_values.layers, again.past_key_values.layers, strict=True):
+        assert torch.equal(left.kept, right.kept)
+        for a, b in zip(left.state, right.state, strict=True):
+            assert torch.equal(a, b)
