@@ -94,8 +94,8 @@ class StarKVConfig:
     """Backend that compiles the rewritten graph: "inductor", "aot_eager" or "eager"."""
 
     debug: bool = False
-    """Raise `NonFiniteScores`, naming the layer, when a score is not finite. Costs a host
-    synchronisation a layer; works with inner="eager"."""
+    """Raise `NonFiniteScores`, naming the layer, when a query or key is NaN or infinite. Costs
+    host synchronisations; works with inner="eager"."""
 
     def __post_init__(self) -> None:
         _check_number(self, "budget", above=0, most=1)
@@ -123,7 +123,7 @@ class StarKVConfig:
             raise OptionError(f"debug={self.debug!r}: expected True or False")
         if self.debug and self.inner != "eager":
             raise OptionError(
-                f"debug=True with inner={self.inner!r}: the check reads scores on the host; use "
+                f"debug=True with inner={self.inner!r}: the check reads values on the host; use "
                 'inner="eager" with it'
             )
 

@@ -20,4 +20,4 @@ class CacheError(StarKVError, RuntimeError):
 
 
 class NonFiniteScores(StarKVError, ArithmeticError):
-    """Debug mode met scores that are not finite; the message names the layer."""
+    """Debug mode met queries or keys that are not finite; the message names the layer."""

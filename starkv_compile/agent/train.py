@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from .architecture import build_config
 from .batches import IGNORE, Batch, sample_batch
-from .vocabulary import ATTRIBUTES, BIN_CENTERS, NOUNS
+from .vocabulary import ATTRIBUTES, BIN_CENTERS, NOUNS, TOKEN_ID
 
 MAX_FRAMES = 5
 LEVEL_UP = 0.85  # accuracy on answers at which one more frame is allowed
@@ -129,7 +129,7 @@ class Trainer:
             self.parameters, lr=peak, betas=(0.9, 0.98), weight_decay=0.01
         )
         self.state: dict[str, Any] = {
-            "tower_step": 0, "step": 0, "level": 1, "running": {}, "seconds": 0.0
+            "tower_step": 0, "rescaled": False, "step": 0, "level": 1, "running": {}, "seconds": 0.0
         }  # fmt: skip
         out.mkdir(parents=True, exist_ok=True)
         if (out / "resume.pt").exists():
@@ -137,7 +137,7 @@ class Trainer:
             self.model.load_state_dict(saved["model"])
             self.probe.load_state_dict(saved["probe"])
             self.optimizer.load_state_dict(saved["optimizer"])
-            self.state = saved["state"]
+            self.state |= saved["state"]
         self.started = time.monotonic() - self.state["seconds"]
 
     def save(self) -> None:
@@ -181,6 +181,45 @@ class Trainer:
             if (step + 1) % 100 == 0 or step + 1 == steps:
                 self.save()
 
+    @torch.no_grad()
+    def rescale_features(self) -> None:
+        """Bring visual embeddings to the norm of text embeddings, about 1.
+
+        The probe drives them to a norm near 90, where no layer of the language model can add
+        to them: they could not learn, say, which frame they belong to.
+        """
+        if self.state["rescaled"]:
+            return
+        batch = sample_batch(random.Random(f"scale-{self.seed}"), 4, 1, 1)
+        visual = self.model.model.visual
+        seen = visual(batch.pixel_values, grid_thw=batch.grid_thw)
+        found = [(visual.merger, seen.pooler_output)]
+        found += zip(visual.deepstack_merger_list, seen.deepstack_features, strict=True)
+        for merger, features in found:
+            norm = features.norm(dim=-1).mean()
+            merger.linear_fc2.weight /= norm
+            merger.linear_fc2.bias /= norm
+        for head in self.probe.heads:
+            head.weight *= seen.pooler_output.norm(dim=-1).mean()
+        self._align_words()
+        self.state["rescaled"] = True
+
+    def _align_words(self) -> None:
+        """Start each word where the probe reads its meaning off a visual token.
+
+        Then "red" points where red cells point, and matching a question to the screen is close
+        to a dot product from the first step on, instead of a thousand steps later.
+        """
+        words = [
+            [*ATTRIBUTES], [*NOUNS],
+            [f"x={c}" for c in BIN_CENTERS], [f"y={c}" for c in BIN_CENTERS],
+        ]  # fmt: skip
+        table = self.model.get_input_embeddings().weight
+        for head, names in zip(self.probe.heads, words, strict=True):
+            rows = F.normalize(head.weight[-len(names) :], dim=-1)  # row 0 may be "no element"
+            for name, row in zip(names, rows, strict=True):
+                table[TOKEN_ID[name]] = row
+
     def train_agent(self, steps: int, decay: int) -> None:
         """The second stage. The tower is done but for what hands its features on."""
         state = self.state
@@ -223,6 +262,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     trainer = Trainer(args.out, args.seed, args.lr)
     trainer.train_tower(args.tower_steps)
+    trainer.rescale_features()
     trainer.train_agent(args.steps, args.decay)
     trainer.model.save_pretrained(args.out)
 

@@ -158,20 +158,20 @@ def fresh_state(key: Tensor, current: Tensor) -> tuple[Tensor, Tensor, Tensor, T
 
 
 @torch.library.custom_op("starkv::check_finite", mutates_args=())
-def check_finite(scores: Tensor, layer: str) -> Tensor:
-    """A copy of `scores`; raises `NonFiniteScores` naming `layer` if one is not finite."""
-    if not scores.isfinite().all():
-        bad = int((~scores.isfinite()).sum())
+def check_finite(tensor: Tensor, name: str) -> Tensor:
+    """A copy of `tensor`; raises `NonFiniteScores` with `name` if it holds NaN or infinity."""
+    bad = int((~tensor.isfinite()).sum())
+    if bad:
         raise NonFiniteScores(
-            f"{layer}: {bad} of {scores.numel()} scores are not finite. The model's keys or "
-            "queries hold NaN or infinity there; without debug=True such tokens are dropped first"
+            f"{name}: {bad} of {tensor.numel()} values are NaN or infinite. Without debug=True "
+            "a key that is not a number counts as never attended to, and is dropped first"
         )
-    return scores.clone()
+    return tensor.clone()
 
 
 @check_finite.register_fake
-def _(scores: Tensor, layer: str) -> Tensor:
-    return torch.empty_like(scores)
+def _(tensor: Tensor, name: str) -> Tensor:
+    return torch.empty_like(tensor)
 
 
 STARKV = torch.ops.starkv

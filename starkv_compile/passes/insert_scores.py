@@ -27,7 +27,7 @@ class InsertScores(GraphPass):
             assert site.layout is not None
             marker = write.marker
             with context.graph.inserting_before(attention.node.next):
-                key = context.proxy(attention.key)
+                query, key = context.proxy(attention.query), context.proxy(attention.key)
                 if marker is None:
                     state = STARKV.fresh_state(key, site.layout[3])
                     state = tuple(state[i] for i in range(4))
@@ -41,8 +41,8 @@ class InsertScores(GraphPass):
                 real = _real_tokens(context, site, mask)
                 scored = policy.score(
                     ScoreInputs(
-                        query=context.proxy(attention.query),
-                        key=key,
+                        query=self._checked(query, f"layer {site.index}, queries"),
+                        key=self._checked(key, f"layer {site.index}, keys"),
                         mask=mask,
                         scale=context.proxy(attention.scale),
                         hidden=context.proxy(site.hidden),
@@ -53,11 +53,11 @@ class InsertScores(GraphPass):
                         capacity=capacity,
                     )
                 )
-                if self.config.debug:
-                    checked = STARKV.check_finite(scored.scores, f"layer {site.index}")
-                    scored = scored._replace(scores=checked)
             context.update(site, scored=Inserted(scored.scores, scored.state, real, capacity))
             self.matched += 1
+
+    def _checked(self, tensor: Any, name: str) -> Any:
+        return STARKV.check_finite(tensor, name) if self.config.debug else tensor
 
 
 def _mask(context: Context, site: Site) -> Any:

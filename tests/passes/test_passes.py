@@ -1,0 +1,221 @@
+"""What the passes find, what they refuse and why, and what stands in the graph afterwards."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from starkv_compile import StarKVConfig
+from starkv_compile.kernels.ops import STARKV
+from starkv_compile.passes import KEEP_ALL, PIPELINE, Pipeline, apply
+
+H, G, D, E, S = 4, 2, 16, 64, 40
+
+
+class Attention(nn.Module):
+    """One layer that returns its output and what is to be cached."""
+
+    def __init__(self, form="sdpa", cached=True, rope=True):
+        super().__init__()
+        torch.manual_seed(0)
+        self.q, self.k, self.v = nn.Linear(E, H * D), nn.Linear(E, G * D), nn.Linear(E, G * D)
+        self.form, self.cached, self.rope = form, cached, rope
+
+    def forward(self, x, mask=None):
+        def heads(t):
+            return t.view(t.shape[0], t.shape[1], -1, D).transpose(1, 2)
+
+        q, k, v = heads(self.q(x)), heads(self.k(x)), heads(self.v(x))
+        if self.rope:
+            k = k * 0.5 + torch.cat([-k[..., D // 2 :], k[..., : D // 2]], -1)
+        y = getattr(self, self.form)(q, k, v, mask)
+        return (y, k, v) if self.cached else y
+
+    def sdpa(self, q, k, v, mask):
+        causal = mask is None
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
+
+    def interleave(self, q, k, v, mask):
+        k, v = (t.repeat_interleave(H // G, dim=1) for t in (k, v))
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
+
+    def repeat_kv(self, q, k, v, mask):
+        k, v = (repeat_kv(t) for t in (k, v))
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
+
+    def eager(self, q, k, v, mask):
+        k, v = (repeat_kv(t) for t in (k, v))
+        weights = torch.matmul(q, k.transpose(2, 3)) * D**-0.5
+        causal = torch.full((q.shape[2], k.shape[2]), torch.finfo(q.dtype).min).triu(1)
+        weights = weights + causal[None, None]
+        weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(q.dtype)
+        return torch.matmul(F.dropout(weights, 0.0, self.training), v)
+
+    def bidirectional(self, q, k, v, mask):
+        return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+
+
+def repeat_kv(t):
+    batch, groups, length, dim = t.shape
+    t = t[:, :, None].expand(batch, groups, H // G, length, dim)
+    return t.reshape(batch, H, length, dim)
+
+
+def capture(module, *inputs, how="dynamo"):
+    """The module's graph, as Dynamo sees it or as `torch.export` does."""
+    if how == "export":
+        return torch.export.export(module.eval(), inputs).module()
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compile(module.eval(), backend=keep, fullgraph=True)(*inputs)
+    return graphs[0]
+
+
+def count(graph, op):
+    return sum(n.target in (op, op.default) for n in graph.graph.nodes)
+
+
+CONFIG = StarKVConfig(budget=0.5)
+X = torch.randn(2, S, E, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("how", ["dynamo", "export"])
+@pytest.mark.parametrize("form", ["sdpa", "interleave", "repeat_kv", "eager"])
+def test_each_form_is_found_and_compacted(form, how):
+    module = Attention(form)
+    graph = capture(module, X, how=how)
+    report = apply(graph, CONFIG)
+    assert (report.found, report.rewritten) == (1, 1), str(report)
+    assert report.sites[0].note is None, "the key projection's input was found"
+    for op in (STARKV.window_attention, STARKV.star_scores, STARKV.select_tokens):
+        assert count(graph, op) == 1
+    if how == "dynamo":
+        return  # its parameters are inputs; running it is the backend's business
+    y, key, value = graph(X)
+    full = module(X)
+    assert torch.equal(y, full[0]), "attention itself is untouched"
+    assert key.shape == value.shape == (2, G, S // 2, D)
+    for row in range(2):
+        original = full[1][row].transpose(0, 1)
+        kept = [int((original == k).all((-1, -2)).nonzero()[0]) for k in key[row].transpose(0, 1)]
+        assert kept == sorted(set(kept))
+        assert kept[-8:] == list(range(S - 8, S))
+
+
+def test_forms_keep_the_same_tokens():
+    results = []
+    for form in ("sdpa", "interleave", "repeat_kv", "eager"):
+        graph = capture(Attention(form), X, how="export")
+        apply(graph, CONFIG)
+        results.append(graph(X)[1])
+    for other in results[1:]:
+        assert torch.equal(other, results[0])
+
+
+@pytest.mark.parametrize("shape", [(S, S), (1, S, S), (1, 1, S, S), (2, H, S, S)], ids=str)
+def test_masks_of_any_rank(shape):
+    mask = torch.ones(S, S, dtype=torch.bool).tril().expand(shape).clone()
+    graph = capture(Attention(), X, mask, how="export")
+    report = apply(graph, CONFIG)
+    assert report.rewritten == 1
+    causal = capture(Attention(), X, how="export")
+    apply(causal, CONFIG)
+    assert torch.equal(graph(X, mask)[1], causal(X)[1])
+
+
+def test_uncached_attention_is_refused_with_node_and_reason():
+    report = apply(capture(Attention(cached=False), X), CONFIG)
+    assert (report.found, report.rewritten) == (1, 0)
+    assert "not cached" in report.sites[0].reason
+    assert report.sites[0].node == "y"
+
+
+def test_encoder_attention_is_not_a_site():
+    report = apply(capture(Attention("bidirectional"), X), CONFIG)
+    assert (report.found, report.encoder_sites) == (0, 1)
+
+
+def test_decoding_is_left_alone():
+    graph = capture(Attention(), X[:, :1])
+    before = str(graph.graph)
+    report = apply(graph, CONFIG)
+    assert (report.found, report.decode_sites) == (0, 1)
+    assert str(graph.graph) == before
+
+
+def test_missing_key_projection_costs_only_the_boost():
+    class NoProjection(nn.Module):
+        def forward(self, q, k, v):
+            k, v = k * 2, v * 2
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True), k, v
+
+    tensors = [torch.randn(1, G, S, D) for _ in range(3)]
+    report = apply(capture(NoProjection(), *tensors), CONFIG)
+    assert report.rewritten == 1
+    assert "without the spatial boost" in report.sites[0].note
+
+
+def test_a_graph_without_example_values_is_refused_by_name():
+    class Bare(nn.Module):
+        def forward(self, q, k, v):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True), k, v
+
+    report = apply(torch.fx.symbolic_trace(Bare()), CONFIG)
+    assert "FakeTensorProp" in report.sites[0].reason
+
+
+def test_a_foreign_cache_that_already_holds_tokens_is_left_whole():
+    class Turn(nn.Module):
+        def forward(self, q, k, v, past_k, past_v, mask):
+            k, v = torch.cat([past_k, k], 2), torch.cat([past_v, v], 2)
+            return F.scaled_dot_product_attention(q, k, v, mask), k, v
+
+    tensors = [torch.randn(1, G, S, D) for _ in range(5)]
+    mask = torch.ones(1, 1, S, 2 * S, dtype=torch.bool).tril(S)
+    graph = capture(Turn(), *tensors, mask)
+    report = Pipeline(CONFIG).run(graph, owns_cache=False)
+    assert "already holds tokens" in report.sites[0].reason
+    assert "StarKVCache" in report.sites[0].reason
+    assert Pipeline(CONFIG).run(capture(Turn(), *tensors, mask), owns_cache=True).rewritten == 1
+
+
+def test_budget_one_leaves_no_op_of_ours():
+    graph = capture(Attention(), X)
+    before = str(graph.graph)
+    apply(graph, StarKVConfig(budget=1.0))
+    assert str(graph.graph) == before
+
+
+def test_uuid_changes_with_configuration_and_passes():
+    same = Pipeline(CONFIG).uuid()
+    assert same == Pipeline(StarKVConfig(budget=0.5)).uuid()
+    assert same != Pipeline(StarKVConfig(budget=0.4)).uuid()
+    assert same != Pipeline(StarKVConfig(budget=1.0)).uuid()
+    assert len(PIPELINE) > len(KEEP_ALL) > 0
+
+
+def test_dumps_show_each_pass(tmp_path, monkeypatch):
+    monkeypatch.setenv("STARKV_DUMP", str(tmp_path))
+    apply(capture(Attention(), X), CONFIG)
+    files = sorted(p.name for p in tmp_path.iterdir())
+    assert len(files) == 2 * len(PIPELINE)
+    after = (tmp_path / "graph0-4-InsertScores-after.txt").read_text()
+    assert "starkv.star_scores" in after
+    assert "starkv.star_scores" not in (tmp_path / files[0]).read_text()
+
+
+def test_debug_names_the_layer_of_a_score_that_is_not_finite():
+    from starkv_compile import NonFiniteScores
+
+    config = StarKVConfig(budget=0.5, inner="eager", debug=True)
+    graph = capture(Attention(), X, how="export")
+    apply(graph, config)
+    graph(X)
+    bad = X.clone()
+    bad[0, 3] = float("nan")
+    with pytest.raises(NonFiniteScores, match="layer 0, queries: 64 of"):
+        graph(bad)

@@ -1,0 +1,164 @@
+"""Several turns on one cache: only what is new is prefilled, state is carried on."""
+
+import random
+
+import pytest
+import torch
+
+import starkv_compile
+from starkv_compile import AgentSession, StarKVCache, StarKVConfig
+from starkv_compile.agent.architecture import (
+    CHAT_TEMPLATE,
+    build_config,
+    build_image_processor,
+    build_tokenizer,
+)
+from starkv_compile.agent.questions import ask
+from starkv_compile.agent.render import screenshot
+from starkv_compile.agent.world import sample_episode
+from starkv_compile.testing import FAMILIES, Prompt, generate, tiny_inputs, tiny_model
+
+FIRST, SECOND = Prompt(((4, 4),), 12, 1), Prompt(((4, 4), (4, 4)), 10, 2)
+
+
+def two_turns(model, family, cache, tokens=4):
+    """A prompt, its answer, and a second prompt with new frames, on one cache."""
+    a, b = tiny_inputs(family, FIRST), tiny_inputs(family, SECOND)
+    first = generate(model, a, tokens, past_key_values=cache)
+    ids = torch.cat([first.sequences, b["input_ids"]], dim=1)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs["pixel_values"] = b["pixel_values"]
+    if family != "llava":
+        types = [a["mm_token_type_ids"], torch.zeros(1, tokens).int(), b["mm_token_type_ids"]]
+        grid = torch.cat([a["image_grid_thw"], b["image_grid_thw"]])
+        inputs["mm_token_type_ids"] = torch.cat(types, dim=1)
+        inputs["image_grid_thw"] = b["image_grid_thw"]
+        vision, deltas = model.model.get_rope_index(ids, inputs["mm_token_type_ids"], grid)
+        model.model.rope_deltas = deltas
+        text = torch.arange(ids.shape[1]).expand(1, 1, -1)
+        inputs["position_ids"] = torch.cat([text, vision])
+    return generate(model, inputs, tokens, past_key_values=cache)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_second_turn_at_budget_one_equals_the_uncompressed_one(family):
+    from transformers import DynamicCache
+
+    model = tiny_model(family)
+    expected = two_turns(model, family, DynamicCache(config=model.config.get_text_config()))
+    compiled = starkv_compile.compile(model, budget=1.0, inner="eager")
+    for cache in (
+        DynamicCache(config=model.config.get_text_config()),
+        StarKVCache(model.config),
+    ):
+        ours = two_turns(compiled, family, cache)
+        assert torch.equal(ours.sequences, expected.sequences)
+        for left, right in zip(ours.logits, expected.logits, strict=True):
+            assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_second_turn_compresses_everything_again(family):
+    model = starkv_compile.compile(tiny_model(family), budget=0.3, inner="eager")
+    cache = StarKVCache(model.config)
+    out = two_turns(model, family, cache)
+    seen = out.sequences.shape[1] - 4
+    layer = cache.layers[0]
+    assert layer.kept.shape[1] == StarKVConfig(budget=0.3).capacity(seen)
+    assert (layer.kept[0, 1:] > layer.kept[0, :-1]).all()
+    assert layer.kept[0, -8:].tolist() == list(range(seen - 8, seen))
+    assert cache.get_seq_length() == seen + 3
+    assert layer.state[1].tolist() == [2], "two frames were profiled"
+    assert cache.session.layout.frame.max() == 2
+    assert starkv_compile.report(model).prompt_graphs[-1].rewritten == 2
+
+
+def test_same_cache_is_not_shared_between_sessions():
+    family = "qwen2_5_vl"
+    model = starkv_compile.compile(tiny_model(family), budget=0.3, inner="eager")
+    caches = [StarKVCache(model.config) for _ in range(2)]
+    alone = [two_turns(model, family, cache) for cache in caches]
+    assert torch.equal(alone[0].sequences, alone[1].sequences)
+    for left, right in zip(*(cache.layers for cache in caches), strict=True):
+        assert torch.equal(left.kept, right.kept)
+
+
+@pytest.fixture(name="agent", scope="module")
+def _agent():
+    from transformers import Qwen3VLForConditionalGeneration
+
+    from starkv_compile.agent.processor import AgentProcessor
+
+    torch.manual_seed(0)
+    model = Qwen3VLForConditionalGeneration(build_config()).eval()
+    processor = AgentProcessor(build_image_processor(), build_tokenizer(), CHAT_TEMPLATE)
+    return model, processor
+
+
+def contents(frames=3):
+    rng = random.Random(3)
+    episode = sample_episode(rng, frames, (8, 12))
+    for i, frame in enumerate(episode.frames):
+        yield [
+            {"type": "text", "text": f"step {frame.step}"},
+            {"type": "image", "image": screenshot(episode, i)},
+            {"type": "text", "text": ask(rng, episode, "click", i + 1).text},
+        ]
+
+
+def test_agent_session_prefills_only_what_is_new(agent):
+    model, processor = agent
+    starkv_compile.compile(model, budget=0.3, inner="eager")
+    lengths = []
+    handle = model.register_forward_pre_hook(
+        lambda _, __, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    session = AgentSession(model, processor)
+    for content in contents():
+        session.step(content, max_new_tokens=5, do_sample=False)
+    handle.remove()
+    prompts = [length for length in lengths if length > 1]
+    assert len(prompts) == 3
+    assert all(100 < length < 120 for length in prompts), "one frame and one line each"
+    assert session.cache.get_seq_length() == session.input_ids.shape[1] - 1
+    assert session.cache.layers[0].state[1].tolist() == [3]
+    starkv_compile.undo(model)
+
+
+def test_agent_session_equals_prefilling_it_all_again(agent):
+    """At budget 1.0, against the whole conversation rebuilt from scratch at the last step."""
+    model, processor = agent
+    session = AgentSession(model, processor)
+    images, ids = [], None
+    for content in contents():
+        session.step(content, max_new_tokens=5, do_sample=False)
+        images.append(content[1]["image"])
+        ids = session.input_ids
+    new = processor.image_processor(images, return_tensors="pt")
+    types = (ids == model.config.image_token_id).int()
+    rebuilt = model.generate(
+        input_ids=ids[:, :-5], attention_mask=torch.ones_like(ids[:, :-5]),
+        mm_token_type_ids=types[:, :-5], max_new_tokens=5, do_sample=False, **new,
+    )  # fmt: skip
+    assert torch.equal(rebuilt, ids)
+
+
+def test_prompt_of_a_later_turn(agent):
+    """Rendered with the conversation so far: no second system prompt, cut replies closed."""
+    model, processor = agent
+    session = AgentSession(model, processor)
+    template = (
+        "{% if messages[0]['role'] != 'system' %}SYSTEM {% endif %}"
+        "{% for m in messages %}<{{ m['role'] }}>"
+        "{% for part in m['content'] %}{{ part['text'] }}{% endfor %}<|end|>\n{% endfor %}"
+    )
+    processor.chat_template, original = template, processor.chat_template
+    try:
+        hello = {"role": "user", "content": [{"type": "text", "text": "hello"}]}
+        assert session._prompt(hello) == "SYSTEM <user>hello<|end|>\n"
+        session._ended = True
+        assert session._prompt(hello) == "\n<user>hello<|end|>\n"
+        session._ended = False
+        assert session._prompt(hello) == "<|end|>\n<user>hello<|end|>\n"
+    finally:
+        processor.chat_template = original
