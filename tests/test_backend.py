@@ -1,0 +1,87 @@
+"""The backend on its own: plain functions, faults, modes, and the hook in Dynamo."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import starkv_compile
+from starkv_compile.testing import generate, tiny_inputs, tiny_model
+
+Q, K, V = (torch.randn(1, 2, 40, 16) for _ in range(3))
+
+
+def attend(q, k, v):
+    k, v = k * 1.5, v * 1.5
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True), k, v
+
+
+@pytest.mark.parametrize("inner", ["eager", "aot_eager", "inductor"])
+def test_plain_function(inner):
+    options = {"budget": 0.25, "inner": inner}
+    out, key, value = torch.compile(attend, backend="starkv", options=options)(Q, K, V)
+    torch.testing.assert_close(out, attend(Q, K, V)[0])
+    assert key.shape == value.shape == (1, 2, 10, 16)
+    report = starkv_compile.last_report()
+    assert (report.found, report.rewritten) == (1, 1)
+    assert "all are scored as text" in report.notes[0]
+
+
+def test_mode_goes_to_inductor_and_to_nothing_else():
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    out = torch.compile(attend, backend="starkv", mode="max-autotune-no-cudagraphs")(Q, K, V)
+    assert out[1].shape[2] == 8
+    torch._dynamo.reset()
+    with pytest.raises(BackendCompilerFailed, match="'nonsense' is no option"):
+        torch.compile(attend, backend="starkv", options={"nonsense": 1})(Q, K, V)
+
+
+def test_a_fault_in_the_passes_costs_no_result(monkeypatch):
+    def broken(self, context):
+        raise KeyError("planted")
+
+    monkeypatch.setattr("starkv_compile.passes.find_layout.FindLayout.run", broken)
+    family = "qwen2_5_vl"
+    inputs = tiny_inputs(family)
+    expected = generate(tiny_model(family), inputs)
+    model = starkv_compile.compile(tiny_model(family), budget=0.3, inner="eager")
+    with pytest.warns(UserWarning, match="passes failed on a graph.*planted"):
+        out = generate(model, inputs)
+    assert torch.equal(out.sequences, expected.sequences)
+    assert "planted" in str(starkv_compile.report(model))
+    assert out.past_key_values.layers[0].stored == out.past_key_values.get_seq_length()
+
+
+def test_running_uncompiled_is_said(monkeypatch):
+    """Where Dynamo gives up, the cache is whole and right; silence would be the fault."""
+    model = starkv_compile.compile(tiny_model("llava"), budget=0.3, inner="eager")
+    with (
+        torch._dynamo.config.patch(disable=True),
+        pytest.warns(UserWarning, match="no compiled graph holds its cache write"),
+    ):
+        out = generate(model, tiny_inputs("llava"))
+    assert out.past_key_values.layers[0].stored == out.past_key_values.get_seq_length()
+
+
+def test_report_reads_well():
+    model = starkv_compile.compile(tiny_model("llava"), budget=0.25, inner="eager")
+    assert "call the model once" in str(starkv_compile.report(model))
+    generate(model, tiny_inputs("llava"), tokens=1)
+    text = str(starkv_compile.report(model))
+    assert "2 of 2 attentions rewritten" in text
+    assert "17 / 68" in text
+    assert "(25.0%)" in text
+    assert "square guessed" in text
+
+
+def test_eager_attention_compresses_too():
+    family = "qwen2_5_vl"
+    inputs, model = tiny_inputs(family), tiny_model(family)
+    sdpa = generate(starkv_compile.compile(model, budget=0.3, inner="eager"), inputs)
+    starkv_compile.undo(model)
+    model.set_attn_implementation("eager")
+    eager = generate(starkv_compile.compile(model, budget=0.3, inner="eager"), inputs)
+    report = starkv_compile.report(model)
+    assert {site.form for graph in report.prompt_graphs for site in graph.sites} == {"eager"}
+    for left, right in zip(sdpa.past_key_values.layers, eager.past_key_values.layers, strict=True):
+        assert torch.equal(left.kept, right.kept)
