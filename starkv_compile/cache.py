@@ -108,9 +108,7 @@ class StarKVLayer(DynamicLayer):
         if self.state is None:
             return fresh_state(keys, current)
         mi, mi_steps, pattern, pattern_count = self.state
-        tokens = current.shape[1]
-        if pattern.shape[-1] != tokens:
-            pattern = F.pad(pattern, (0, tokens - pattern.shape[-1]))
+        pattern = F.pad(pattern, (0, current.shape[1] - pattern.shape[-1]))
         return mi, mi_steps, pattern, pattern_count
 
     def get_seq_length(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 
 from .kernels.reference.layout import newest_places
 
@@ -17,7 +18,7 @@ class VisionLayout:
 
     frame, row, column: [B, seen] int64; frame is -1 for text, else it counts frames in time
     order. current: [B, N] int64, offsets within the last chunk of its newest frame's tokens, -1
-    beyond the row's last. grid says where rows and columns come from: "grid" (the processor's),
+    beyond the row's last, and as wide as the largest frame so far. grid says where rows and columns come from: "grid" (the processor's),
     "positions" (M-RoPE), "square" (guessed), "text" (no frame yet).
     """
 
@@ -55,8 +56,10 @@ class VisionLayout:
         """Append a chunk: [B, S] each, its frames counted from 0, -1 for text."""
         visual = frame >= 0
         places = newest_places(frame, visual)
-        widest = max(1, int((places >= 0).sum(1).max()))
-        self.current = places[:, :widest]
+        # Never narrower than before: averaged patterns are as wide, and a turn without a frame
+        # must not cut them.
+        widest = max(self.current.shape[1], int((places >= 0).sum(1).max()))
+        self.current = F.pad(places, (0, max(0, widest - places.shape[1])), value=-1)[:, :widest]
         known = self.frame.amax(1, keepdim=True) + 1 if self.seen else 0
         self._append(torch.where(visual, frame + known, TEXT), row, column)
         if bool(visual.any()):

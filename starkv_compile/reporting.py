@@ -139,6 +139,8 @@ class Report:
             lines.append(
                 f"total                        {now:13,d} / {full:<12,d} ({now / full:.1%})"
             )
+        if not lines and self.graphs:
+            return f"{len(self.graphs)} graphs compiled, none with a cache to compress"
         return "\n".join(lines) or "nothing compiled yet: call the model once"
 
 

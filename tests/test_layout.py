@@ -99,6 +99,15 @@ def test_later_chunks_count_frames_on():
     assert cache.session.layout.current[0, 0] == offset
 
 
+def test_a_turn_without_a_frame_keeps_the_pattern_as_wide():
+    family = "qwen2_5_vl"
+    model = tiny_model(family)
+    cache = StarKVCache(model.config)
+    describe_chunk(cache, model, tiny_inputs(family, Prompt(((4, 4),), 3)))
+    describe_chunk(cache, model, tiny_inputs(family, Prompt((), 3)))
+    assert cache.session.layout.current.tolist() == [[-1] * 16]
+
+
 def test_embeddings_alone_leave_the_layout_unknown():
     model = tiny_model("llava")
     cache = StarKVCache(model.config)

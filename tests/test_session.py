@@ -73,6 +73,20 @@ def test_second_turn_compresses_everything_again(family):
     assert starkv_compile.report(model).prompt_graphs[-1].rewritten == 2
 
 
+def test_a_question_without_a_frame_keeps_the_pattern():
+    family = "qwen2_5_vl"
+    model = starkv_compile.compile(tiny_model(family), budget=0.3, inner="eager")
+    cache = StarKVCache(model.config)
+    out = two_turns(model, family, cache)
+    before = [t.clone() for t in cache.layers[0].state]
+    ids = torch.cat([out.sequences, torch.arange(20, 35)[None]], dim=1)
+    generate(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)},
+             past_key_values=cache)  # fmt: skip
+    for left, right in zip(before, cache.layers[0].state, strict=True):
+        assert torch.equal(left, right)
+    assert cache.layers[0].kept.shape[1] == StarKVConfig(budget=0.3).capacity(ids.shape[1])
+
+
 def test_same_cache_is_not_shared_between_sessions():
     family = "qwen2_5_vl"
     model = starkv_compile.compile(tiny_model(family), budget=0.3, inner="eager")

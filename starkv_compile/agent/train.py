@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from .architecture import build_config
 from .batches import IGNORE, Batch, sample_batch
+from .checkpoints import save_agent
 from .vocabulary import ATTRIBUTES, BIN_CENTERS, NOUNS, TOKEN_ID
 
 MAX_FRAMES = 5
@@ -214,9 +215,10 @@ class Trainer:
             [*ATTRIBUTES], [*NOUNS],
             [f"x={c}" for c in BIN_CENTERS], [f"y={c}" for c in BIN_CENTERS],
         ]  # fmt: skip
-        table = self.model.get_input_embeddings().weight
+        table: torch.Tensor = self.model.get_input_embeddings().weight
         for head, names in zip(self.probe.heads, words, strict=True):
-            rows = F.normalize(head.weight[-len(names) :], dim=-1)  # row 0 may be "no element"
+            weight: torch.Tensor = head.weight  # type: ignore[assignment]
+            rows = F.normalize(weight[-len(names) :], dim=-1)  # row 0 may be "no element"
             for name, row in zip(names, rows, strict=True):
                 table[TOKEN_ID[name]] = row
 
@@ -264,7 +266,7 @@ def main() -> None:
     trainer.train_tower(args.tower_steps)
     trainer.rescale_features()
     trainer.train_agent(args.steps, args.decay)
-    trainer.model.save_pretrained(args.out)
+    save_agent(trainer.model, args.out)
 
 
 if __name__ == "__main__":
