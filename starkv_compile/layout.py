@@ -18,8 +18,9 @@ class VisionLayout:
 
     frame, row, column: [B, seen] int64; frame is -1 for text, else it counts frames in time
     order. current: [B, N] int64, offsets within the last chunk of its newest frame's tokens, -1
-    beyond the row's last, and as wide as the largest frame so far. grid says where rows and columns come from: "grid" (the processor's),
-    "positions" (M-RoPE), "square" (guessed), "text" (no frame yet).
+    beyond the row's last; N is the largest frame so far. grid says where rows and columns come
+    from: "grid" (the processor's), "positions" (M-RoPE), "square" (guessed), "text" (no frame
+    yet).
     """
 
     frame: torch.Tensor
