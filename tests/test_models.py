@@ -53,8 +53,8 @@ def test_compresses(family, way):
     )
     # The first new token is the full cache's: attention of the prompt itself reads everything.
     assert torch.equal(out.logits[0], full.logits[0])
-    expected = "square" if family == "llava" else "positions"
-    assert report.layout == expected
+    # From 5.23 on `generate` encodes images first and passes no grid on.
+    assert report.layout in (("square",) if family == "llava" else ("grid", "positions"))
 
 
 @pytest.mark.parametrize("inner", ["eager", "aot_eager", "inductor"])

@@ -57,6 +57,7 @@ def build_config() -> Qwen3VLConfig:
             "num_key_value_heads": 4,
             "head_dim": 32,
             "max_position_embeddings": 8192,
+            "initializer_range": 0.06,  # 0.02 suits wide models; so narrow a one learns slowly
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 10000.0,

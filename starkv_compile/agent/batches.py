@@ -38,12 +38,15 @@ class Batch:
     """B rows of F frames of n visual tokens each; L tokens a row.
 
     input_ids [B, L]; labels [B, L], the next token where it is part of an answer, else IGNORE;
+    hints [B, L, 2], the two tokens to be looked up, where all that tells them has been said:
+    at a question's end, and at the name a `return` answer begins with; else IGNORE;
     pixel_values [B*F*n, 3*32*32]; grid_thw [B*F, 3]; cells [B*F*n, 4]: class indices of
     attribute, noun, x bin and y bin of each visual token (0 = no element, for the first two).
     """
 
     input_ids: torch.Tensor
     labels: torch.Tensor
+    hints: torch.Tensor
     pixel_values: torch.Tensor
     grid_thw: torch.Tensor
     cells: torch.Tensor
@@ -70,11 +73,13 @@ def sample_batch(
     grid = rng.choice(GRIDS)
     plan = sample_plan(rng, frames, questions)
     episodes = [sample_episode(rng, frames, grid, elements=elements) for _ in range(rows)]
-    laid_out = [_lay_out(rng, episode, plan) for episode in episodes]
+    rows_of = [_lay_out(rng, episode, plan) for episode in episodes]
+    input_ids, labels, hints = (torch.tensor(part) for part in zip(*rows_of, strict=True))
     pixels = np.stack([np.asarray(screenshot(e, i)) for e in episodes for i in range(frames)])
     return Batch(
-        input_ids=torch.tensor([ids for ids, _ in laid_out]),
-        labels=torch.tensor([labels for _, labels in laid_out]),
+        input_ids=input_ids,
+        labels=labels,
+        hints=hints,
         pixel_values=patchify(pixels),
         grid_thw=torch.tensor([[1, *grid]] * (rows * frames)),
         cells=torch.from_numpy(np.concatenate([_cell_classes(e) for e in episodes])),
@@ -82,9 +87,12 @@ def sample_batch(
     )
 
 
-def _lay_out(rng: random.Random, episode: Episode, plan: Plan) -> tuple[list[int], list[int]]:
+def _lay_out(
+    rng: random.Random, episode: Episode, plan: Plan
+) -> tuple[list[int], list[int], list[tuple[int, int]]]:
     ids: list[int] = []
     labels: list[int] = []
+    hints: dict[int, tuple[int, int]] = {}
 
     def add(*words: str, answer: bool = False) -> None:
         tokens = [TOKEN_ID[w] for w in words]
@@ -106,9 +114,14 @@ def _lay_out(rng: random.Random, episode: Episode, plan: Plan) -> tuple[list[int
         else:
             question = ask(rng, episode, item, shown)
             add(*question.text.split(), AGENT)
-            add(*question.answer.split(), END, answer=True)
+            answer = question.answer.split()
+            hints[len(ids) - 1] = TOKEN_ID[answer[2]], TOKEN_ID[answer[3]]
+            if item == "return":  # it is RED STAR at ( X Y )
+                hints[len(ids) + 3] = TOKEN_ID[answer[6]], TOKEN_ID[answer[7]]
+            add(*answer, END, answer=True)
             user_spoke = False
-    return ids, labels
+    nothing = (IGNORE, IGNORE)
+    return ids, labels, [hints.get(i, nothing) for i in range(len(ids))]
 
 
 def _cell_classes(episode: Episode) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Train the shipped agent: `python -m starkv_compile.agent.train --out DIR`.
 
 Two stages. First the vision tower alone learns to tell what each visual token shows and where
-it is (crowded screens, so that a step sees many elements). Then the whole agent learns to
-answer, that auxiliary loss kept on; without it an agent this small stays at chance. Answers are
-learned by next-token prediction; episodes grow by a frame whenever the agent is ready.
+it is (crowded screens, so that a step sees many elements). Then the language model learns to
+answer by next-token prediction, helped by a loss on looking up the answer where a question ends.
+Episodes grow by a frame, then frames by visual tokens, whenever the agent is ready.
 
 The learning rate is constant, then falls linearly over the last `--decay` steps, so a run can be
 stopped and resumed with other `--steps`. The same command goes on where it stopped.
@@ -32,16 +32,24 @@ MAX_FRAMES = 5
 LEVEL_UP = 0.85  # accuracy on answers at which one more frame is allowed
 ROWS = {1: 32, 2: 24, 3: 20, 4: 16, 5: 14}  # fewer rows for longer episodes: seconds a step
 QUESTIONS = 16
+HINT_LAYER = 3
+TOKENS_SHOWN = (14, 28, 56, 112)  # of each frame; its elements are 12, the last is all of them
 TOWER_ROWS, TOWER_ELEMENTS = 24, 40
 
 
 class CellProbe(nn.Module):
-    """Linear read-outs of a visual token: attribute, noun, x bin, y bin."""
+    """Auxiliary losses, none of which is part of the agent.
+
+    Linear read-outs of a visual token: attribute, noun, x bin, y bin. And of the language
+    model's third layer where a question ends: the two words to be looked up. Without the second
+    nothing rewards the look-up before the answer, whose preamble says nothing of it.
+    """
 
     def __init__(self, hidden: int):
         super().__init__()
         sizes = (len(ATTRIBUTES) + 1, len(NOUNS) + 1, len(BIN_CENTERS), len(BIN_CENTERS))
         self.heads = nn.ModuleList(nn.Linear(hidden, size) for size in sizes)
+        self.hint_heads = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(2))
 
     def forward(self, features: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
         """features [N, hidden], cells [N, 4] -> mean cross entropy. Elements weigh 4 x."""
@@ -50,6 +58,18 @@ class CellProbe(nn.Module):
         losses = [
             (F.cross_entropy(head(features), cells[:, i], reduction="none") * weight).sum()
             for i, head in enumerate(self.heads)
+        ]
+        return torch.stack(losses).sum()
+
+    def hint_loss(
+        self, hidden: torch.Tensor, hints: torch.Tensor, lm_head: nn.Module
+    ) -> torch.Tensor:
+        """hidden [B, L, hidden], hints [B, L, 2] token ids or IGNORE -> mean cross entropy."""
+        place = hints[..., 0] != IGNORE
+        found = F.layer_norm(hidden[place], hidden.shape[-1:])
+        losses = [
+            F.cross_entropy(lm_head(head(found)), hints[place][:, i])
+            for i, head in enumerate(self.hint_heads)
         ]
         return torch.stack(losses).sum()
 
@@ -72,10 +92,26 @@ def init_positions(table: nn.Embedding) -> None:
         table.weight.copy_(torch.cat([rows, columns], dim=-1))
 
 
+def shown_tokens(batch: Batch, is_image: torch.Tensor, tokens: int) -> torch.Tensor:
+    """[B, L] bool: all text, and of each frame its elements and random others, `tokens` in all.
+
+    Early training shows the language model few visual tokens a frame. Among a hundred, attention
+    to the one that matters starts at a hundredth, too little to be found in reasonable time.
+    """
+    cells = batch.cells[:, 0].view(len(is_image), batch.frames, -1)
+    rank = (torch.rand(cells.shape) + (cells > 0)).argsort(-1, descending=True).argsort(-1)
+    shown = torch.ones_like(is_image)
+    shown[is_image] = (rank < tokens).flatten()
+    return shown
+
+
 def answer_losses(
-    model: Any, probe: CellProbe, batch: Batch
+    model: Any, probe: CellProbe, batch: Batch, tokens: int
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Answer loss, probe loss, and the share of answers with every token right."""
+    """Answer loss, hint loss, and the share of answers with every token right.
+
+    tokens: visual tokens of each frame that the language model sees.
+    """
     core = model.model
     seen = core.visual(batch.pixel_values, grid_thw=batch.grid_thw)
     features = seen.pooler_output
@@ -86,19 +122,25 @@ def answer_losses(
     positions, _ = core.get_rope_index(
         one_row, is_image[:1].int(), image_grid_thw=batch.grid_thw[: batch.frames]
     )
-    hidden = core.language_model(
-        inputs_embeds=embeds,
-        position_ids=positions.expand(-1, len(embeds), -1),
-        visual_pos_masks=is_image,
-        deepstack_visual_embeds=seen.deepstack_features,
+    shown = shown_tokens(batch, is_image, tokens)
+    rows = len(embeds)
+    out = core.language_model(
+        inputs_embeds=embeds[shown].view(rows, -1, embeds.shape[-1]),
+        position_ids=positions.expand(-1, rows, -1)[:, shown].view(3, rows, -1),
+        visual_pos_masks=is_image[shown].view(rows, -1),
+        deepstack_visual_embeds=[f[shown[is_image]] for f in seen.deepstack_features],
         use_cache=False,
-    ).last_hidden_state
-    asked = batch.labels != IGNORE
-    logits = model.lm_head(hidden[asked])
-    targets = batch.labels[asked]
+        output_hidden_states=True,
+    )
+    labels = batch.labels[shown].view(rows, -1)
+    asked = labels != IGNORE
+    logits = model.lm_head(out.last_hidden_state[asked])
+    targets = labels[asked]
     loss = F.cross_entropy(logits, targets)
     accuracy = _whole_answers(asked, (logits.argmax(-1) == targets).detach())
-    return loss, probe(features, batch.cells), accuracy
+    hints = batch.hints[shown].view(rows, -1, 2)
+    hint_loss = probe.hint_loss(out.hidden_states[HINT_LAYER], hints, model.lm_head)
+    return loss, hint_loss, accuracy
 
 
 def _whole_answers(asked: torch.Tensor, right: torch.Tensor) -> float:
@@ -130,7 +172,8 @@ class Trainer:
             self.parameters, lr=peak, betas=(0.9, 0.98), weight_decay=0.01
         )
         self.state: dict[str, Any] = {
-            "tower_step": 0, "rescaled": False, "step": 0, "level": 1, "running": {}, "seconds": 0.0
+            "tower_step": 0, "rescaled": False, "step": 0, "level": 1, "density": 0,
+            "running": {}, "seconds": 0.0,
         }  # fmt: skip
         out.mkdir(parents=True, exist_ok=True)
         if (out / "resume.pt").exists():
@@ -222,29 +265,38 @@ class Trainer:
             for name, row in zip(names, rows, strict=True):
                 table[TOKEN_ID[name]] = row
 
-    def train_agent(self, steps: int, decay: int) -> None:
-        """The second stage. The tower is done but for what hands its features on."""
+    def _level_up(self) -> None:
+        """One more frame; at the most frames, more tokens of each."""
         state = self.state
-        visual = self.model.model.visual
-        for part in (visual.patch_embed, visual.pos_embed, visual.blocks):
-            part.requires_grad_(False)
+        if state["level"] < MAX_FRAMES:
+            state["level"] += 1
+        elif state["density"] < len(TOKENS_SHOWN) - 1:
+            state["density"] += 1
+            state["running"] = {}
+
+    def train_agent(self, steps: int, decay: int) -> None:
+        """The second stage. The tower is done: it is not trained on."""
+        state = self.state
+        self.model.model.visual.requires_grad_(False)
         while (step := state["step"]) < steps:
             rng = random.Random(f"{self.seed}-{step}")
-            level = state["level"]
+            torch.manual_seed(step)
+            level, tokens = state["level"], TOKENS_SHOWN[state["density"]]
             frames = level if rng.random() < 0.4 else rng.randint(1, level)
             batch = sample_batch(rng, ROWS[frames], frames, QUESTIONS)
-            loss, probe_loss, accuracy = answer_losses(self.model, self.probe, batch)
-            self.update(loss + 0.5 * probe_loss, learning_rate(step, steps, decay, self.peak))
+            loss, hint_loss, accuracy = answer_losses(self.model, self.probe, batch, tokens)
+            self.update(loss + hint_loss, learning_rate(step, steps, decay, self.peak))
             state["step"] = step + 1
             state["running"][frames] = 0.95 * state["running"].get(frames, 0.0) + 0.05 * accuracy
-            if state["running"].get(level, 0.0) > LEVEL_UP and level < MAX_FRAMES:
-                state["level"] += 1
+            if state["running"].get(level, 0.0) > LEVEL_UP:
+                self._level_up()
             if step % 25 == 0:
                 self.log(
                     step=step,
                     loss=round(loss.item(), 4),
-                    probe=round(probe_loss.item(), 4),
+                    hints=round(hint_loss.item(), 4),
                     level=state["level"],
+                    tokens=tokens,
                     accuracy={k: round(v, 3) for k, v in state["running"].items()},
                 )
             if (step + 1) % 100 == 0 or step + 1 == steps:
