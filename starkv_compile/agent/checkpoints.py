@@ -28,6 +28,7 @@ def save_agent(weights: Any, folder: Path) -> None:
     state = weights if isinstance(weights, Mapping) else weights.state_dict()
     model = Qwen3VLForConditionalGeneration(build_config())
     model.load_state_dict(state)
+    model.half()  # half the bytes to ship; `load_agent` computes in float32
     # Replies end with END; PAD is never generated and only fills the left of shorter rows.
     model.generation_config = GenerationConfig(
         eos_token_id=TOKEN_ID[END], pad_token_id=TOKEN_ID[PAD], do_sample=False
@@ -63,9 +64,12 @@ def load_agent(path: Path | None = None) -> tuple[Any, Any]:
         StarKVError: the folder holds no checkpoint.
     """
     folder = agent_folder(path)
+    import torch
     from transformers import Qwen3VLForConditionalGeneration
 
     from .processor import AgentProcessor
 
-    model = Qwen3VLForConditionalGeneration.from_pretrained(folder, local_files_only=True)
+    model = Qwen3VLForConditionalGeneration.from_pretrained(
+        folder, local_files_only=True, dtype=torch.float32
+    )
     return model.eval(), AgentProcessor.from_pretrained(folder, local_files_only=True)

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from .architecture import build_config
 from .batches import IGNORE, Batch, sample_batch
-from .checkpoints import save_agent
+from .checkpoints import load_agent, save_agent
 from .vocabulary import ATTRIBUTES, BIN_CENTERS, NOUNS, TOKEN_ID
 
 MAX_FRAMES = 5
@@ -159,7 +159,7 @@ def learning_rate(step: int, steps: int, decay: int, peak: float) -> float:
 class Trainer:
     """Model, probe, optimizer and progress; saved and restored as one."""
 
-    def __init__(self, out: Path, seed: int, peak: float):
+    def __init__(self, out: Path, seed: int, peak: float, start: Path | None = None):
         from transformers import Qwen3VLForConditionalGeneration
 
         torch.manual_seed(seed)
@@ -175,6 +175,9 @@ class Trainer:
             "tower_step": 0, "rescaled": False, "step": 0, "level": 1, "density": 0,
             "running": {}, "seconds": 0.0,
         }  # fmt: skip
+        if start is not None:
+            self.model.load_state_dict(load_agent(start)[0].state_dict())
+            self.state |= {"tower_step": None, "rescaled": True}
         out.mkdir(parents=True, exist_ok=True)
         if (out / "resume.pt").exists():
             saved = torch.load(out / "resume.pt", weights_only=True)
@@ -211,8 +214,8 @@ class Trainer:
         self.state["seconds"] = time.monotonic() - self.started
 
     def train_tower(self, steps: int) -> None:
-        """The first stage."""
-        while (step := self.state["tower_step"]) < steps:
+        """The first stage; None for an agent that began with a trained tower."""
+        while (step := self.state["tower_step"]) is not None and step < steps:
             rng = random.Random(f"tower-{self.seed}-{step}")
             batch = sample_batch(rng, TOWER_ROWS, 1, 1, TOWER_ELEMENTS)
             seen = self.model.model.visual(batch.pixel_values, grid_thw=batch.grid_thw)
@@ -306,6 +309,7 @@ class Trainer:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the embedded GUI agent.")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder")
+    parser.add_argument("--start", type=Path, help="go on from this agent's weights")
     parser.add_argument("--tower-steps", type=int, default=1500)
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--decay", type=int, default=1200, help="last steps, with a falling rate")
@@ -314,7 +318,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    trainer = Trainer(args.out, args.seed, args.lr)
+    trainer = Trainer(args.out, args.seed, args.lr, args.start)
     trainer.train_tower(args.tower_steps)
     trainer.rescale_features()
     trainer.train_agent(args.steps, args.decay)
