@@ -53,13 +53,16 @@ class Batch:
     frames: int
 
 
-def sample_plan(rng: random.Random, frames: int, questions: int) -> Plan:
-    """Frames in order, up to two questions after each but the last, the rest at the end."""
+def sample_plan(rng: random.Random, frames: int, questions: int, at_end: bool = False) -> Plan:
+    """Frames in order, up to two questions after each but the last, the rest at the end.
+
+    at_end: all of them at the end.
+    """
     plan: list[int | str] = []
     left = questions
     for i in range(frames):
         plan.append(i)
-        here = left if i == frames - 1 else rng.choice((0, 0, 1, 2))
+        here = left if i == frames - 1 else 0 if at_end else rng.choice((0, 0, 1, 2))
         here = min(here, left)
         left -= here
         plan += [rng.choice(KINDS) for _ in range(here)]
@@ -67,11 +70,16 @@ def sample_plan(rng: random.Random, frames: int, questions: int) -> Plan:
 
 
 def sample_batch(
-    rng: random.Random, rows: int, frames: int, questions: int = 10, elements: int = 12
+    rng: random.Random,
+    rows: int,
+    frames: int,
+    questions: int = 10,
+    elements: int = 12,
+    at_end: bool = False,
 ) -> Batch:
     """`rows` new episodes of `frames` frames with `questions` questions each."""
     grid = rng.choice(GRIDS)
-    plan = sample_plan(rng, frames, questions)
+    plan = sample_plan(rng, frames, questions, at_end)
     episodes = [sample_episode(rng, frames, grid, elements=elements) for _ in range(rows)]
     rows_of = [_lay_out(rng, episode, plan) for episode in episodes]
     input_ids, labels, hints = (torch.tensor(part) for part in zip(*rows_of, strict=True))

@@ -26,12 +26,13 @@ from torch.nn import functional as F
 from .architecture import build_config
 from .batches import IGNORE, Batch, sample_batch
 from .checkpoints import load_agent, save_agent
-from .vocabulary import ATTRIBUTES, BIN_CENTERS, NOUNS, TOKEN_ID
+from .vocabulary import ATTRIBUTES, BIN_CENTERS, NOUNS, TOKEN_ID, USER
 
 MAX_FRAMES = 5
 LEVEL_UP = 0.85  # accuracy on answers at which one more frame is allowed
 ROWS = {1: 32, 2: 24, 3: 20, 4: 16, 5: 14}  # fewer rows for longer episodes: seconds a step
 QUESTIONS = 16
+ISOLATED = 0.5  # share of batches whose questions do not see each other, after the first level
 HINT_LAYER = 3
 TOKENS_SHOWN = (14, 28, 56, 112)  # of each frame; its elements are 12, the last is all of them
 TOWER_ROWS, TOWER_ELEMENTS = 24, 40
@@ -105,12 +106,34 @@ def shown_tokens(batch: Batch, is_image: torch.Tensor, tokens: int) -> torch.Ten
     return shown
 
 
+def isolate_questions(
+    batch: Batch, is_image: torch.Tensor, positions: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mask [1, 1, L, L] and positions [3, 1, L] that make each turn a prompt of its own.
+
+    A turn after the last frame sees the frames and itself, at the positions it would have if it
+    were the only one. Among sixteen chained questions a head that should find its own question's
+    words sees a sixteenth of them there, and does not learn to look back at all.
+    """
+    first_row, length = batch.input_ids[0], batch.input_ids.shape[1]
+    place = torch.arange(length)
+    frames_end = int(is_image[0].nonzero().max()) + 2  # past the end-of-image marker
+    starts = (first_row == TOKEN_ID[USER]) & (place >= frames_end)
+    turn = torch.where(place < frames_end, -1, starts.long().cumsum(0))
+    start = torch.where(starts, place, frames_end).cummax(0).values
+    alone = int(positions[:, 0, :frames_end].max()) + 1 + place - start
+    positions = torch.where(turn >= 0, alone, positions)
+    visible = (turn[None, :] == turn[:, None]) | (turn[None, :] < 0)
+    return (visible & (place[None, :] <= place[:, None]))[None, None], positions
+
+
 def answer_losses(
-    model: Any, probe: CellProbe, batch: Batch, tokens: int
+    model: Any, probe: CellProbe, batch: Batch, tokens: int, isolated: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Answer loss, hint loss, and the share of answers with every token right.
 
-    tokens: visual tokens of each frame that the language model sees.
+    tokens: visual tokens of each frame that the language model sees. isolated: see
+    `isolate_questions`; the batch then has its questions after the last frame.
     """
     core = model.model
     seen = core.visual(batch.pixel_values, grid_thw=batch.grid_thw)
@@ -124,8 +147,14 @@ def answer_losses(
     )
     shown = shown_tokens(batch, is_image, tokens)
     rows = len(embeds)
+    mask = None
+    if isolated:
+        mask, positions = isolate_questions(batch, is_image, positions)
+        order = shown.nonzero()[:, 1].view(rows, -1)
+        mask = mask[0, 0][order[:, :, None], order[:, None, :]][:, None]
     out = core.language_model(
         inputs_embeds=embeds[shown].view(rows, -1, embeds.shape[-1]),
+        attention_mask=mask,
         position_ids=positions.expand(-1, rows, -1)[:, shown].view(3, rows, -1),
         visual_pos_masks=is_image[shown].view(rows, -1),
         deepstack_visual_embeds=[f[shown[is_image]] for f in seen.deepstack_features],
@@ -286,8 +315,11 @@ class Trainer:
             torch.manual_seed(step)
             level, tokens = state["level"], TOKENS_SHOWN[state["density"]]
             frames = level if rng.random() < 0.4 else rng.randint(1, level)
-            batch = sample_batch(rng, ROWS[frames], frames, QUESTIONS)
-            loss, hint_loss, accuracy = answer_losses(self.model, self.probe, batch, tokens)
+            isolated = level == 1 or rng.random() < ISOLATED
+            batch = sample_batch(rng, ROWS[frames], frames, QUESTIONS, at_end=isolated)
+            loss, hint_loss, accuracy = answer_losses(
+                self.model, self.probe, batch, tokens, isolated
+            )
             self.update(loss + hint_loss, learning_rate(step, steps, decay, self.peak))
             state["step"] = step + 1
             state["running"][frames] = 0.95 * state["running"].get(frames, 0.0) + 0.05 * accuracy

@@ -7,8 +7,14 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from starkv_compile.agent.architecture import build_config
 from starkv_compile.agent.batches import IGNORE, sample_batch
-from starkv_compile.agent.train import CellProbe, answer_losses, learning_rate, shown_tokens
-from starkv_compile.agent.vocabulary import AGENT, TOKEN_ID, TOKENS
+from starkv_compile.agent.train import (
+    CellProbe,
+    answer_losses,
+    isolate_questions,
+    learning_rate,
+    shown_tokens,
+)
+from starkv_compile.agent.vocabulary import AGENT, END, TOKEN_ID, TOKENS
 
 
 def batch_of(frames=2, rows=3):
@@ -60,3 +66,25 @@ def test_losses_reach_the_language_model_through_any_density():
 def test_learning_rate_warms_up_stays_and_falls():
     rates = [learning_rate(step, 1000, 200, 1.0) for step in (0, 99, 500, 900, 999)]
     assert rates == [0.01, 1.0, 1.0, 0.5, 0.005]
+
+
+def test_isolated_questions_see_the_frames_and_themselves():
+    batch = sample_batch(random.Random(1), 2, 2, questions=3, at_end=True)
+    is_image = batch.input_ids == TOKEN_ID["<|image_pad|>"]
+    length = batch.input_ids.shape[1]
+    mask, positions = isolate_questions(
+        batch, is_image, torch.arange(length).expand(3, 1, -1).clone()
+    )
+    mask = mask[0, 0]
+    ends = (batch.input_ids[0] == TOKEN_ID[END]).nonzero()[:, 0].tolist()
+    frames_end = int(is_image[0].nonzero().max()) + 2
+    starts = [frames_end, *[end + 1 for end in ends[:-1]]]
+    for start, end in zip(starts, ends, strict=True):
+        assert mask[end, :frames_end].all()
+        own = range(start, end + 1)
+        seen = mask[end, frames_end:].nonzero()[:, 0] + frames_end
+        assert seen.tolist() == list(own)
+        assert positions[0, 0, start : end + 1].tolist() == list(
+            range(frames_end, frames_end + len(own))
+        )
+    assert torch.equal(mask, mask & torch.ones_like(mask).tril()), "causal"
