@@ -143,7 +143,7 @@ def test_token_layout_is_the_processors(processor, seed):
     episode = sample_episode(rng, 3)
     plan = sample_plan(rng, 3, 4)
     state = rng.getstate()
-    ids, labels = _lay_out(rng, episode, plan)
+    ids, labels, _ = _lay_out(rng, episode, plan)
     rng.setstate(state)  # the same questions once more, as a chat
     chat, content, answers = [], [], []
     shown = 0
