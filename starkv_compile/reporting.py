@@ -121,11 +121,7 @@ class Report:
     def __str__(self) -> str:
         lines = []
         for i, graph in enumerate(self.prompt_graphs):
-            lines.append(
-                f"prompt graph {i}: {graph.rewritten} of {graph.found} attentions rewritten"
-            )
-            lines += [f"  {site}" for site in graph.sites if not site.rewritten or site.note]
-            lines += [f"  note: {note}" for note in graph.notes]
+            lines.append(f"prompt graph {i}: {graph}")
         lines += [f"passes gave up: {g.failure}" for g in self.graphs if g.failure]
         lines += [f"left uncompressed: {reason}" for reason in self.refusals]
         if self.layers:
