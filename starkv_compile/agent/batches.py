@@ -1,4 +1,4 @@
-"""Training batches: episodes of one layout, with questions and answers laid out as tokens.
+"""Episodes laid out as tokens and pixels: what training and evaluation feed the model.
 
 All rows of a batch share grid, number of frames and kinds of questions, so they have the same
 length and the same positions: no padding, one position table.
@@ -7,6 +7,7 @@ length and the same positions: no padding, one position table.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,23 +35,32 @@ Plan = tuple[int | str, ...]  # a frame's index, or a question's kind
 
 
 @dataclass(frozen=True)
-class Batch:
-    """B rows of F frames of n visual tokens each; L tokens a row.
+class Screens:
+    """B episodes of F frames of n visual tokens each.
 
-    input_ids [B, L]; labels [B, L], the next token where it is part of an answer, else IGNORE;
-    hints [B, L, 2], the two tokens to be looked up, where all that tells them has been said:
-    at a question's end, and at the name a `return` answer begins with; else IGNORE;
     pixel_values [B*F*n, 3*32*32]; grid_thw [B*F, 3]; cells [B*F*n, 4]: class indices of
     attribute, noun, x bin and y bin of each visual token (0 = no element, for the first two).
     """
 
-    input_ids: torch.Tensor
-    labels: torch.Tensor
-    hints: torch.Tensor
     pixel_values: torch.Tensor
     grid_thw: torch.Tensor
     cells: torch.Tensor
-    frames: int
+
+
+@dataclass(frozen=True)
+class Dialogues:
+    """B rows of L tokens: frames (as placeholders), questions and answers.
+
+    input_ids [B, L]; labels [B, L], the next token where it is part of an answer, else IGNORE.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+
+    @property
+    def is_image(self) -> torch.Tensor:
+        """[B, L] bool: where a visual token stands. The same in each row."""
+        return self.input_ids == TOKEN_ID[IMAGE]
 
 
 def sample_plan(rng: random.Random, frames: int, questions: int, at_end: bool = False) -> Plan:
@@ -69,38 +79,35 @@ def sample_plan(rng: random.Random, frames: int, questions: int, at_end: bool = 
     return tuple(plan)
 
 
-def sample_batch(
-    rng: random.Random,
-    rows: int,
-    frames: int,
-    questions: int = 10,
-    elements: int = 12,
-    at_end: bool = False,
-) -> Batch:
-    """`rows` new episodes of `frames` frames with `questions` questions each."""
+def sample_episodes(
+    rng: random.Random, rows: int, frames: int, elements: int = 12
+) -> list[Episode]:
+    """`rows` new episodes on one random grid."""
     grid = rng.choice(GRIDS)
-    plan = sample_plan(rng, frames, questions, at_end)
-    episodes = [sample_episode(rng, frames, grid, elements=elements) for _ in range(rows)]
-    rows_of = [_lay_out(rng, episode, plan) for episode in episodes]
-    input_ids, labels, hints = (torch.tensor(part) for part in zip(*rows_of, strict=True))
+    return [sample_episode(rng, frames, grid, elements=elements) for _ in range(rows)]
+
+
+def draw(episodes: Sequence[Episode]) -> Screens:
+    """The pixels of all frames of `episodes`, which share grid and number of frames."""
+    frames, grid = len(episodes[0].frames), (episodes[0].rows, episodes[0].columns)
     pixels = np.stack([np.asarray(screenshot(e, i)) for e in episodes for i in range(frames)])
-    return Batch(
-        input_ids=input_ids,
-        labels=labels,
-        hints=hints,
+    return Screens(
         pixel_values=patchify(pixels),
-        grid_thw=torch.tensor([[1, *grid]] * (rows * frames)),
+        grid_thw=torch.tensor([[1, *grid]] * len(pixels)),
         cells=torch.from_numpy(np.concatenate([_cell_classes(e) for e in episodes])),
-        frames=frames,
     )
 
 
-def _lay_out(
-    rng: random.Random, episode: Episode, plan: Plan
-) -> tuple[list[int], list[int], list[tuple[int, int]]]:
+def write(rng: random.Random, episodes: Sequence[Episode], plan: Plan) -> Dialogues:
+    """Questions of the plan's kinds about each of `episodes`, answered."""
+    rows = [_lay_out(rng, episode, plan) for episode in episodes]
+    input_ids, labels = (torch.tensor(part) for part in zip(*rows, strict=True))
+    return Dialogues(input_ids, labels)
+
+
+def _lay_out(rng: random.Random, episode: Episode, plan: Plan) -> tuple[list[int], list[int]]:
     ids: list[int] = []
     labels: list[int] = []
-    hints: dict[int, tuple[int, int]] = {}
 
     def add(*words: str, answer: bool = False) -> None:
         tokens = [TOKEN_ID[w] for w in words]
@@ -122,14 +129,9 @@ def _lay_out(
         else:
             question = ask(rng, episode, item, shown)
             add(*question.text.split(), AGENT)
-            answer = question.answer.split()
-            hints[len(ids) - 1] = TOKEN_ID[answer[2]], TOKEN_ID[answer[3]]
-            if item == "return":  # it is RED STAR at ( X Y )
-                hints[len(ids) + 3] = TOKEN_ID[answer[6]], TOKEN_ID[answer[7]]
-            add(*answer, END, answer=True)
+            add(*question.answer.split(), END, answer=True)
             user_spoke = False
-    nothing = (IGNORE, IGNORE)
-    return ids, labels, [hints.get(i, nothing) for i in range(len(ids))]
+    return ids, labels
 
 
 def _cell_classes(episode: Episode) -> np.ndarray:

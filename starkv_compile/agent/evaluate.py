@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .batches import IGNORE, sample_batch
+from .batches import IGNORE, draw, sample_episodes, sample_plan, write
 from .checkpoints import load_agent
 from .train import MAX_FRAMES
 from .vocabulary import TOKENS, VERBS
@@ -30,18 +30,19 @@ def evaluate(model: Any, episodes: int, questions: int = 10, seed: int = 0) -> S
     for frames in range(1, MAX_FRAMES + 1):
         for start in range(0, episodes, 8):
             rows = min(8, episodes - start)
-            batch = sample_batch(
-                random.Random(f"held-out-{seed}-{frames}-{start}"), rows, frames, questions
-            )
+            rng = random.Random(f"held-out-{seed}-{frames}-{start}")
+            episodes_here = sample_episodes(rng, rows, frames)
+            screens = draw(episodes_here)
+            text = write(rng, episodes_here, sample_plan(rng, frames, questions))
             logits = model(
-                input_ids=batch.input_ids,
-                pixel_values=batch.pixel_values,
-                image_grid_thw=batch.grid_thw,
-                mm_token_type_ids=(batch.input_ids == model.config.image_token_id).int(),
+                input_ids=text.input_ids,
+                pixel_values=screens.pixel_values,
+                image_grid_thw=screens.grid_thw,
+                mm_token_type_ids=text.is_image.int(),
                 use_cache=False,
             ).logits
-            right = (logits.argmax(-1) == batch.labels) | (batch.labels == IGNORE)
-            for ids, labels, good in zip(batch.input_ids, batch.labels, right, strict=True):
+            right = (logits.argmax(-1) == text.labels) | (text.labels == IGNORE)
+            for ids, labels, good in zip(text.input_ids, text.labels, right, strict=True):
                 for kind, is_right in _answers(ids.tolist(), labels.tolist(), good.tolist()):
                     counts[frames, kind][0] += is_right
                     counts[frames, kind][1] += 1

@@ -2,8 +2,8 @@
 
 Two stages. First the vision tower alone learns to tell what each visual token shows and where
 it is (crowded screens, so that a step sees many elements). Then the language model learns to
-answer by next-token prediction, helped by a loss on looking up the answer where a question ends.
-Episodes grow by a frame, then frames by visual tokens, whenever the agent is ready.
+answer by next-token prediction, from screens the tower has seen once. Episodes grow by a frame,
+then frames by visual tokens, whenever the agent is ready.
 
 The learning rate is constant, then falls linearly over the last `--decay` steps, so a run can be
 stopped and resumed with other `--steps`. The same command goes on where it stopped.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import time
 from pathlib import Path
@@ -23,34 +22,29 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from . import initial
 from .architecture import build_config
-from .batches import IGNORE, Batch, sample_batch
+from .batches import IGNORE, Dialogues, draw, sample_episodes, sample_plan, write
 from .checkpoints import load_agent, save_agent
+from .pool import SeenEpisodes, see_episodes
 from .vocabulary import ATTRIBUTES, BIN_CENTERS, NOUNS, TOKEN_ID, USER
 
 MAX_FRAMES = 5
-LEVEL_UP = 0.85  # accuracy on answers at which one more frame is allowed
-ROWS = {1: 32, 2: 24, 3: 20, 4: 16, 5: 14}  # fewer rows for longer episodes: seconds a step
-QUESTIONS = 16
+LEVEL_UP = 0.85  # share of answers right at which one more frame is allowed
+ROWS, QUESTIONS = 16, 8
 ISOLATED = 0.5  # share of batches whose questions do not see each other, after the first level
-HINT_LAYER = 3
 TOKENS_SHOWN = (14, 28, 56, 112)  # of each frame; its elements are 12, the last is all of them
 TOWER_ROWS, TOWER_ELEMENTS = 24, 40
+POOL = 300  # episodes of each grid that the language model learns from
 
 
 class CellProbe(nn.Module):
-    """Auxiliary losses, none of which is part of the agent.
-
-    Linear read-outs of a visual token: attribute, noun, x bin, y bin. And of the language
-    model's third layer where a question ends: the two words to be looked up. Without the second
-    nothing rewards the look-up before the answer, whose preamble says nothing of it.
-    """
+    """Linear read-outs of a visual token: attribute, noun, x bin, y bin. Not part of the agent."""
 
     def __init__(self, hidden: int):
         super().__init__()
         sizes = (len(ATTRIBUTES) + 1, len(NOUNS) + 1, len(BIN_CENTERS), len(BIN_CENTERS))
         self.heads = nn.ModuleList(nn.Linear(hidden, size) for size in sizes)
-        self.hint_heads = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(2))
 
     def forward(self, features: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
         """features [N, hidden], cells [N, 4] -> mean cross entropy. Elements weigh 4 x."""
@@ -62,18 +56,6 @@ class CellProbe(nn.Module):
         ]
         return torch.stack(losses).sum()
 
-    def hint_loss(
-        self, hidden: torch.Tensor, hints: torch.Tensor, lm_head: nn.Module
-    ) -> torch.Tensor:
-        """hidden [B, L, hidden], hints [B, L, 2] token ids or IGNORE -> mean cross entropy."""
-        place = hints[..., 0] != IGNORE
-        found = F.layer_norm(hidden[place], hidden.shape[-1:])
-        losses = [
-            F.cross_entropy(lm_head(head(found)), hints[place][:, i])
-            for i, head in enumerate(self.hint_heads)
-        ]
-        return torch.stack(losses).sum()
-
     @torch.no_grad()
     def accuracy(self, features: torch.Tensor, cells: torch.Tensor) -> list[float]:
         """Share right for each read-out, over tokens that show an element."""
@@ -82,94 +64,77 @@ class CellProbe(nn.Module):
         return [round(r[shown].float().mean().item(), 3) for r in right]
 
 
-def init_positions(table: nn.Embedding) -> None:
-    """Sinusoids over rows and columns. From small noise, place is learned ten times slower."""
-    side, quarter = math.isqrt(table.num_embeddings), table.embedding_dim // 4
-    place = torch.arange(side) / (side - 1)
-    angle = place[:, None] * torch.logspace(0, math.log10(side / 2), quarter) * math.pi
-    waves = torch.cat([angle.sin(), angle.cos()], dim=-1)
-    rows, columns = waves.repeat_interleave(side, 0), waves.repeat(side, 1)
-    with torch.no_grad():
-        table.weight.copy_(torch.cat([rows, columns], dim=-1))
-
-
-def shown_tokens(batch: Batch, is_image: torch.Tensor, tokens: int) -> torch.Tensor:
+def shown_tokens(has_element: torch.Tensor, is_image: torch.Tensor, tokens: int) -> torch.Tensor:
     """[B, L] bool: all text, and of each frame its elements and random others, `tokens` in all.
 
-    Early training shows the language model few visual tokens a frame. Among a hundred, attention
-    to the one that matters starts at a hundredth, too little to be found in reasonable time.
+    has_element [B, F, n]. Early training shows the language model few visual tokens a frame.
+    Among a hundred, attention to the one that matters starts at a hundredth, too little to be
+    found in reasonable time.
     """
-    cells = batch.cells[:, 0].view(len(is_image), batch.frames, -1)
-    rank = (torch.rand(cells.shape) + (cells > 0)).argsort(-1, descending=True).argsort(-1)
+    order = torch.rand(has_element.shape) + has_element
+    rank = order.argsort(-1, descending=True).argsort(-1)
     shown = torch.ones_like(is_image)
     shown[is_image] = (rank < tokens).flatten()
     return shown
 
 
 def isolate_questions(
-    batch: Batch, is_image: torch.Tensor, positions: torch.Tensor
+    text: Dialogues, positions: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mask [1, 1, L, L] and positions [3, 1, L] that make each turn a prompt of its own.
+    """Mask [L, L] and positions [3, 1, L] that make each turn a prompt of its own.
 
     A turn after the last frame sees the frames and itself, at the positions it would have if it
-    were the only one. Among sixteen chained questions a head that should find its own question's
-    words sees a sixteenth of them there, and does not learn to look back at all.
+    were the only one. Among chained questions a head that should find its own question's words
+    finds others' as well, and learns more slowly.
     """
-    first_row, length = batch.input_ids[0], batch.input_ids.shape[1]
-    place = torch.arange(length)
-    frames_end = int(is_image[0].nonzero().max()) + 2  # past the end-of-image marker
-    starts = (first_row == TOKEN_ID[USER]) & (place >= frames_end)
+    place = torch.arange(text.input_ids.shape[1])
+    frames_end = int(text.is_image[0].nonzero().max()) + 2  # past the end-of-image marker
+    starts = (text.input_ids[0] == TOKEN_ID[USER]) & (place >= frames_end)
     turn = torch.where(place < frames_end, -1, starts.long().cumsum(0))
     start = torch.where(starts, place, frames_end).cummax(0).values
     alone = int(positions[:, 0, :frames_end].max()) + 1 + place - start
     positions = torch.where(turn >= 0, alone, positions)
     visible = (turn[None, :] == turn[:, None]) | (turn[None, :] < 0)
-    return (visible & (place[None, :] <= place[:, None]))[None, None], positions
+    return visible & (place[None, :] <= place[:, None]), positions
 
 
-def answer_losses(
-    model: Any, probe: CellProbe, batch: Batch, tokens: int, isolated: bool = False
-) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Answer loss, hint loss, and the share of answers with every token right.
+def answer_loss(
+    model: Any, seen: SeenEpisodes, text: Dialogues, tokens: int, isolated: bool = False
+) -> tuple[torch.Tensor, float]:
+    """Loss, and the share of answers with every token right.
 
     tokens: visual tokens of each frame that the language model sees. isolated: see
-    `isolate_questions`; the batch then has its questions after the last frame.
+    `isolate_questions`; the dialogues then have their questions after the last frame.
     """
     core = model.model
-    seen = core.visual(batch.pixel_values, grid_thw=batch.grid_thw)
-    features = seen.pooler_output
-    embeds = core.get_input_embeddings()(batch.input_ids)
-    is_image = batch.input_ids == model.config.image_token_id
-    embeds = embeds.masked_scatter(is_image[..., None], features)
-    one_row = batch.input_ids[:1]
+    rows, frames, _, hidden = seen.features.shape
+    is_image = text.is_image
+    embeds = core.get_input_embeddings()(text.input_ids)
+    embeds = embeds.masked_scatter(is_image[..., None], seen.features.float())
     positions, _ = core.get_rope_index(
-        one_row, is_image[:1].int(), image_grid_thw=batch.grid_thw[: batch.frames]
+        text.input_ids[:1],
+        is_image[:1].int(),
+        image_grid_thw=torch.tensor([[1, *seen.grid]] * frames),
     )
-    shown = shown_tokens(batch, is_image, tokens)
-    rows = len(embeds)
+    shown = shown_tokens(seen.has_element, is_image, tokens)
     mask = None
     if isolated:
-        mask, positions = isolate_questions(batch, is_image, positions)
+        visible, positions = isolate_questions(text, positions)
         order = shown.nonzero()[:, 1].view(rows, -1)
-        mask = mask[0, 0][order[:, :, None], order[:, None, :]][:, None]
+        mask = visible[order[:, :, None], order[:, None, :]][:, None]
     out = core.language_model(
-        inputs_embeds=embeds[shown].view(rows, -1, embeds.shape[-1]),
+        inputs_embeds=embeds[shown].view(rows, -1, hidden),
         attention_mask=mask,
         position_ids=positions.expand(-1, rows, -1)[:, shown].view(3, rows, -1),
         visual_pos_masks=is_image[shown].view(rows, -1),
-        deepstack_visual_embeds=[f[shown[is_image]] for f in seen.deepstack_features],
+        deepstack_visual_embeds=[seen.deepstack.float().view(-1, hidden)[shown[is_image]]],
         use_cache=False,
-        output_hidden_states=True,
     )
-    labels = batch.labels[shown].view(rows, -1)
+    labels = text.labels[shown].view(rows, -1)
     asked = labels != IGNORE
-    logits = model.lm_head(out.last_hidden_state[asked])
-    targets = labels[asked]
-    loss = F.cross_entropy(logits, targets)
+    logits, targets = model.lm_head(out.last_hidden_state[asked]), labels[asked]
     accuracy = _whole_answers(asked, (logits.argmax(-1) == targets).detach())
-    hints = batch.hints[shown].view(rows, -1, 2)
-    hint_loss = probe.hint_loss(out.hidden_states[HINT_LAYER], hints, model.lm_head)
-    return loss, hint_loss, accuracy
+    return F.cross_entropy(logits, targets), accuracy
 
 
 def _whole_answers(asked: torch.Tensor, right: torch.Tensor) -> float:
@@ -188,25 +153,26 @@ def learning_rate(step: int, steps: int, decay: int, peak: float) -> float:
 class Trainer:
     """Model, probe, optimizer and progress; saved and restored as one."""
 
-    def __init__(self, out: Path, seed: int, peak: float, start: Path | None = None):
+    def __init__(self, out: Path, seed: int, peak: float, tower: Path | None = None):
         from transformers import Qwen3VLForConditionalGeneration
 
         torch.manual_seed(seed)
         self.out, self.seed, self.peak = out, seed, peak
         self.model: Any = Qwen3VLForConditionalGeneration(build_config()).train()
-        init_positions(self.model.model.visual.pos_embed)
+        self.visual = self.model.model.visual
+        initial.start_positions(self.visual.pos_embed)
+        initial.start_attention(self.model.model.language_model)
         self.probe = CellProbe(self.model.config.text_config.hidden_size)
         self.parameters = [*self.model.parameters(), *self.probe.parameters()]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=peak, betas=(0.9, 0.98), weight_decay=0.01
         )
         self.state: dict[str, Any] = {
-            "tower_step": 0, "rescaled": False, "step": 0, "level": 1, "density": 0,
+            "tower_step": 0, "tower_done": False, "step": 0, "level": 1, "density": 0,
             "running": {}, "seconds": 0.0,
         }  # fmt: skip
-        if start is not None:
-            self.model.load_state_dict(load_agent(start)[0].state_dict())
-            self.state |= {"tower_step": None, "rescaled": True}
+        if tower is not None:
+            self._take_tower(tower)
         out.mkdir(parents=True, exist_ok=True)
         if (out / "resume.pt").exists():
             saved = torch.load(out / "resume.pt", weights_only=True)
@@ -215,6 +181,15 @@ class Trainer:
             self.optimizer.load_state_dict(saved["optimizer"])
             self.state |= saved["state"]
         self.started = time.monotonic() - self.state["seconds"]
+
+    def _take_tower(self, folder: Path) -> None:
+        """Vision tower and words of a trained agent, instead of the first stage."""
+        trained = load_agent(folder)[0]
+        self.visual.load_state_dict(trained.model.visual.state_dict())
+        with torch.no_grad():
+            words = trained.get_input_embeddings().weight
+            self.model.get_input_embeddings().weight.copy_(words)
+        self.state["tower_done"] = True
 
     def save(self) -> None:
         """Write to a second file, then rename: a crash leaves the last good one."""
@@ -243,59 +218,28 @@ class Trainer:
         self.state["seconds"] = time.monotonic() - self.started
 
     def train_tower(self, steps: int) -> None:
-        """The first stage; None for an agent that began with a trained tower."""
-        while (step := self.state["tower_step"]) is not None and step < steps:
+        """The first stage."""
+        if self.state["tower_done"]:
+            return
+        while (step := self.state["tower_step"]) < steps:
             rng = random.Random(f"tower-{self.seed}-{step}")
-            batch = sample_batch(rng, TOWER_ROWS, 1, 1, TOWER_ELEMENTS)
-            seen = self.model.model.visual(batch.pixel_values, grid_thw=batch.grid_thw)
-            loss = self.probe(seen.pooler_output, batch.cells)
+            screens = draw(sample_episodes(rng, TOWER_ROWS, 1, TOWER_ELEMENTS))
+            features = self.visual(screens.pixel_values, grid_thw=screens.grid_thw).pooler_output
+            loss = self.probe(features, screens.cells)
             self.update(loss, learning_rate(step, steps, steps // 3, self.peak))
             self.state["tower_step"] = step + 1
             if step % 50 == 0:
-                right = self.probe.accuracy(seen.pooler_output, batch.cells)
+                right = self.probe.accuracy(features, screens.cells)
                 self.log(tower_step=step, probe=round(loss.item(), 4), accuracy=right)
-            if (step + 1) % 100 == 0 or step + 1 == steps:
+            if (step + 1) % 100 == 0:
                 self.save()
-
-    @torch.no_grad()
-    def rescale_features(self) -> None:
-        """Bring visual embeddings to the norm of text embeddings, about 1.
-
-        The probe drives them to a norm near 90, where no layer of the language model can add
-        to them: they could not learn, say, which frame they belong to.
-        """
-        if self.state["rescaled"]:
-            return
-        batch = sample_batch(random.Random(f"scale-{self.seed}"), 4, 1, 1)
-        visual = self.model.model.visual
-        seen = visual(batch.pixel_values, grid_thw=batch.grid_thw)
-        found = [(visual.merger, seen.pooler_output)]
-        found += zip(visual.deepstack_merger_list, seen.deepstack_features, strict=True)
-        for merger, features in found:
-            norm = features.norm(dim=-1).mean()
-            merger.linear_fc2.weight /= norm
-            merger.linear_fc2.bias /= norm
-        for head in self.probe.heads:
-            head.weight *= seen.pooler_output.norm(dim=-1).mean()
-        self._align_words()
-        self.state["rescaled"] = True
-
-    def _align_words(self) -> None:
-        """Start each word where the probe reads its meaning off a visual token.
-
-        Then "red" points where red cells point, and matching a question to the screen is close
-        to a dot product from the first step on, instead of a thousand steps later.
-        """
-        words = [
-            [*ATTRIBUTES], [*NOUNS],
-            [f"x={c}" for c in BIN_CENTERS], [f"y={c}" for c in BIN_CENTERS],
-        ]  # fmt: skip
-        table: torch.Tensor = self.model.get_input_embeddings().weight
-        for head, names in zip(self.probe.heads, words, strict=True):
-            weight: torch.Tensor = head.weight  # type: ignore[assignment]
-            rows = F.normalize(weight[-len(names) :], dim=-1)  # row 0 may be "no element"
-            for name, row in zip(names, rows, strict=True):
-                table[TOKEN_ID[name]] = row
+        screens = draw(sample_episodes(random.Random(f"scale-{self.seed}"), 4, 1))
+        with torch.no_grad():
+            seen = self.visual(screens.pixel_values, grid_thw=screens.grid_thw)
+        initial.start_features(self.visual, self.probe.heads, seen)
+        initial.start_words(self.model.get_input_embeddings().weight, self.probe.heads)
+        self.state["tower_done"] = True
+        self.save()
 
     def _level_up(self) -> None:
         """One more frame; at the most frames, more tokens of each."""
@@ -309,18 +253,19 @@ class Trainer:
     def train_agent(self, steps: int, decay: int) -> None:
         """The second stage. The tower is done: it is not trained on."""
         state = self.state
-        self.model.model.visual.requires_grad_(False)
+        self.visual.requires_grad_(False)
+        pool = list(see_episodes(self.visual, self.seed, POOL, MAX_FRAMES))
+        self.log(pool=sum(len(seen.episodes) for seen in pool))
         while (step := state["step"]) < steps:
             rng = random.Random(f"{self.seed}-{step}")
             torch.manual_seed(step)
             level, tokens = state["level"], TOKENS_SHOWN[state["density"]]
-            frames = level if rng.random() < 0.4 else rng.randint(1, level)
+            frames = level if rng.random() < 0.5 else rng.randint(1, level)
             isolated = level == 1 or rng.random() < ISOLATED
-            batch = sample_batch(rng, ROWS[frames], frames, QUESTIONS, at_end=isolated)
-            loss, hint_loss, accuracy = answer_losses(
-                self.model, self.probe, batch, tokens, isolated
-            )
-            self.update(loss + hint_loss, learning_rate(step, steps, decay, self.peak))
+            seen = rng.choice(pool).sample(rng, ROWS, frames)
+            text = write(rng, seen.episodes, sample_plan(rng, frames, QUESTIONS, isolated))
+            loss, accuracy = answer_loss(self.model, seen, text, tokens, isolated)
+            self.update(loss, learning_rate(step, steps, decay, self.peak))
             state["step"] = step + 1
             state["running"][frames] = 0.95 * state["running"].get(frames, 0.0) + 0.05 * accuracy
             if state["running"].get(level, 0.0) > LEVEL_UP:
@@ -329,7 +274,6 @@ class Trainer:
                 self.log(
                     step=step,
                     loss=round(loss.item(), 4),
-                    hints=round(hint_loss.item(), 4),
                     level=state["level"],
                     tokens=tokens,
                     accuracy={k: round(v, 3) for k, v in state["running"].items()},
@@ -341,8 +285,8 @@ class Trainer:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the embedded GUI agent.")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder")
-    parser.add_argument("--start", type=Path, help="go on from this agent's weights")
-    parser.add_argument("--tower-steps", type=int, default=1500)
+    parser.add_argument("--tower", type=Path, help="take tower and words from this trained agent")
+    parser.add_argument("--tower-steps", type=int, default=850)
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--decay", type=int, default=1200, help="last steps, with a falling rate")
     parser.add_argument("--seed", type=int, default=0)
@@ -350,9 +294,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    trainer = Trainer(args.out, args.seed, args.lr, args.start)
+    trainer = Trainer(args.out, args.seed, args.lr, args.tower)
     trainer.train_tower(args.tower_steps)
-    trainer.rescale_features()
     trainer.train_agent(args.steps, args.decay)
     save_agent(trainer.model, args.out)
 

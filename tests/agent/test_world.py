@@ -12,7 +12,7 @@ from starkv_compile.agent.architecture import (
     build_image_processor,
     build_tokenizer,
 )
-from starkv_compile.agent.batches import _lay_out, patchify, sample_batch, sample_plan
+from starkv_compile.agent.batches import draw, patchify, sample_episodes, sample_plan, write
 from starkv_compile.agent.processor import AgentProcessor
 from starkv_compile.agent.questions import KINDS, ask
 from starkv_compile.agent.render import CELL, screenshot
@@ -143,7 +143,8 @@ def test_token_layout_is_the_processors(processor, seed):
     episode = sample_episode(rng, 3)
     plan = sample_plan(rng, 3, 4)
     state = rng.getstate()
-    ids, labels, _ = _lay_out(rng, episode, plan)
+    text = write(rng, [episode], plan)
+    ids, labels = text.input_ids[0].tolist(), text.labels[0].tolist()
     rng.setstate(state)  # the same questions once more, as a chat
     chat, content, answers = [], [], []
     shown = 0
@@ -170,10 +171,14 @@ def test_token_layout_is_the_processors(processor, seed):
 
 
 def test_batch_shapes():
-    batch = sample_batch(random.Random(0), rows=3, frames=2, questions=4)
-    tokens = int(batch.grid_thw[0].prod())
-    assert batch.input_ids.shape == batch.labels.shape
-    assert (batch.input_ids == TOKEN_ID["<|image_pad|>"]).sum() == 3 * 2 * tokens
-    assert batch.pixel_values.shape == (3 * 2 * tokens, 3 * CELL * CELL)
-    assert batch.cells.shape == (3 * 2 * tokens, 4)
-    assert (batch.cells[:, 0] > 0).sum() == 3 * 2 * 12
+    rng = random.Random(0)
+    episodes = sample_episodes(rng, rows=3, frames=2)
+    screens = draw(episodes)
+    text = write(rng, episodes, sample_plan(rng, 2, 4))
+    tokens = int(screens.grid_thw[0].prod())
+    assert text.input_ids.shape == text.labels.shape
+    assert text.is_image.sum(1).tolist() == [2 * tokens] * 3
+    assert screens.grid_thw.shape == (3 * 2, 3)
+    assert screens.pixel_values.shape == (3 * 2 * tokens, 3 * CELL * CELL)
+    assert screens.cells.shape == (3 * 2 * tokens, 4)
+    assert (screens.cells[:, 0] > 0).sum() == 3 * 2 * 12
