@@ -1,12 +1,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help venv demo test lint clean
+.PHONY: help venv demo test test-kernels bench lint clean
 
 help:
 	@echo "make venv    create .venv with everything the project needs"
 	@echo "make demo    run the shipped agent with a full and a compressed cache"
 	@echo "make test    run the tests"
+	@echo "make test-kernels  Triton's kernels: run by its interpreter, and compiled for every GPU"
+	@echo "make bench   measure scoring and compaction against rivals and floors"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove .venv and all caches"
 
@@ -26,6 +28,14 @@ demo: venv
 
 test: venv
 	$(BIN)/python -m pytest -q
+
+# Kernels are told how to run when they are defined: each way needs a process of its own.
+test-kernels: venv
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/kernels/interpreted
+	$(BIN)/python tools/kernel_resources.py
+
+bench: venv
+	$(BIN)/python -m benchmarks
 
 lint: venv
 	$(BIN)/python -m ruff check .

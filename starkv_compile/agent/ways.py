@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 from transformers.generation.streamers import BaseStreamer
 
 from ..api import compile, undo
 from ..cache import StarKVCache
 from ..config import StarKVConfig
 from ..errors import OptionError
+from ..memory import peak_bytes
 from ..session import AgentSession
 from .checkpoints import load_agent
 from .turns import Turn
@@ -103,7 +103,7 @@ def measure(
         compiled = time.perf_counter()
         session, replies, clocks = run()
         finished = time.perf_counter()
-        peak = _peak_bytes(run)
+        peak = peak_bytes(run)
     finally:
         undo(model)
     cache = session.cache
@@ -153,19 +153,3 @@ class _Clock(BaseStreamer):
 def _uncompressed(layer: Any) -> int:
     """Bytes of a layer's keys and values had every token seen been kept."""
     return layer.seen * (layer.keys.nbytes + layer.values.nbytes) // layer.stored
-
-
-def _peak_bytes(run: Callable[[], Any]) -> int:
-    """Most bytes that tensors allocated during `run` held at once, by torch's own records.
-
-    The process's resident set would not show it: it is mostly Python, torch and the compiler.
-    """
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as records:
-        run()
-    result = records.profiler.kineto_results
-    changes = [e for e in result.events() if e.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(changes, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak

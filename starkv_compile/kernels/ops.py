@@ -1,8 +1,9 @@
-"""`torch.ops.starkv`: the reference functions as registered ops, and the cache-write marker.
+"""`torch.ops.starkv`: scoring and compaction as registered ops, and the cache-write marker.
 
-Every op is functional, and traceable: Inductor and `torch.export` see through it, so on the CPU
-it is compiled to C++ with the rest of the graph. An op that mutated a cloned tensor would be
-silently wrong under Inductor (pytorch #198031).
+Each op runs `kernels.reference` on the CPU and `kernels.triton` on a GPU. All are functional and
+traceable: Inductor and `torch.export` see through them, so on the CPU they are compiled to C++
+with the rest of the graph, and on a GPU their launches stay in it. An op that mutated a cloned
+tensor would be silently wrong under Inductor (pytorch #198031).
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 import torch
 
 from ..errors import NonFiniteScores
-from .reference import attention, layout, selection
+from . import reference
+from .reference import layout
 from .reference import star as star_reference
 
 Tensor = torch.Tensor
@@ -32,18 +34,35 @@ def _op(function: Callable[..., Any]) -> Callable[..., Any]:
         log.setLevel(level)
 
 
+def _kernels(tensor: Tensor) -> Any:
+    """The module of kernels for `tensor`'s device. On a GPU there is no falling back."""
+    if not tensor.is_cuda:  # true on AMD's GPUs as well
+        return reference
+    from . import triton
+
+    return triton
+
+
 @_op
 def window_attention(
-    query: Tensor, key: Tensor, mask: Tensor | None, scale: float, window: int, capacity: int
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    window: int,
+    capacity: int,
+    per_head: bool = False,
+    log_sum_exp: Tensor | None = None,
 ) -> Tensor:
     """See `reference.attention.window_attention`."""
-    return attention.window_attention(query, key, mask, scale, window, capacity)
+    return _kernels(query).window_attention(
+        query, key, mask, scale, window, capacity, per_head, log_sum_exp
+    )
 
 
 @_op
 def star_scores(
     attention: Tensor,
-    groups: int,
     hidden: Tensor | None,
     real: Tensor | None,
     frame: Tensor,
@@ -74,7 +93,6 @@ def star_scores(
     """See `reference.star.star_scores`. Returns the final scores [B, P] and the four states."""
     scores = star_reference.star_scores(
         attention,
-        groups,
         hidden,
         real,
         star_reference.Layout(frame, row, column, current),
@@ -84,6 +102,7 @@ def star_scores(
             mi_temperature, frame_decay, frame_floor, pattern_decay, stability_floor, entropy,
             entropy_low, entropy_high, grid,
         ),
+        _kernels(attention).rank_histogram,
     )  # fmt: skip
     return scores.final, *scores.state
 
@@ -93,7 +112,7 @@ def select_tokens(
     scores: Tensor, real: Tensor | None, length: int, window: int, capacity: int
 ) -> Tensor:
     """See `reference.selection.select_tokens`."""
-    return selection.select_tokens(scores, real, length, window, capacity)
+    return _kernels(scores).select_tokens(scores, real, length, window, capacity)
 
 
 @_op
@@ -101,7 +120,7 @@ def gather_kv(
     key: Tensor, value: Tensor, kept: Tensor, real: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """See `reference.selection.gather_kv`."""
-    return selection.gather_kv(key, value, kept, real)
+    return _kernels(key).gather_kv(key, value, kept, real)
 
 
 @_op

@@ -28,12 +28,14 @@ from .find_hidden import FindHidden
 from .find_layout import FindLayout
 from .insert_compaction import InsertCompaction, StripMarkers
 from .insert_scores import InsertScores
+from .share_log_sum_exp import ShareLogSumExp
 
 PIPELINE: tuple[type[GraphPass], ...] = (
     FindAttention,  # first: later passes read its sites and never match attention again
     FindCacheWrites,  # needs sites: a write is claimed only if an attention reads the same keys
     FindHidden,  # needs writes, so that refused sites cost no search
     FindLayout,  # emits nodes, hence after everything that only reads
+    ShareLogSumExp,  # after the analyses, which hold on to the attention it replaces
     InsertScores,  # before compaction: scores are computed on the uncompacted keys
     InsertCompaction,  # then shapes recorded for the cache are stale
     StripMarkers,  # last: what is left belongs to sites that were refused

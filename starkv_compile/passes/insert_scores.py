@@ -36,7 +36,6 @@ class InsertScores(GraphPass):
                     state = tuple(context.proxy(a) for a in marker.args[STATE])
                     seen = context.proxy(marker.args[SEEN])
                 capacity = self.config.capacity(seen)
-                groups = fx.shape(attention.key)[1]
                 mask = _mask(context, site)
                 real = _real_tokens(context, site, mask)
                 scored = policy.score(
@@ -45,11 +44,11 @@ class InsertScores(GraphPass):
                         key=self._checked(key, f"layer {site.index}, keys"),
                         mask=mask,
                         scale=context.proxy(attention.scale),
+                        log_sum_exp=context.proxy(site.log_sum_exp),
                         hidden=context.proxy(site.hidden),
                         real=real,
                         layout=site.layout,
                         state=state,
-                        groups=groups if isinstance(groups, int) else key.shape[1],
                         capacity=capacity,
                     )
                 )

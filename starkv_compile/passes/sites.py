@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.fx import Node
@@ -23,6 +23,10 @@ class Attention:
     value: Node
     mask: Node | None
     scale: Any
+
+    def at(self, node: Node) -> Attention:
+        """The same attention, computed by `node`."""
+        return replace(self, node=node)
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Site:
     write: CacheWrite | None = None
     hidden: Node | None = None
     layout: tuple[Any, ...] | None = None
+    log_sum_exp: Node | None = None
     scored: Inserted | None = None
 
 

@@ -10,20 +10,20 @@ from typing import Any, NamedTuple
 class ScoreInputs:
     """One layer's values at a cache write. Shapes as in `kernels`.
 
-    query [B, H, S, D], key [B, G, L, D]; mask as in `window_attention`; hidden [B, S, E] or None
-    where the pass did not find it; real [B, L] bool, False at padding, or None; layout and state
-    as in `reference.star`; capacity C.
+    query [B, H, S, D], key [B, G, L, D]; mask and log_sum_exp as in `window_attention`; hidden
+    [B, S, E] or None where the pass did not find it; real [B, L] bool, False at padding, or
+    None; layout and state as in `reference.star`; capacity C.
     """
 
     query: Any
     key: Any
     mask: Any
     scale: float
+    log_sum_exp: Any
     hidden: Any
     real: Any
     layout: tuple[Any, Any, Any, Any]
     state: tuple[Any, Any, Any, Any]
-    groups: int
     capacity: Any
 
 

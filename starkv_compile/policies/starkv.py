@@ -22,11 +22,11 @@ class StarKV:
 
     def score(self, inputs: ScoreInputs) -> Scored:
         attention = STARKV.window_attention(
-            inputs.query, inputs.key, inputs.mask, inputs.scale, self.window, inputs.capacity
-        )
+            inputs.query, inputs.key, inputs.mask, inputs.scale, self.window, inputs.capacity,
+            False, inputs.log_sum_exp,
+        )  # fmt: skip
         scored = STARKV.star_scores(
             attention,
-            inputs.groups,
             inputs.hidden,
             inputs.real,
             *inputs.layout,

@@ -15,7 +15,7 @@ from starkv_compile import StarKVConfig
 from starkv_compile.kernels.reference.attention import window_attention
 from starkv_compile.kernels.reference.capacity import clip_window
 from starkv_compile.kernels.reference.selection import select_tokens
-from starkv_compile.kernels.reference.star import Layout, State, star_scores
+from starkv_compile.kernels.reference.star import Layout, State, fresh_state, star_scores
 from starkv_compile.policies.starkv import hyper_of
 
 FILES = sorted((Path(__file__).parents[1] / "data" / "golden").glob("*.npz"))
@@ -80,17 +80,23 @@ def test_matches_release(path):
         capacity = config.capacity(step["length"])
         assert capacity == step["capacity"]
         assert clip_window(config.window, capacity, step["length"]) == step["window"]
-        attention = window_attention(
+        read = (
             array("query_window"), array("key"), None, meta["d"] ** -0.5, config.window, capacity
-        )
+        )  # fmt: skip
+        # Each query head as a group of its own: the scores before heads are fused.
+        heads = window_attention(*read, per_head=True)
+        head_state = fresh_state(heads[..., None], layout.current)
+        by_head = star_scores(
+            heads, array("hidden"), None, layout, head_state, hyper_of(config)
+        ).group
         scores = star_scores(
-            attention, groups, array("hidden"), None, layout, state, hyper_of(config)
+            window_attention(*read), array("hidden"), None, layout, state, hyper_of(config)
         )
         state = scores.state
         kept = select_tokens(scores.final, None, step["length"], config.window, capacity)
 
         expected = {
-            "head_scores": scores.head,
+            "head_scores": by_head,
             "group_scores": scores.group,
             "group_weights": scores.weights,
             "score_spatial": scores.spatial,

@@ -32,7 +32,7 @@ def star_arguments(seed=0):
     query, key, _, hidden, layout = tensors(seed)
     attention = STARKV.window_attention(query, key, None, D**-0.5, 8, 16)
     state = fresh_state(key, layout[3])
-    return (attention, G, hidden, None, *layout, *state, *hyper_of(StarKVConfig()))
+    return (attention, hidden, None, *layout, *state, *hyper_of(StarKVConfig()))
 
 
 def cases():
@@ -123,7 +123,7 @@ def test_a_row_of_a_batch_is_scored_as_alone():
             query[rows, :, start:], keys, mask[rows, :, start:, start:], 0.25, 8, 16
         )
         scored = STARKV.star_scores(
-            attention, G, hidden[rows, start:], real[rows, start:], *part,
+            attention, hidden[rows, start:], real[rows, start:], *part,
             *fresh_state(keys, part[3]), *hyper,
         )  # fmt: skip
         length = L - start

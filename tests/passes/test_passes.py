@@ -4,12 +4,14 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from starkv_compile import StarKVConfig
 from starkv_compile.kernels.ops import STARKV
 from starkv_compile.passes import KEEP_ALL, PIPELINE, Pipeline, apply
 
 H, G, D, E, S = 4, 2, 16, 64, 40
+EVERY_BACKEND = (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
 
 
 class Attention(nn.Module):
@@ -198,12 +200,49 @@ def test_uuid_changes_with_configuration_and_passes():
     assert len(PIPELINE) > len(KEEP_ALL) > 0
 
 
+def test_scores_share_the_log_sum_exp_of_the_attention_that_sdpa_runs():
+    graph = capture(Attention(), X, how="export")
+    pipeline = Pipeline(CONFIG)
+    assert pipeline.run(graph, owns_cache=True).rewritten == 1
+    (share,) = (step for step in pipeline.passes if step.name == "ShareLogSumExp")
+    assert share.matched == 1
+    nodes = {node.target: node for node in graph.graph.nodes}
+    flash = nodes[torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default]
+    assert torch.ops.aten.scaled_dot_product_attention.default not in nodes
+    read = nodes[STARKV.window_attention].args[-1]
+    assert read.args == (flash, 1)
+    y, key, _ = graph(X)
+    assert torch.equal(y, Attention()(X)[0]), "the same kernel as before"
+    assert torch.equal(key, kept_in_two_passes())
+
+
+def kept_in_two_passes():
+    """The kept keys where the log-sum-exp is not shared: eager attention has none to share."""
+    graph = capture(Attention("eager"), X, how="export")
+    apply(graph, CONFIG)
+    assert graph.graph.find_nodes(op="call_function", target=STARKV.window_attention)
+    return graph(X)[1]
+
+
+@pytest.mark.parametrize("how", ["math kernel", "mask", "eager form"])
+def test_no_log_sum_exp_is_shared_where_sdpa_runs_something_else(how):
+    mask = torch.ones(S, S, dtype=torch.bool).tril()
+    inputs = (X, mask) if how == "mask" else (X,)
+    graph = capture(Attention("eager" if how == "eager form" else "sdpa"), *inputs, how="export")
+    backends = [SDPBackend.MATH] if how == "math kernel" else list(EVERY_BACKEND)
+    with sdpa_kernel(backends):
+        assert apply(graph, CONFIG).rewritten == 1
+    (scores,) = (n for n in graph.graph.nodes if n.target is STARKV.window_attention)
+    assert scores.args[-1] is None
+    assert torch.equal(graph(*inputs)[1], kept_in_two_passes())
+
+
 def test_dumps_show_each_pass(tmp_path, monkeypatch):
     monkeypatch.setenv("STARKV_DUMP", str(tmp_path))
     apply(capture(Attention(), X), CONFIG)
     files = sorted(p.name for p in tmp_path.iterdir())
     assert len(files) == 2 * len(PIPELINE)
-    after = (tmp_path / "graph0-4-InsertScores-after.txt").read_text()
+    after = (tmp_path / "graph0-5-InsertScores-after.txt").read_text()
     assert "starkv.star_scores" in after
     assert "starkv.star_scores" not in (tmp_path / files[0]).read_text()
 

@@ -7,6 +7,8 @@ from torch.nn import functional as F
 
 from .capacity import clip_window
 
+BOUNDS = torch.finfo(torch.float32)
+
 
 def window_attention(
     query: torch.Tensor,
@@ -15,8 +17,10 @@ def window_attention(
     scale: float,
     window: int,
     capacity: int,
+    per_head: bool = False,
+    log_sum_exp: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Softmax attention of the window's queries, summed over the window.
+    """Softmax attention of the window's queries, summed over the window, by KV head.
 
     Args:
         query: [B, H, S, D], positions already encoded.
@@ -25,38 +29,65 @@ def window_attention(
         scale: what the model multiplies QK^T by.
         window: W before clipping to the capacity.
         capacity: C.
+        per_head: one row a query head, instead of the mean over the heads of each KV head.
+        log_sum_exp: [B, H, S] of all visible logits, natural logarithm, where this very
+            attention has computed it. Spares a pass over the keys.
 
     Returns:
-        [B, H, P] float32, P = L - W.
+        [B, G, P] float32, or [B, H, P] per head; P = L - W.
 
     A logit that is not a number counts as invisible and an infinite one as the largest finite
-    number: one bad key loses its own place and disturbs no other.
+    number: one bad key loses its own place and disturbs no other. A query that sees nothing, or
+    whose given log_sum_exp is not finite, does not vote.
     """
-    batch, heads, _, dim = query.shape
+    batch, heads, queries, dim = query.shape
     groups, length = key.shape[1], key.shape[2]
     window = clip_window(window, capacity, length)
-    if query.shape[2] < window:
-        raise ValueError(f"window of {window} tokens, but only {query.shape[2]} queries")
-    rows = query[:, :, -window:].float()
-    # GQA packed: the r query heads of a KV head are rows of one product, K is never repeated.
-    packed = rows.reshape(batch, groups, heads // groups * window, dim)
-    logits = torch.matmul(packed, key.float().transpose(-1, -2)) * scale
-    logits = logits.view(batch, heads, window, length)
-    if mask is None:
-        visible = torch.ones(window, window, dtype=torch.bool, device=key.device).tril()
-        corner = logits[..., length - window :].masked_fill(~visible, float("-inf"))
-        logits = torch.cat([logits[..., : length - window], corner], dim=-1)
-    elif mask.dtype == torch.bool:
-        logits = logits.masked_fill(~mask[:, :, -window:], float("-inf"))
+    if queries < window:
+        raise ValueError(f"window of {window} tokens, but only {queries} queries")
+    past, rows = length - window, heads // groups * window
+    # Keys on the left, and the query heads of a KV head as columns of one product: K is read
+    # once and never repeated.
+    packed = query[:, :, -window:].float().reshape(batch, groups, rows, dim).transpose(2, 3)
+    logits = torch.matmul(key[:, :, :past].float(), packed * scale)  # [B, G, P, rows]
+    if mask is not None:
+        shown = mask[:, :, -window:].expand(batch, heads, window, length)
+        shown = shown.reshape(batch, groups, rows, length).transpose(2, 3)
+        logits = _masked(logits, shown[:, :, :past])
+    logits = _finite(logits)
+    if log_sum_exp is None:
+        inside = torch.matmul(key[:, :, past:].float(), packed * scale)
+        if mask is None:
+            seen = torch.ones(window, window, dtype=torch.bool, device=key.device).triu()
+            inside = _masked(inside, seen.repeat(1, heads // groups))
+        else:
+            inside = _masked(inside, shown[:, :, past:])
+        inside = _finite(inside)
+        largest = torch.maximum(logits.amax(2, keepdim=True), inside.amax(2, keepdim=True))
+        weights = (logits - largest).exp()
+        total = weights.sum(2, keepdim=True) + (inside - largest).exp().sum(2, keepdim=True)
+        weights = weights / total.where(largest > BOUNDS.min, float("inf"))
     else:
-        logits = logits + mask[:, :, -window:].float()
-    bounds = torch.finfo(torch.float32)
-    logits = torch.nan_to_num(logits, nan=bounds.min, posinf=bounds.max, neginf=bounds.min)
-    return F.softmax(logits, dim=-1)[..., : length - window].sum(dim=2)
+        total = log_sum_exp[:, :, -window:].float().reshape(batch, groups, 1, rows)
+        weights = (logits - total.where(total.isfinite(), float("inf"))).exp()
+    if per_head:
+        weights = weights.view(batch, groups, past, heads // groups, window).sum(-1)
+        return weights.permute(0, 1, 3, 2).reshape(batch, heads, past)
+    return weights.sum(-1) / (heads // groups)
+
+
+def _masked(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    if mask.dtype == torch.bool:
+        return logits.masked_fill(~mask, float("-inf"))
+    return logits + mask.float()
+
+
+def _finite(logits: torch.Tensor) -> torch.Tensor:
+    return torch.nan_to_num(logits, nan=BOUNDS.min, posinf=BOUNDS.max, neginf=BOUNDS.min)
 
 
 def pool(scores: torch.Tensor, width: int) -> torch.Tensor:
-    """Moving average along the tokens, zeros beyond the ends counted. scores [B, H, P]."""
+    """Moving average along the tokens, zeros beyond the ends counted. scores [B, G, P]."""
     if width == 1:
         return scores
     return F.avg_pool1d(scores, width, stride=1, padding=width // 2)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+
+RankHistogram = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 VALUE_BINS = 16
 GRID_BINS = 12
@@ -43,7 +47,11 @@ def square_grid(valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def mutual_information(
-    scores: torch.Tensor, row: torch.Tensor, column: torch.Tensor, valid: torch.Tensor
+    scores: torch.Tensor,
+    row: torch.Tensor,
+    column: torch.Tensor,
+    valid: torch.Tensor,
+    count_ranks: RankHistogram | None = None,
 ) -> torch.Tensor:
     """Mutual information, in nats, between a token's score rank and its place on the screen.
 
@@ -53,29 +61,38 @@ def mutual_information(
     Args:
         scores: [B, G, N] group scores of the current frame's tokens.
         row, column: [B, N] place on the grid.
-        valid: [B, N] bool.
+        valid: [B, N] bool, a row's valid tokens first.
+        count_ranks: the implementation of `rank_histogram` to use.
 
     Returns:
         [B, G] float32; 0 where a group has no mass on the frame.
     """
-    batch, groups, _ = scores.shape
-    count = valid.sum(-1)
-    ordered = scores.masked_fill(~valid[:, None], float("inf"))
-    order = ordered.sort(dim=-1, stable=True).indices
-    rank = torch.empty_like(order).scatter_(-1, order, _positions(order))
-    value_bin = rank * VALUE_BINS // count.clamp(min=1)[:, None, None]
     place = GRID_BINS * _screen_bin(row, valid) + _screen_bin(column, valid)
-    places = GRID_BINS * GRID_BINS
-    cell = value_bin.clamp(max=VALUE_BINS - 1) * places + place[:, None]
-    ones = valid[:, None].expand(-1, groups, -1).double()
-    joint = torch.zeros(
-        batch, groups, VALUE_BINS * places, dtype=torch.double, device=scores.device
-    ).scatter_add(-1, cell, ones)
-    joint = (joint / count.clamp(min=1)[:, None, None]).view(batch, groups, VALUE_BINS, places)
+    joint = (count_ranks or rank_histogram)(scores, place, valid).double()
+    joint = joint / valid.sum(-1).clamp(min=1)[:, None, None, None]
     product = joint.sum(-1, keepdim=True) * joint.sum(-2, keepdim=True)
     terms = joint * ((joint + 1e-12).log() - (product + 1e-12).log())
     mass = scores.masked_fill(~valid[:, None], 0.0).sum(-1)
     return torch.where(mass > 1e-12, terms.sum((-1, -2)).clamp(min=0), 0.0).float()
+
+
+def rank_histogram(scores: torch.Tensor, place: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """How many valid tokens have each bin of score rank and each place.
+
+    scores [B, G, N] float32, place [B, N] in 0..143, valid [B, N] bool, a row's valid tokens
+    first. Returns [B, G, 16, 144] int32.
+    """
+    batch, groups, _ = scores.shape
+    count = valid.sum(-1).clamp(min=1)[:, None, None]
+    ordered = scores.masked_fill(~valid[:, None], float("inf"))
+    order = ordered.sort(dim=-1, stable=True).indices
+    rank = torch.empty_like(order).scatter_(-1, order, _positions(order))
+    value = (rank * VALUE_BINS // count).clamp(max=VALUE_BINS - 1)
+    places = GRID_BINS * GRID_BINS
+    empty = torch.zeros(batch, groups, VALUE_BINS * places, dtype=torch.int32, device=scores.device)
+    ones = valid[:, None].expand(-1, groups, -1).int()
+    joint = empty.scatter_add(-1, value * places + place[:, None], ones)
+    return joint.view(batch, groups, VALUE_BINS, places)
 
 
 def _positions(like: torch.Tensor) -> torch.Tensor:

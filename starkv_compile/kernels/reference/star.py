@@ -8,6 +8,7 @@ import torch
 
 from . import entropy, spatial, temporal
 from .attention import pool
+from .spatial import RankHistogram
 
 
 class Layout(NamedTuple):
@@ -71,8 +72,7 @@ class Hyper(NamedTuple):
 class Scores(NamedTuple):
     """The score after each axis. final [B, P] is what selection reads."""
 
-    head: torch.Tensor  # [B, H, P] pooled window attention, boosted
-    group: torch.Tensor  # [B, G, P] fused within each KV head
+    group: torch.Tensor  # [B, G, P] pooled window attention of each KV head, boosted
     weights: torch.Tensor  # [B, G] mutual-information prior over groups
     spatial: torch.Tensor  # [B, P]
     temporal: torch.Tensor  # [B, P]
@@ -82,33 +82,34 @@ class Scores(NamedTuple):
 
 def star_scores(
     attention: torch.Tensor,
-    groups: int,
     hidden: torch.Tensor | None,
     real: torch.Tensor | None,
     layout: Layout,
     state: State,
     hyper: Hyper,
+    count_ranks: RankHistogram = spatial.rank_histogram,
 ) -> Scores:
     """Score every token before the window.
 
     Args:
-        attention: [B, H, P] from `window_attention`.
-        groups: G, the number of KV heads.
+        attention: [B, G, P] from `window_attention`.
         hidden: [B, S, E], what the key projection read for the S newest tokens; None skips
             the boost.
         real: [B, L] bool, False at padding, or None if there is none.
         layout, state, hyper: see there.
+        count_ranks: the implementation of `spatial.rank_histogram` to use.
     """
-    batch, heads, past = attention.shape
+    _, groups, past = attention.shape
     current = layout.current
     valid = (current >= 0) & (current < past)
     place = current.where(valid, 0)
-    head = pool(attention, hyper.pool)
+    # Heads were averaged within a KV head before pooling and boost, which are both linear.
+    group = pool(attention, hyper.pool)
     if real is not None:  # pooling spills attention onto padding beside a prompt's first tokens
-        head = head.masked_fill(~real[:, None, :past], 0.0)
+        group = group.masked_fill(~real[:, None, :past], 0.0)
     if hidden is not None and hyper.boost > 0:
-        head = head + hyper.boost * _boost(hidden, layout, valid, place, past, hyper)[:, None]
-    group = head.view(batch, groups, heads // groups, past).mean(2)
+        group = group + hyper.boost * _boost(hidden, layout, valid, place, past, hyper)[:, None]
+    unshaped = group
     everything = torch.full_like(layout.frame[:, 0], past)
     tokens = everything if real is None else real[:, :past].sum(1)
     if hyper.entropy == "subspace":
@@ -117,7 +118,7 @@ def star_scores(
     on_frame = group.gather(-1, place[:, None].expand(-1, groups, -1))
     winner = group.argmax(1)
 
-    mi, mi_steps = _update_mi(on_frame, layout, valid, place, state, hyper)
+    mi, mi_steps = _update_mi(on_frame, layout, valid, place, state, hyper, count_ranks)
     weights = spatial.mi_weights(mi, hyper.mi_temperature)
     ramp = ((mi_steps - hyper.mi_warm_steps) / hyper.mi_ramp_steps).clamp(0.0, 1.0)
     share = (hyper.mi_weight * ramp).float()[:, None]
@@ -136,10 +137,12 @@ def star_scores(
 
     final = temporal_score
     if hyper.entropy == "global":
-        degree = entropy.temperature(head.mean(1), tokens, hyper.entropy_low, hyper.entropy_high)
+        degree = entropy.temperature(
+            unshaped.mean(1), tokens, hyper.entropy_low, hyper.entropy_high
+        )
         final = entropy.reshape_global(temporal_score, degree)
     return Scores(
-        head, group, weights, spatial_score, temporal_score, final,
+        group, weights, spatial_score, temporal_score, final,
         State(mi, mi_steps, pattern, pattern_count),
     )  # fmt: skip
 
@@ -168,13 +171,14 @@ def _update_mi(
     place: torch.Tensor,
     state: State,
     hyper: Hyper,
+    count_ranks: RankHistogram,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Averaged mutual information [B, G] and frames profiled [B], this frame included."""
     if hyper.grid == "square":
         row, column = spatial.square_grid(valid)
     else:
         row, column = layout.row.gather(1, place), layout.column.gather(1, place)
-    now = spatial.mutual_information(on_frame, row, column, valid)
+    now = spatial.mutual_information(on_frame, row, column, valid, count_ranks)
     shown = valid.any(-1)
     first = (state.mi_steps == 0)[:, None]
     averaged = torch.where(first, now, hyper.mi_decay * state.mi + (1 - hyper.mi_decay) * now)

@@ -1,0 +1,151 @@
+"""What is measured: our paths, the rivals, and the floors. One entry of `CONTENDERS` each.
+
+A contender is made once for a size, outside the clock, from the size's inputs. Calling what was
+made does the work once. It may return kept indices, which are checked before anything is timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from starkv_compile import StarKVConfig
+from starkv_compile.kernels.ops import STARKV
+from starkv_compile.kernels.reference.star import fresh_state
+from starkv_compile.policies import ScoreInputs, StarKV
+
+from . import kvpress_peer, released
+from .layers import Inputs, Size
+
+Work = Callable[[], "torch.Tensor | float | None"]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """role: "ours", "rival" or "floor". make: None where it cannot run, else the work.
+
+    exact: whether it must keep what the reference keeps.
+    """
+
+    role: str
+    make: Callable[[Size, Inputs], Work | None]
+    exact: bool = False
+
+
+def config_of(size: Size, paper: bool) -> StarKVConfig:
+    options = {"budget": size.budget, "window": size.window}
+    return StarKVConfig.paper(**options) if paper else StarKVConfig(**options)
+
+
+def _pipeline(
+    size: Size, paper: bool
+) -> Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """What the pass puts into the graph of one layer: score, select, gather."""
+    config = config_of(size, paper)
+    policy, capacity = StarKV(config), config.capacity(size.length)
+
+    def run(query, key, value, hidden, total, *layout):  # type: ignore[no-untyped-def]
+        scored = policy.score(
+            ScoreInputs(
+                query=query, key=key, mask=None, scale=size.layer.dim**-0.5, log_sum_exp=total,
+                hidden=hidden, real=None, layout=layout, state=tuple(fresh_state(key, layout[3])),
+                capacity=capacity,
+            )
+        )  # fmt: skip
+        kept = STARKV.select_tokens(scored.scores, None, size.length, size.window, capacity)
+        return kept, *STARKV.gather_kv(key, value, kept, None)
+
+    return run
+
+
+def _ours(*, compiled: bool, shared: bool, paper: bool = False) -> Callable[[Size, Inputs], Work]:
+    def make(size: Size, inputs: Inputs) -> Work:
+        run = _pipeline(size, paper)
+        if compiled:
+            torch._dynamo.reset()
+            run = torch.compile(run, fullgraph=True, dynamic=False)
+        total = log_sum_exp(inputs) if shared else None
+        arguments = (inputs.query, inputs.key, inputs.value, inputs.hidden, total, *inputs.layout)
+        return lambda: run(*arguments)[0]
+
+    return make
+
+
+def log_sum_exp(inputs: Inputs) -> torch.Tensor:
+    """Of the prompt's causal attention [1, H, L]; only the window's rows are computed."""
+    rows = 64
+    query, key = inputs.query[:, :, -rows:].float(), inputs.key.float()
+    repeats, length = query.shape[1] // key.shape[1], key.shape[2]
+    logits = query @ key.repeat_interleave(repeats, 1).mT * key.shape[-1] ** -0.5
+    place = torch.arange(length, device=key.device)
+    hidden = place > place[-rows:, None]
+    total = logits.masked_fill(hidden, -torch.inf).logsumexp(-1)
+    return F.pad(total, (length - rows, 0))
+
+
+def _released(size: Size, inputs: Inputs) -> Work:
+    capacity = config_of(size, paper=True).capacity(size.length)
+    arguments = (inputs.query, inputs.key, inputs.value, inputs.hidden, size.spans)
+    return lambda: released.compress(*arguments, size.window, capacity)[2][None]
+
+
+def _kvpress(size: Size, inputs: Inputs) -> Work | None:
+    peer = kvpress_peer.start(size)
+    return None if peer is None else peer.seconds
+
+
+def _prefill_attention(size: Size, inputs: Inputs) -> Work | None:
+    query, key, value = inputs.query, inputs.key, inputs.value
+    if not key.is_cuda and size.length > 20_000:
+        return None  # minutes on a CPU
+    return lambda: _nothing(
+        F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+    )
+
+
+def _copy(size: Size, inputs: Inputs) -> Work:
+    """Reading all keys, and reading and writing the kept keys and values: memory's share."""
+    kept = config_of(size, paper=False).capacity(size.length)
+    out = torch.empty_like(inputs.key)
+    small = [torch.empty_like(t[:, :, :kept]) for t in (inputs.key, inputs.value)]
+
+    def work() -> None:
+        out.copy_(inputs.key)
+        small[0].copy_(inputs.key[:, :, -kept:])
+        small[1].copy_(inputs.value[:, :, -kept:])
+
+    return work
+
+
+def _product(size: Size, inputs: Inputs) -> Work:
+    """QK^T of the window, once, in float32 on a CPU and in the model's dtype on a GPU."""
+    layer = size.layer
+    rows = inputs.query[:, :, -size.window :].reshape(1, layer.groups, -1, layer.dim).mT
+    key = inputs.key
+    if not key.is_cuda:
+        rows, key = rows.float(), key.float()
+    return lambda: _nothing(torch.matmul(key, rows))
+
+
+def _nothing(_: torch.Tensor) -> None:
+    return None
+
+
+CONTENDERS: dict[str, Contender] = {
+    "ours": Contender("ours", _ours(compiled=True, shared=True), exact=True),
+    "ours, log-sum-exp not shared": Contender(
+        "ours", _ours(compiled=True, shared=False), exact=True
+    ),
+    "ours, not compiled": Contender("ours", _ours(compiled=False, shared=True), exact=True),
+    "ours, paper's configuration": Contender(
+        "ours", _ours(compiled=True, shared=True, paper=True), exact=True
+    ),
+    "release, restated": Contender("rival", _released),
+    "kvpress SnapKV": Contender("rival", _kvpress),
+    "prefill attention": Contender("rival", _prefill_attention),
+    "memory floor": Contender("floor", _copy),
+    "product floor": Contender("floor", _product),
+}

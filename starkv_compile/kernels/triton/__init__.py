@@ -1,0 +1,13 @@
+"""The same functions as `kernels.reference`, as Triton kernels for CUDA and ROCm devices.
+
+Imported when a device tensor is first scored; nothing here is needed on a machine without one.
+No program waits for another and no floating-point value is added atomically, so results do not
+depend on the order in which programs run.
+"""
+
+from .gather_kv import gather_kv
+from .rank_histogram import rank_histogram
+from .select_tokens import select_tokens
+from .window_attention import window_attention
+
+__all__ = ["gather_kv", "rank_histogram", "select_tokens", "window_attention"]

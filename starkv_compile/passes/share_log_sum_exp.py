@@ -1,0 +1,76 @@
+"""Let scoring read the log-sum-exp that the prompt's own attention computes."""
+
+from __future__ import annotations
+
+from operator import getitem
+from typing import Any
+
+import torch
+from torch.fx import Node
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from . import fx
+from .base import Context, GraphPass
+
+# Kernels that SDPA chooses among and that return the log-sum-exp [B, H, S] unasked.
+FLASH = (
+    fx.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    fx.aten._scaled_dot_product_flash_attention.default,
+)
+Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
+
+
+class ShareLogSumExp(GraphPass):
+    """`y = sdpa(q, k, v)` becomes the kernel that SDPA runs, `y, log_sum_exp = flash(q, k, v)`.
+
+    The same kernel with the same arguments: y does not change by a bit, and scoring is spared
+    one of its two passes over the keys. Where SDPA would run anything else, or change its
+    inputs first, it is left alone.
+    """
+
+    def run(self, context: Context) -> None:
+        for site in list(context.sites):
+            attention = site.attention
+            if attention.form != "sdpa" or attention.mask is not None:
+                continue
+            call = _flash_call(attention.node)
+            if call is None:
+                continue
+            with context.graph.inserting_before(attention.node):
+                both = context.graph.call_function(*call)
+                log_sum_exp = context.graph.call_function(getitem, (both, 1))
+                out = context.graph.call_function(getitem, (both, 0))  # scores go after this
+            out.meta = dict(attention.node.meta)
+            attention.node.replace_all_uses_with(out)
+            context.graph.erase_node(attention.node)
+            context.update(site, attention=attention.at(out), log_sum_exp=log_sum_exp)
+            self.matched += 1
+
+
+class _Recorder(TorchDispatchMode):
+    """Keeps the calls that a composite operation is made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.ops.prim.device.default:
+            self.calls.append((func, args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _flash_call(node: Node) -> Call | None:
+    """The one call that this SDPA node runs on its example values, on nodes in their place."""
+    inputs = {id(fx.value(n)): n for n in fx.producers(node)}
+    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), fx.value)
+    with torch.no_grad(), _Recorder() as recorder:
+        node.target(*args, **kwargs)  # type: ignore[operator]
+    if len(recorder.calls) != 1 or recorder.calls[0][0] not in FLASH:
+        return None
+    func, args, kwargs = recorder.calls[0]
+    if any(isinstance(a, torch.Tensor) and id(a) not in inputs for a in args):
+        return None  # padded or expanded
+    if any(isinstance(a, torch.SymFloat | torch.SymInt) for a in (*args, *kwargs.values())):
+        return None
+    return func, tuple(inputs.get(id(a), a) for a in args), kwargs
