@@ -46,7 +46,9 @@ def _take(source: torch.Tensor, kept: torch.Tensor, real: torch.Tensor | None) -
     # Row index into [B*G*L, D]: `index_select` beats a gather with an expanded index by far.
     offset = torch.arange(batch * groups, device=source.device).view(batch, groups, 1) * length
     rows = (offset + kept[:, None]).reshape(-1)
-    out = source.reshape(-1, dim).index_select(0, rows).view(batch, groups, -1, dim)
+    flat = source.reshape(-1, dim).index_select(0, rows)
+    # No view: a cached tensor with a base would have Dynamo compile the first decode step alone.
+    out = torch.ops.aten._unsafe_view(flat, [batch, groups, kept.shape[1], dim])
     if real is None:
         return out
     return out.masked_fill(~real.gather(1, kept)[:, None, :, None], 0.0)
