@@ -1,4 +1,4 @@
-"""The shipped agent: a Qwen3-VL of 1.9 M parameters, its tokenizer and its processor.
+"""The shipped agent: a Qwen3-VL of 2.5 M parameters, its tokenizer and its processor.
 
 A stock transformers architecture: nothing here subclasses or patches a model.
 """

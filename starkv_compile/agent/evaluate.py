@@ -1,8 +1,9 @@
-"""How often the agent is right with the full cache: `python -m starkv_compile.agent.evaluate`.
+"""How often the agent is right: `python -m starkv_compile.agent.evaluate`.
 
-Episodes are held out: their seeds are of a kind training never draws. An answer counts if every
-token of it is the model's first choice after the right ones before it, which is when greedy
-decoding gives it.
+With the full cache, over all kinds of questions; with `--sessions N`, in N sessions like the
+demo's, with a full cache and two compressed ones. Episodes are held out: their seeds are of a
+kind training never draws. In the first, an answer counts if every token of it is the model's first
+choice after the right ones before it, which is when greedy decoding gives it.
 """
 
 from __future__ import annotations
@@ -15,10 +16,18 @@ from typing import Any
 
 import torch
 
+from ..api import compile, undo
+from ..config import StarKVConfig
+from ..session import AgentSession
 from .batches import IGNORE, draw, sample_episodes, sample_plan, write
 from .checkpoints import load_agent
+from .questions import KINDS
 from .train import MAX_FRAMES
+from .turns import episode_turns
 from .vocabulary import TOKENS, VERBS
+from .ways import MAX_REPLY, ways
+
+SESSION_FRAMES = 4
 
 Score = dict[tuple[int, str], tuple[int, int]]
 
@@ -65,12 +74,49 @@ def _answers(ids: list[int], labels: list[int], right: list[bool]) -> list[tuple
     return found
 
 
+def evaluate_sessions(model: Any, processor: Any, config: StarKVConfig, sessions: int) -> Score:
+    """(right, asked) by number of frames shown and kind of question, in the demo's sessions.
+
+    Questions are put as screenshots come; the last two of a session ("follow-up"), about any of
+    the frames, are put when all are seen and compressed.
+    """
+    counts: dict[tuple[int, str], list[int]] = defaultdict(lambda: [0, 0])
+    compile(model, config)
+    try:
+        for seed in range(sessions):
+            session, frames = AgentSession(model, processor), 0
+            for turn in episode_turns(SESSION_FRAMES, 1000 + seed):
+                frames += turn.image is not None
+                reply = session.step(turn.content, max_new_tokens=MAX_REPLY, do_sample=False)
+                assert turn.question is not None
+                kind = turn.question.kind if turn.image is not None else "follow-up"
+                counts[frames, kind][0] += turn.question.is_right(reply)
+                counts[frames, kind][1] += 1
+    finally:
+        undo(model)
+    return {key: (right, asked) for key, (right, asked) in counts.items()}
+
+
+def _print_sessions(model: Any, processor: Any, budget: float, sessions: int) -> None:
+    print(f"\n{sessions} sessions of {SESSION_FRAMES} screenshots, budget {budget:.0%}")
+    kinds = [*KINDS, "follow-up"]
+    print(f"{'':18s}" + "".join(f"{kind:>11s}" for kind in kinds) + f"{'all':>11s}")
+    for way in ways(budget, "eager"):
+        score = evaluate_sessions(model, processor, way.config, sessions)
+        parts = [[n for (_, k), n in score.items() if k == kind] for kind in kinds]
+        parts.append(list(score.values()))
+        shares = [sum(r for r, _ in part) / sum(n for _, n in part) for part in parts]
+        print(f"{way.name:18s}" + "".join(f"{share:11.1%}" for share in shares), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Share of held-out questions the agent answers.")
     parser.add_argument("--agent", type=Path, help="checkpoint folder (default: the shipped one)")
     parser.add_argument("--episodes", type=int, default=40, help="for each number of frames")
+    parser.add_argument("--sessions", type=int, default=0, help="compressed sessions as well")
+    parser.add_argument("--budget", type=float, default=0.2, help="of those sessions")
     args = parser.parse_args()
-    model, _ = load_agent(args.agent)
+    model, processor = load_agent(args.agent)
     score = evaluate(model, args.episodes)
     print("frames " + "".join(f"{kind:>9s}" for kind in VERBS) + "      all")
     for frames in range(1, MAX_FRAMES + 1):
@@ -79,6 +125,8 @@ def main() -> None:
         print(f"{frames:6d} " + "".join(f"{right / max(1, n):9.1%}" for right, n in parts))
     total = sum(n for _, n in score.values())
     print(f"{sum(r for r, _ in score.values()) / total:.1%} of {total} questions right")
+    if args.sessions:
+        _print_sessions(model, processor, args.budget, args.sessions)
 
 
 if __name__ == "__main__":

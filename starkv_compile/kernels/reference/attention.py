@@ -66,14 +66,19 @@ def window_attention(
         largest = torch.maximum(logits.amax(2, keepdim=True), inside.amax(2, keepdim=True))
         weights = (logits - largest).exp()
         total = weights.sum(2, keepdim=True) + (inside - largest).exp().sum(2, keepdim=True)
-        weights = weights / total.where(largest > BOUNDS.min, float("inf"))
+        vote = (1.0 / total).where(largest > BOUNDS.min, 0.0)
     else:
         total = log_sum_exp[:, :, -window:].float().reshape(batch, groups, 1, rows)
-        weights = (logits - total.where(total.isfinite(), float("inf"))).exp()
-    if per_head:
-        weights = weights.view(batch, groups, past, heads // groups, window).sum(-1)
-        return weights.permute(0, 1, 3, 2).reshape(batch, heads, past)
-    return weights.sum(-1) / (heads // groups)
+        weights = (logits - total.where(total.isfinite(), BOUNDS.max)).exp()
+        vote = total.isfinite().float()
+    # Normalised and summed over the window in one product: a sum over so short a last dimension
+    # would take longer.
+    vote = vote.transpose(2, 3)  # [B, G, rows, 1]
+    if not per_head:
+        return torch.matmul(weights, vote / (heads // groups)).squeeze(-1)
+    own = torch.eye(heads // groups, device=key.device).repeat_interleave(window, 0)
+    by_head = torch.matmul(weights, vote * own)  # [B, G, P, H / G]
+    return by_head.transpose(2, 3).reshape(batch, heads, past)
 
 
 def _masked(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
