@@ -36,9 +36,16 @@ class Peer:
 
     def seconds(self) -> float:
         """One compression's wall time, measured over there."""
+        return self._ask("run")
+
+    def operations(self) -> float:
+        """Floating-point operations of its products."""
+        return self._ask("count")
+
+    def _ask(self, what: str) -> float:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write("run\n")
+        self.process.stdin.write(what + "\n")
         self.process.stdin.flush()
         return float(self.process.stdout.readline())
 
@@ -58,6 +65,7 @@ def _serve() -> None:
     """The child's side. A Llama-shaped layer, since kvpress knows no Qwen2.5-VL or Qwen3-VL."""
     import torch
     from kvpress import SnapKVPress
+    from torch.utils.flop_counter import FlopCounterMode
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 
@@ -76,12 +84,21 @@ def _serve() -> None:
     place = torch.arange(length, device=device)[None]
     positions = LlamaRotaryEmbedding(config).to(device)(states, place)
     press = SnapKVPress(compression_ratio=1 - budget, window_size=window)
-    for _ in sys.stdin:
+
+    @torch.no_grad()
+    def compress() -> None:
+        press.compress(layer, states, key, value, None, {"position_embeddings": positions})
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    for line in sys.stdin:
+        if line.strip() == "count":
+            with FlopCounterMode(display=False) as counter:
+                compress()
+            print(counter.get_total_flops(), flush=True)
+            continue
         start = time.perf_counter()
-        with torch.no_grad():
-            press.compress(layer, states, key, value, None, {"position_embeddings": positions})
-            if device == "cuda":
-                torch.cuda.synchronize()
+        compress()
         print(time.perf_counter() - start, flush=True)
 
 
