@@ -48,6 +48,7 @@ def main() -> None:
     with Progress() as progress, torch.no_grad():
         steps = progress.add_task("", total=len(sizes) * len(names) * (args.rounds + 1))
         for size in sizes:
+            torch._dynamo.reset()  # here alone: contenders share their code objects
             inputs = make_inputs(size, device)
             works: dict[str, Work] = {}
             for name in names:
@@ -59,6 +60,8 @@ def main() -> None:
                 check(name, work, size, inputs)
                 works[name] = work
                 progress.advance(steps)
+            for name in works:
+                time_once(works[name], device)
             seconds: dict[str, list[float]] = {name: [] for name in works}
             for turn in range(args.rounds):
                 for name in random.Random(turn).sample(list(works), len(works)):

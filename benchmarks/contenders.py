@@ -65,7 +65,6 @@ def _ours(*, compiled: bool, shared: bool, paper: bool = False) -> Callable[[Siz
     def make(size: Size, inputs: Inputs) -> Work:
         run = _pipeline(size, paper)
         if compiled:
-            torch._dynamo.reset()
             run = torch.compile(run, fullgraph=True, dynamic=False)
         total = log_sum_exp(inputs) if shared else None
         arguments = (inputs.query, inputs.key, inputs.value, inputs.hidden, total, *inputs.layout)

@@ -99,8 +99,7 @@ class Row:
             found.append(f"spills {self.spilled} bytes")
         if self.shared > SHARED_LIMIT[self.target]:
             found.append(f"{self.shared} bytes shared, limit {SHARED_LIMIT[self.target]}")
-        half = "additive mask" not in self.case  # in float32 no matrix unit is exact enough
-        if self.kernel.startswith(("row_sums", "score_keys")) and half and not self.matrix:
+        if self.kernel.startswith(("row_sums", "score_keys")) and not self.matrix:
             found.append("no matrix instruction")
         return found
 

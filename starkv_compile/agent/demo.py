@@ -85,10 +85,11 @@ def _measure_all(
 
     logging.disable_progress_bar()  # its "Loading weights" would cut through ours
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    asked = f"{len(turns)} turn{'s' * (len(turns) > 1)}"
     results = []
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         for way in chosen:
-            task = progress.add_task(f"{way.title}: {len(turns)} turns, {RUNS} runs",
+            task = progress.add_task(f"{way.title}: {asked}, {RUNS} runs",
                                      total=RUNS * len(turns))  # fmt: skip
 
             advance = partial(progress.advance, task)

@@ -63,7 +63,7 @@ def gather_kv(
     value_dim, size = value.shape[-1], kept.shape[1]
     key_out = key.new_empty(batch, groups, size, key_dim)
     value_out = value.new_empty(batch, groups, size, value_dim)
-    shown = kept if real is None else real.contiguous().view(torch.uint8)
+    shown = kept if real is None else real.to(torch.uint8)
     launch(
         gather_rows, (triton.cdiv(size, BLOCK), batch * groups, 2), key, value,
         kept.contiguous(), shown, key_out, value_out, size, length, *key.stride(),

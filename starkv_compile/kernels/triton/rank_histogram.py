@@ -30,7 +30,8 @@ def count_ranks(
     row = scores + tl.program_id(1).to(tl.int64) * tokens
     own = tl.load(row + mine, mask=mine < real, other=0.0)
     rank = tl.zeros([BLOCK], tl.int32)
-    for start in range(0, tokens, COMPARED):
+    # Later places than `real` hold nothing: layouts read off a graph are as wide as the prompt.
+    for start in range(0, tl.where(tl.program_id(0) * BLOCK < real, real, 0), COMPARED):
         other = start + tl.arange(0, COMPARED)
         against = tl.load(row + other, mask=other < real, other=float("inf"))
         below = against[None, :] < own[:, None]

@@ -20,18 +20,16 @@ BINS = 2048  # of the first two digits; the last has 1,024
 
 
 @triton.jit
-def _ordered(scores, real, row, places, past, length, REAL: tl.constexpr):
-    """uint32 in the order of the scores; not finite: below every finite one; padding: below all."""
-    inside = places < past
-    score = tl.load(scores + row * past + places, mask=inside, other=0.0)
+def _ordered(score, shown):
+    """uint32 in the order of the scores; not finite: below every finite one; padding: below all.
+
+    It takes values: of a function that loads, a compiler assumes that it may store.
+    """
     usable = (score == score) & (tl.abs(score) < float("inf"))
     score = tl.where(usable, score, -3.4028234663852886e38) + 0.0  # -0 ties with +0
     bits = score.to(tl.int32, bitcast=True)
     ordered = tl.where(bits < 0, bits ^ -1, bits | -2147483648).to(tl.uint32, bitcast=True)
-    if REAL:
-        shown = tl.load(real + row * length + places, mask=inside, other=0)
-        ordered = tl.where(shown != 0, ordered, 0)
-    return ordered, inside
+    return tl.where(shown != 0, ordered, 0)
 
 
 @triton.jit
@@ -58,7 +56,12 @@ def count_digit(
     BITS: tl.constexpr = 10 if DIGIT == 2 else 11
     row, rows = tl.program_id(1), tl.num_programs(1)
     places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    ordered, inside = _ordered(scores, real, row, places, past, length, REAL)
+    inside = places < past
+    score = tl.load(scores + row * past + places, mask=inside, other=0.0)
+    shown = tl.full([BLOCK], 1, tl.uint8)
+    if REAL:
+        shown = tl.load(real + row * length + places, mask=inside, other=0)
+    ordered = _ordered(score, shown)
     if DIGIT > 0:
         prefix, _ = _narrow(counts, row, rows, wanted, DIGIT, BINS)
         inside = inside & ((ordered >> (SHIFT + BITS)) == prefix)
@@ -75,7 +78,12 @@ def count_tile(
     """tile_counts [B, 2, tiles]: of each tile, the scores above the k-th, and equal to it."""
     row, rows = tl.program_id(1), tl.num_programs(1)
     places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    ordered, inside = _ordered(scores, real, row, places, past, length, REAL)
+    inside = places < past
+    score = tl.load(scores + row * past + places, mask=inside, other=0.0)
+    shown = tl.full([BLOCK], 1, tl.uint8)
+    if REAL:
+        shown = tl.load(real + row * length + places, mask=inside, other=0)
+    ordered = _ordered(score, shown)
     kth, _ = _narrow(counts, row, rows, wanted, 3, BINS)
     above = ((ordered > kth) & inside).to(tl.int32)
     equal = ((ordered == kth) & inside).to(tl.int32)
@@ -93,14 +101,22 @@ def write_kept(
     """kept [B, selected + WINDOW]: places above the k-th, the first ones equal, the window."""
     tile, row, rows = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     places = tile * BLOCK + tl.arange(0, BLOCK)
-    ordered, inside = _ordered(scores, real, row, places, past, length, REAL)
+    inside = places < past
+    score = tl.load(scores + row * past + places, mask=inside, other=0.0)
+    shown = tl.full([BLOCK], 1, tl.uint8)
+    if REAL:
+        shown = tl.load(real + row * length + places, mask=inside, other=0)
+    ordered = _ordered(score, shown)
     kth, ties = _narrow(counts, row, rows, selected, 3, BINS)
     above = ((ordered > kth) & inside).to(tl.int32)
     equal = ((ordered == kth) & inside).to(tl.int32)
-    others = tl.arange(0, BLOCK_TILES)
-    before = tile_counts + row * 2 * tiles + others
-    above_before = tl.sum(tl.load(before, mask=others < tile, other=0), axis=0)
-    equal_before = tl.sum(tl.load(before + tiles, mask=others < tile, other=0), axis=0)
+    above_before = tl.zeros([], tl.int32)
+    equal_before = tl.zeros([], tl.int32)
+    for first in range(0, tile, BLOCK_TILES):
+        others = first + tl.arange(0, BLOCK_TILES)
+        before = tile_counts + row * 2 * tiles + others
+        above_before += tl.sum(tl.load(before, mask=others < tile, other=0), axis=0)
+        equal_before += tl.sum(tl.load(before + tiles, mask=others < tile, other=0), axis=0)
     rank = equal_before + tl.cumsum(equal, axis=0) - equal  # among the equal ones
     taken = (above != 0) | ((equal != 0) & (rank < ties))
     slot = above_before + tl.cumsum(above, axis=0) - above + tl.minimum(rank, ties)
@@ -119,7 +135,7 @@ def select_tokens(
     selected, window = split_capacity(length, window, capacity)
     scores = scores.float().contiguous()
     masked = real is not None
-    shown = scores if real is None else real.contiguous().view(torch.uint8)
+    shown = scores if real is None else real.to(torch.uint8).contiguous()
     tiles = triton.cdiv(past, BLOCK)
     grid = (tiles, batch)
     counts = torch.zeros(DIGITS, batch, BINS, dtype=torch.int32, device=scores.device)
@@ -137,7 +153,7 @@ def select_tokens(
     kept = torch.empty(batch, selected + window, dtype=torch.int64, device=scores.device)
     launch(
         write_kept, grid, scores, shown, counts, tile_counts, kept, past, length, selected,
-        tiles, WINDOW=window, BLOCK_TILES=padded(tiles, 1), BLOCK_WINDOW=padded(window, 1),
+        tiles, WINDOW=window, BLOCK_TILES=64, BLOCK_WINDOW=padded(window, 1),
         **constants,
     )  # fmt: skip
     return kept

@@ -72,7 +72,10 @@ def _logits(
         mask=known[:, None] & (dims < DIM)[None, :],
         other=0.0,
     )
-    logits = tl.dot(tile, tl.trans(key_tile), input_precision=PRECISION) * scale
+    logits = tl.dot(tile, tl.trans(key_tile), input_precision=PRECISION)
+    logits *= tl.cast(
+        scale, tl.float32
+    )  # a compiled graph passes Python's floats in double precision
     if MASK != 0:
         start = mask + batch.to(tl.int64) * stride_mb
         inside = known[:, None] & (keys < length)[None, :]
@@ -131,19 +134,23 @@ def row_sums(
 @triton.jit
 def combine_sums(
     partial_max, partial_sum, log_sum, tiles, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    BLOCK_TILES: tl.constexpr,
 ):  # fmt: skip
     """Base-2 log-sum-exp [B * GROUPS, ROWS] from the first pass's partial results."""
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     start = tl.program_id(1).to(tl.int64) * tiles * ROWS
     inside = rows < ROWS
-    largest = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
+    largest = tl.full([BLOCK_ROWS], -BIG, tl.float32)
     total = tl.zeros([BLOCK_ROWS], tl.float32)
-    for tile in range(tiles):
-        here = start + tile * ROWS + rows
-        new = tl.maximum(largest, tl.load(partial_max + here, mask=inside, other=0.0))
-        power = tl.exp2(tl.load(partial_max + here, mask=inside, other=0.0) - new)
+    for first in range(0, tiles, BLOCK_TILES):
+        tile = first + tl.arange(0, BLOCK_TILES)
+        here = start + tile[:, None] * ROWS + rows[None, :]
+        known = (tile < tiles)[:, None] & inside[None, :]
+        theirs = tl.load(partial_max + here, mask=known, other=float("-inf"))
+        sums = tl.load(partial_sum + here, mask=known, other=0.0)
+        new = tl.maximum(largest, tl.max(theirs, axis=0))
         total = total * tl.exp2(largest - new)
-        total += tl.load(partial_sum + here, mask=inside, other=0.0) * power
+        total += tl.sum(sums * tl.exp2(theirs - new[None, :]), axis=0)
         largest = new
     # A row that sees nothing does not vote: later powers of 2 minus infinity are zero.
     value = tl.where(largest > -BIG, largest + tl.log2(total), float("inf"))
@@ -214,10 +221,14 @@ def window_attention(
         mask_strides: tuple[int, ...] = (0, 0, 0, 0)
     else:
         kind = BOOL_MASK if mask.dtype == torch.bool else ADDITIVE_MASK
+        # The window's rows only, in storage of their own: of a mask that is a graph's own value
+        # a slice would keep the strides, and with them the size, of all of it.
         shown = mask[:, :, mask.shape[2] - window :]
-        shown = shown.expand(batch, query_heads, window, length)
-        mask_strides = shown.stride()
-        shown = shown.view(torch.uint8) if kind == BOOL_MASK else shown
+        shown = (shown.to(torch.uint8) if kind == BOOL_MASK else shown).contiguous()
+        mask_strides = tuple(
+            0 if dimension == 1 else stride
+            for dimension, stride in zip(shown.shape, shown.stride(), strict=True)
+        )
     strides = (*query.stride(), *key.stride(), *mask_strides)
     constants = {
         "GROUPS": groups, "HEADS": heads, "KEY_SHARE": groups // key_heads, "WINDOW": window,
@@ -241,8 +252,8 @@ def window_attention(
                     CAUSAL=causal,
                 )  # fmt: skip
         launch(
-            combine_sums, (triton.cdiv(rows, 64), batch * groups), partial_max, partial_sum,
-            log_sum, count, ROWS=rows, BLOCK_ROWS=64,
+            combine_sums, (triton.cdiv(rows, 16), batch * groups), partial_max, partial_sum,
+            log_sum, count, ROWS=rows, BLOCK_ROWS=16, BLOCK_TILES=64,
         )  # fmt: skip
     else:
         given = log_sum_exp[:, :, queries - window :].float()

@@ -56,12 +56,20 @@ def guards(monkeypatch, _poisoned_memory):
     """Every allocation of a wrapper is guarded; tests guard their inputs with `guards.copy`."""
     made = Guards()
 
+    def one_shape(shape):
+        """`(2, 3)` of both `empty(2, 3)` and `empty((2, 3))`."""
+        return shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
+
     def new_empty(tensor, *shape, dtype=None, **_):
-        shape = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
-        return made.empty(shape, dtype or tensor.dtype)
+        return made.empty(one_shape(shape), dtype or tensor.dtype)
 
     monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
     monkeypatch.setattr(torch, "empty_like", lambda t, **_: made.empty(t.shape, t.dtype))
+
+    def zeros(*shape, dtype=torch.float32, **_):
+        return made.empty(one_shape(shape), dtype).zero_()
+
+    monkeypatch.setattr(torch, "zeros", zeros)
     # The interpreter allocates for itself as well, by the real one.
     real_empty = torch.empty
 
