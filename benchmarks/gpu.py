@@ -17,6 +17,7 @@ import torch
 from starkv_compile.kernels import reference
 from starkv_compile.kernels.ops import STARKV
 
+from . import exact
 from .contenders import CONTENDERS
 from .layers import LAYERS, Size, make_inputs
 from .results import environment
@@ -66,35 +67,17 @@ def check_window_attention() -> int:
                     mask = torch.ones(2, 1, length, length, dtype=torch.bool, device="cuda").tril()
                     mask[1, :, :, :100] = False
                 arguments = (query, key, mask, dim**-0.5, window, 300)
-                exact = _exact(query, key, mask, dim**-0.5, window)
-                # Compiled for one head size: each takes seconds.
-                ops = (
-                    (STARKV.window_attention, compiled)
-                    if dim == 128
-                    else (STARKV.window_attention,)
-                )
-                if dim == 128:
+                scores = exact.window_attention(query, key, mask, dim**-0.5, window)
+                expected = exact.by_group(scores, groups)
+                ops = [STARKV.window_attention]
+                if dim == 128:  # compiled for one head size: each takes seconds
                     torch._dynamo.reset()
+                    ops.append(compiled)
                 for op in ops:
                     ours = op(*arguments).double()
-                    torch.testing.assert_close(ours, exact, rtol=2e-5, atol=2e-6)
+                    torch.testing.assert_close(ours, expected, rtol=2e-5, atol=2e-6)
                     count += 1
     return count
-
-
-def _exact(
-    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scale: float, window: int
-) -> torch.Tensor:
-    heads, groups, length = query.shape[1], key.shape[1], key.shape[2]
-    rows = query[:, :, -window:].double()
-    logits = rows @ key.double().repeat_interleave(heads // groups, 1).mT * scale
-    if mask is None:
-        place = torch.arange(length, device=key.device)
-        mask = place <= place[-window:, None]
-    else:
-        mask = mask[:, :, -window:]
-    weights = logits.masked_fill(~mask, -torch.inf).softmax(-1)[..., : length - window].sum(2)
-    return weights.view(len(key), groups, heads // groups, -1).mean(2)
 
 
 def check_selection() -> int:

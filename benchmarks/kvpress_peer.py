@@ -54,7 +54,7 @@ class Peer:
 
 
 def start(size: Size) -> Peer | None:
-    """None where no environment with kvpress is named, or the size is for a GPU's."""
+    """None where no environment with kvpress is named."""
     import torch
 
     python = os.environ.get(VARIABLE)

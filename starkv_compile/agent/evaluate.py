@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ Score = dict[tuple[int, str], tuple[int, int]]
 @torch.no_grad()
 def evaluate(model: Any, episodes: int, questions: int = 10, seed: int = 0) -> Score:
     """(right, asked) by number of frames and kind of question; `episodes` for each number."""
-    counts: dict[tuple[int, str], list[int]] = defaultdict(lambda: [0, 0])
+    score: Score = {}
     for frames in range(1, MAX_FRAMES + 1):
         for start in range(0, episodes, 8):
             rows = min(8, episodes - start)
@@ -53,9 +52,13 @@ def evaluate(model: Any, episodes: int, questions: int = 10, seed: int = 0) -> S
             right = (logits.argmax(-1) == text.labels) | (text.labels == IGNORE)
             for ids, labels, good in zip(text.input_ids, text.labels, right, strict=True):
                 for kind, is_right in _answers(ids.tolist(), labels.tolist(), good.tolist()):
-                    counts[frames, kind][0] += is_right
-                    counts[frames, kind][1] += 1
-    return {key: (right, asked) for key, (right, asked) in counts.items()}
+                    _count(score, frames, kind, is_right)
+    return score
+
+
+def _count(score: Score, frames: int, kind: str, is_right: bool) -> None:
+    right, asked = score.get((frames, kind), (0, 0))
+    score[frames, kind] = right + is_right, asked + 1
 
 
 def _answers(ids: list[int], labels: list[int], right: list[bool]) -> list[tuple[str, bool]]:
@@ -80,7 +83,7 @@ def evaluate_sessions(model: Any, processor: Any, config: StarKVConfig, sessions
     Questions are put as screenshots come; the last two of a session ("follow-up"), about any of
     the frames, are put when all are seen and compressed.
     """
-    counts: dict[tuple[int, str], list[int]] = defaultdict(lambda: [0, 0])
+    score: Score = {}
     compile(model, config)
     try:
         for seed in range(sessions):
@@ -90,11 +93,10 @@ def evaluate_sessions(model: Any, processor: Any, config: StarKVConfig, sessions
                 reply = session.step(turn.content, max_new_tokens=MAX_REPLY, do_sample=False)
                 assert turn.question is not None
                 kind = turn.question.kind if turn.image is not None else "follow-up"
-                counts[frames, kind][0] += turn.question.is_right(reply)
-                counts[frames, kind][1] += 1
+                _count(score, frames, kind, turn.question.is_right(reply))
     finally:
         undo(model)
-    return {key: (right, asked) for key, (right, asked) in counts.items()}
+    return score
 
 
 def _print_sessions(model: Any, processor: Any, budget: float, sessions: int) -> None:

@@ -46,36 +46,6 @@ def square_grid(valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return offset // width, offset % width
 
 
-def mutual_information(
-    scores: torch.Tensor,
-    row: torch.Tensor,
-    column: torch.Tensor,
-    valid: torch.Tensor,
-    count_ranks: RankHistogram | None = None,
-) -> torch.Tensor:
-    """Mutual information, in nats, between a token's score rank and its place on the screen.
-
-    Ranks are cut into 16 bins of equal mass, the screen into 12 x 12. Equal scores rank by
-    index.
-
-    Args:
-        scores: [B, G, N] group scores of the current frame's tokens.
-        row, column: [B, N] place on the grid.
-        valid: [B, N] bool, a row's valid tokens first.
-        count_ranks: the implementation of `rank_histogram` to use.
-
-    Returns:
-        [B, G] float32; 0 where a group has no mass on the frame.
-    """
-    place = GRID_BINS * _screen_bin(row, valid) + _screen_bin(column, valid)
-    joint = (count_ranks or rank_histogram)(scores, place, valid).double()
-    joint = joint / valid.sum(-1).clamp(min=1)[:, None, None, None]
-    product = joint.sum(-1, keepdim=True) * joint.sum(-2, keepdim=True)
-    terms = joint * ((joint + 1e-12).log() - (product + 1e-12).log())
-    mass = scores.masked_fill(~valid[:, None], 0.0).sum(-1)
-    return torch.where(mass > 1e-12, terms.sum((-1, -2)).clamp(min=0), 0.0).float()
-
-
 def rank_histogram(scores: torch.Tensor, place: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """How many valid tokens have each bin of score rank and each place.
 
@@ -93,6 +63,36 @@ def rank_histogram(scores: torch.Tensor, place: torch.Tensor, valid: torch.Tenso
     ones = valid[:, None].expand(-1, groups, -1).int()
     joint = empty.scatter_add(-1, value * places + place[:, None], ones)
     return joint.view(batch, groups, VALUE_BINS, places)
+
+
+def mutual_information(
+    scores: torch.Tensor,
+    row: torch.Tensor,
+    column: torch.Tensor,
+    valid: torch.Tensor,
+    count_ranks: RankHistogram = rank_histogram,
+) -> torch.Tensor:
+    """Mutual information, in nats, between a token's score rank and its place on the screen.
+
+    Ranks are cut into 16 bins of equal mass, the screen into 12 x 12. Equal scores rank by
+    index.
+
+    Args:
+        scores: [B, G, N] group scores of the current frame's tokens.
+        row, column: [B, N] place on the grid.
+        valid: [B, N] bool, a row's valid tokens first.
+        count_ranks: the implementation of `rank_histogram` to use.
+
+    Returns:
+        [B, G] float32; 0 where a group has no mass on the frame.
+    """
+    place = GRID_BINS * _screen_bin(row, valid) + _screen_bin(column, valid)
+    joint = count_ranks(scores, place, valid).double()
+    joint = joint / valid.sum(-1).clamp(min=1)[:, None, None, None]
+    product = joint.sum(-1, keepdim=True) * joint.sum(-2, keepdim=True)
+    terms = joint * ((joint + 1e-12).log() - (product + 1e-12).log())
+    mass = scores.masked_fill(~valid[:, None], 0.0).sum(-1)
+    return torch.where(mass > 1e-12, terms.sum((-1, -2)).clamp(min=0), 0.0).float()
 
 
 def _positions(like: torch.Tensor) -> torch.Tensor:

@@ -73,9 +73,8 @@ def _logits(
         other=0.0,
     )
     logits = tl.dot(tile, tl.trans(key_tile), input_precision=PRECISION)
-    logits *= tl.cast(
-        scale, tl.float32
-    )  # a compiled graph passes Python's floats in double precision
+    # A compiled graph passes Python's floats in double precision.
+    logits *= tl.cast(scale, tl.float32)
     if MASK != 0:
         start = mask + batch.to(tl.int64) * stride_mb
         inside = known[:, None] & (keys < length)[None, :]

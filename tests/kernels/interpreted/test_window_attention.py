@@ -5,31 +5,13 @@ import sys
 import pytest
 import torch
 
+from benchmarks.exact import by_group
+from benchmarks.exact import window_attention as exact
 from starkv_compile.kernels.reference import window_attention as reference
 from starkv_compile.kernels.reference.capacity import clip_window
 from starkv_compile.kernels.triton.window_attention import Tiles, window_attention
 
 SMALL = Tiles(rows=16, keys=32)
-
-
-def exact(query, key, mask, scale, window):
-    """[B, H, P] in float64, softmax over the whole row, spelled out."""
-    query, key = query.double(), key.double()
-    length, repeats = key.shape[2], query.shape[1] // key.shape[1]
-    logits = query[:, :, -window:] @ key.repeat_interleave(repeats, 1).mT * scale
-    if mask is None:
-        visible = torch.arange(length) <= length - window + torch.arange(window)[:, None]
-        logits = logits.masked_fill(~visible, -torch.inf)
-    elif mask.dtype == torch.bool:
-        logits = logits.masked_fill(~mask[:, :, -window:], -torch.inf)
-    else:
-        logits = logits + mask[:, :, -window:].double()
-    return logits.softmax(-1)[..., : length - window].sum(2)
-
-
-def by_group(scores, groups):
-    batch, heads, past = scores.shape
-    return scores.view(batch, groups, heads // groups, past).mean(2)
 
 
 def inputs(guards, batch=1, heads=4, groups=2, length=100, dim=32, dtype=torch.float32, seed=0):
