@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 
 from .config import StarKVConfig
 from .errors import OptionError, StarKVError
+from .kernels.compile_cache import keyed_by_source
 from .passes import Pipeline
 from .reporting import GraphReport, Report
 
@@ -92,5 +93,6 @@ def compile_inner(
     from torch._inductor.compile_fx import compile_fx
 
     patches = torch._inductor.list_mode_options(mode) if mode else None
-    compiled: Any = compile_fx(module, example_inputs, config_patches=patches)
+    with keyed_by_source():
+        compiled: Any = compile_fx(module, example_inputs, config_patches=patches)
     return compiled

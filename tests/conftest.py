@@ -5,6 +5,8 @@ import sys
 import pytest
 import torch
 
+from starkv_compile.kernels.compile_cache import keyed_by_source
+
 torch.set_num_threads(2)
 
 
@@ -37,5 +39,6 @@ def _poisoned_memory(monkeypatch):
 @pytest.fixture(autouse=True)
 def _fresh_dynamo():
     torch._dynamo.reset()
-    yield
+    with keyed_by_source():  # a changed kernel is never tested by what was compiled before
+        yield
     torch._dynamo.reset()

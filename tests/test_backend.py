@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 import starkv_compile
+from starkv_compile.kernels import compile_cache
 from starkv_compile.testing import generate, tiny_inputs, tiny_model
 
 Q, K, V = (torch.randn(1, 2, 40, 16) for _ in range(3))
@@ -34,6 +35,22 @@ def test_mode_goes_to_inductor_and_to_nothing_else():
     torch._dynamo.reset()
     with pytest.raises(BackendCompilerFailed, match="'nonsense' is no option"):
         torch.compile(attend, backend="starkv", options={"nonsense": 1})(Q, K, V)
+
+
+def test_compiled_graphs_are_cached_by_the_kernels_source(monkeypatch, tmp_path):
+    """Else an upgrade would go on running the kernels of the version before."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    found = torch._dynamo.utils.counters["aot_autograd"]
+
+    def misses():
+        torch._dynamo.reset()
+        before = found["autograd_cache_miss"]
+        torch.compile(attend, backend="starkv", options={"budget": 0.25})(Q, K, V)
+        return found["autograd_cache_miss"] - before
+
+    assert [misses(), misses()] == [1, 0]
+    monkeypatch.setattr(compile_cache, "source_fingerprint", lambda: "another version")
+    assert misses() == 1
 
 
 def test_a_fault_in_the_passes_costs_no_result(monkeypatch):

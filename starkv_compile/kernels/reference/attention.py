@@ -46,39 +46,36 @@ def window_attention(
     if queries < window:
         raise ValueError(f"window of {window} tokens, but only {queries} queries")
     past, rows = length - window, heads // groups * window
-    # Keys on the left, and the query heads of a KV head as columns of one product: K is read
-    # once and never repeated.
-    packed = query[:, :, -window:].float().reshape(batch, groups, rows, dim).transpose(2, 3)
-    logits = torch.matmul(key[:, :, :past].float(), packed * scale)  # [B, G, P, rows]
+    # The query heads of a KV head are rows of one product: K is read once and never repeated. The
+    # tokens are the last dimension, so that everything after the product is vectorised.
+    packed = query[:, :, -window:].float().reshape(batch, groups, rows, dim) * scale
+    keys = key.float().transpose(2, 3)
+    logits = torch.matmul(packed, keys[..., :past])  # [B, G, rows, P]
     if mask is not None:
         shown = mask[:, :, -window:].expand(batch, heads, window, length)
-        shown = shown.reshape(batch, groups, rows, length).transpose(2, 3)
-        logits = _masked(logits, shown[:, :, :past])
+        shown = shown.reshape(batch, groups, rows, length)
+        logits = _masked(logits, shown[..., :past])
     logits = _finite(logits)
     if log_sum_exp is None:
-        inside = torch.matmul(key[:, :, past:].float(), packed * scale)
+        inside = torch.matmul(packed, keys[..., past:])
         if mask is None:
-            seen = torch.ones(window, window, dtype=torch.bool, device=key.device).triu()
-            inside = _masked(inside, seen.repeat(1, heads // groups))
+            seen = torch.ones(window, window, dtype=torch.bool, device=key.device).tril()
+            inside = _masked(inside, seen.repeat(heads // groups, 1))
         else:
-            inside = _masked(inside, shown[:, :, past:])
+            inside = _masked(inside, shown[..., past:])
         inside = _finite(inside)
-        largest = torch.maximum(logits.amax(2, keepdim=True), inside.amax(2, keepdim=True))
+        largest = torch.maximum(logits.amax(3, keepdim=True), inside.amax(3, keepdim=True))
         weights = (logits - largest).exp()
-        total = weights.sum(2, keepdim=True) + (inside - largest).exp().sum(2, keepdim=True)
+        total = weights.sum(3, keepdim=True) + (inside - largest).exp().sum(3, keepdim=True)
         vote = (1.0 / total).where(largest > BOUNDS.min, 0.0)
     else:
-        total = log_sum_exp[:, :, -window:].float().reshape(batch, groups, 1, rows)
+        total = log_sum_exp[:, :, -window:].float().reshape(batch, groups, rows, 1)
         weights = (logits - total.where(total.isfinite(), BOUNDS.max)).exp()
         vote = total.isfinite().float()
-    # Normalised and summed over the window in one product: a sum over so short a last dimension
-    # would take longer.
-    vote = vote.transpose(2, 3)  # [B, G, rows, 1]
-    if not per_head:
-        return torch.matmul(weights, vote / (heads // groups)).squeeze(-1)
-    own = torch.eye(heads // groups, device=key.device).repeat_interleave(window, 0)
-    by_head = torch.matmul(weights, vote * own)  # [B, G, P, H / G]
-    return by_head.transpose(2, 3).reshape(batch, heads, past)
+    voted = weights * vote
+    if per_head:
+        return voted.reshape(batch, heads, window, past).sum(2)
+    return voted.sum(2) / (heads // groups)
 
 
 def _masked(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
