@@ -1,13 +1,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help venv demo test test-kernels bench lint clean
+.PHONY: help venv demo test test-kernels test-models bench lint clean
 
 help:
 	@echo "make venv    create .venv with everything the project needs"
 	@echo "make demo    run the shipped agent with a full and a compressed cache"
 	@echo "make test    run the tests"
 	@echo "make test-kernels  Triton's kernels: run by its interpreter, and compiled for every GPU"
+	@echo "make test-models   try every model family again; fails where docs/models.md is stale"
 	@echo "make bench   measure scoring and compaction against rivals and floors"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove .venv and all caches"
@@ -33,6 +34,10 @@ test: venv
 test-kernels: venv
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/kernels/interpreted
 	$(BIN)/python tools/kernel_resources.py
+
+test-models: venv
+	$(BIN)/python -m starkv_compile models --out docs/models.md
+	git diff --exit-code docs/models.md
 
 bench: venv
 	$(BIN)/python -m benchmarks

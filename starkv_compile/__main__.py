@@ -28,6 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_demo(commands)
+    _add_models(commands)
     return parser
 
 
@@ -96,6 +97,26 @@ def _demo(args: argparse.Namespace) -> int:
         )
     )
     return 0
+
+
+def _add_models(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    models = commands.add_parser(
+        "models",
+        help="try every model family that the installed transformers ships",
+        description="Builds a tiny random model of each family and runs it with a full and a "
+        "compressed cache. Prints what is compressed, and what is not and why. All of them take "
+        "some ten minutes. Exit code 1 if a family is wrong.",
+    )
+    add = models.add_argument
+    add("families", nargs="*", metavar="FAMILY", help="only these, such as qwen2_5_vl")
+    add("--out", type=Path, metavar="FILE", help="write the table there, as Markdown")
+    models.set_defaults(run=_models)
+
+
+def _models(args: argparse.Namespace) -> int:
+    from .matrix.table import run_models  # imports torch, which --help should not
+
+    return run_models(args.families, args.out)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .backend import current_report
+from .backend import current_cache, current_report
 from .config import StarKVConfig
 from .describe import describe_chunk
+from .errors import CacheError
+from .image_shapes import note_shapes
 from .reporting import Report
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ class Attachment:
         self._model = weakref.ref(model)
         self.config = config
         self.report = Report()
-        self.undo: list[Callable[[], Any]] = []
+        self.undo: list[Callable[[], Any]] = [note_shapes(model)]
         self._signature = inspect.signature(type(model).forward)
         self._takes_cache = "past_key_values" in self._signature.parameters
 
@@ -63,12 +65,14 @@ class Attachment:
     def reporting(self) -> Iterator[None]:
         """Graphs compiled inside are reported here, and traced with Dynamo's settings for VLMs."""
         token = current_report.set(self.report)
+        cache_token = current_cache.set("marked" if self._takes_cache else "stock")
         limit = max(SETTINGS["recompile_limit"], torch._dynamo.config.recompile_limit)
         try:
             with torch._dynamo.config.patch({**SETTINGS, "recompile_limit": limit}):
                 yield
         finally:
             current_report.reset(token)
+            current_cache.reset(cache_token)
 
     def finish(self, cache: StarKVCache | None) -> None:
         """Read the cache's numbers after a prompt, and say if it was not compressed."""
@@ -106,10 +110,31 @@ class Attachment:
         cache = self._ready_cache(model, named.get("past_key_values"))
         if cache is None:
             return args, kwargs, None
+        drafts = _drafted_tokens(named)
+        if drafts:
+            self._check_drafts(cache, named)
+        cache.session.appending = drafts > 0
         describe_chunk(cache, model, named)
         if named.get("past_key_values") is None:
             kwargs = {**kwargs, "past_key_values": cache}
-        return args, kwargs, cache
+        return args, kwargs, None if drafts else cache
+
+    def _check_drafts(self, cache: StarKVCache, named: dict[str, Any]) -> None:
+        if cache.get_seq_length() == 0:
+            self.refuse(
+                "the prompt comes with drafted tokens (assisted or prompt-lookup decoding), which "
+                "may be rolled back; without an assistant_model or prompt_lookup_num_tokens it "
+                "is compressed"
+            )
+            return
+        positions = named.get("position_ids")
+        if isinstance(positions, torch.Tensor) and int(positions.flatten()[0]) == 0:
+            raise CacheError(
+                f"assisted decoding passes the prompt again from its first token, though the cache "
+                f"has seen {cache.get_seq_length()} tokens: generate does so with any cache that "
+                "is not empty. Leave out past_key_values, assistant_model and "
+                "prompt_lookup_num_tokens, or only the last two"
+            )
 
     def _ready_cache(self, model: Any, cache: Any) -> Any:
         """A `StarKVCache` in the place of `cache`, or None with a refusal."""
@@ -142,6 +167,12 @@ class Attachment:
         if reason not in self.report.refusals:
             self.report.refusals.append(reason)
             warnings.warn(f"starkv left this call uncompressed: {reason}", stacklevel=4)
+
+
+def _drafted_tokens(named: dict[str, Any]) -> int:
+    """Tokens at the end whose own logits are wanted: drafts, which `generate` verifies so."""
+    wanted = named.get("logits_to_keep")
+    return wanted - 1 if isinstance(wanted, int) and wanted > 1 else 0
 
 
 def attach(model: torch.nn.Module, config: StarKVConfig) -> Attachment:

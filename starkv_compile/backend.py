@@ -15,10 +15,14 @@ from .config import StarKVConfig
 from .errors import OptionError, StarKVError
 from .kernels.compile_cache import keyed_by_source
 from .passes import Pipeline
+from .passes.base import Cache
 from .reporting import GraphReport, Report
 
 current_report: ContextVar[Report | None] = ContextVar("current_report", default=None)
 """Where graphs compiled right now are reported to; set around calls of an attached model."""
+
+current_cache: ContextVar[Cache] = ContextVar("current_cache", default="stock")
+"""See `passes.base.Context`; "marked" around calls of an attached model that takes a cache."""
 
 last_graphs: list[GraphReport] = []
 """Reports of graphs compiled outside any attached model, newest last (at most 100)."""
@@ -67,7 +71,7 @@ def rewrite(module: GraphModule, config: StarKVConfig) -> tuple[GraphModule, Gra
     rewritten = GraphModule(module, copy.deepcopy(module.graph))
     rewritten.meta = module.meta
     try:
-        return rewritten, Pipeline(config).run(rewritten)
+        return rewritten, Pipeline(config).run(rewritten, cache=current_cache.get())
     except StarKVError:
         raise
     except Exception as error:  # a fault of ours must not cost the user the model

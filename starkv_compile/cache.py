@@ -10,6 +10,7 @@ The cache holds all state of a session. A new cache is a new session.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,19 +23,32 @@ from .kernels.ops import STARKV
 from .kernels.reference.star import fresh_state
 from .layout import VisionLayout
 
+_LAYER_STATE = ("keys", "values", "seen", "retired", "kept", "state")
+
 
 class Session:
-    """What all layers share: the layout of everything seen, or None where nobody knows it."""
+    """What all layers share.
+
+    layout: of everything seen, or None where nobody knows it. appending: whether the coming tokens
+    are stored as they are, because they may be rolled back (drafts to be verified).
+    """
 
     def __init__(self) -> None:
         self.layout: VisionLayout | None = None
+        self.appending = False
+
+    def fork(self) -> Session:
+        twin = Session()
+        twin.layout = None if self.layout is None else replace(self.layout)
+        return twin
 
 
 class StarKVLayer(DynamicLayer):
     """Keys and values of one layer, after compaction, and the layer's scoring state.
 
     keys, values: [B, G, stored, D]. kept: [B, C] int64, place in the session's stream of each
-    token the last compaction kept; what came later follows it without gaps.
+    token the last compaction kept; what came later follows it without gaps. seen: tokens of the
+    stream; retired: those of them in frames that have left the session, which no budget counts.
     """
 
     keys: torch.Tensor
@@ -46,7 +60,7 @@ class StarKVLayer(DynamicLayer):
         self._clear()
 
     def _clear(self) -> None:
-        self.seen = 0
+        self.seen, self.retired = 0, 0
         self.kept: torch.Tensor | None = None
         self.state: tuple[torch.Tensor, ...] | None = None
 
@@ -61,24 +75,24 @@ class StarKVLayer(DynamicLayer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append, and return everything stored plus the new tokens, uncompressed.
 
-        More than one new token is a prompt: what is stored of it goes through the marker op
-        that the graph pass replaces.
+        More than one new token is a prompt, unless the session is `appending`: what is stored of
+        it goes through the marker op that the graph pass replaces.
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         stored, new = self.stored, key_states.shape[-2]
         keys = torch.cat([self.keys, key_states], dim=-2)
         values = torch.cat([self.values, value_states], dim=-2)
-        if new == 1:
+        if new == 1 or self.session.appending:
             self.keys, self.values = keys, values
-            self.seen = self.seen + 1
+            self.seen = self.seen + new
             return keys, values
         index = self._places(stored, new, keys)
         self.seen = self.seen + new
         *layout, has_layout = self._layout(index, stored)
         state = self._state(keys, layout[3])
         self.keys, self.values, self.kept, *state = STARKV.cache_write(
-            keys, values, index, *layout, *state, self.seen, has_layout
+            keys, values, index, *layout, *state, self.seen - self.retired, has_layout
         )
         self.state = tuple(state)
         return keys, values
@@ -95,7 +109,7 @@ class StarKVLayer(DynamicLayer):
     def _layout(self, index: torch.Tensor, stored: int) -> tuple[Any, ...]:
         """frame, row, column [B, L] and current [B, N] of the stored tokens; whether known."""
         layout = self.session.layout
-        if layout is None:
+        if layout is None or layout.seen != self.seen:  # the model stores tokens of its own as well
             text = torch.full_like(index, -1)
             return text, text, text, text[:, :1], False
         current = layout.current
@@ -148,6 +162,23 @@ class StarKVLayer(DynamicLayer):
         if self.kept is not None:
             self.kept = self.kept[:, : self.stored]
 
+    def places(self) -> torch.Tensor:
+        """[B, stored]: place in the stream of each token stored."""
+        return self._places(self.stored, 0, self.keys)
+
+    def keep_only(self, stay: torch.Tensor) -> None:
+        """Store the tokens of slots `stay` [n] alone, of every batch row."""
+        kept = self.places()[:, stay]
+        self.keys = self.keys.index_select(2, stay)
+        self.values = self.values.index_select(2, stay)
+        self.kept = kept
+
+    def fork(self, session: Session) -> StarKVLayer:
+        """A layer of another session with the same contents; storage is shared till it grows."""
+        twin = StarKVLayer(session)
+        twin.__dict__.update({**vars(self), "session": session})
+        return twin
+
     def select_rows(self, rows: torch.Tensor) -> None:
         """Keep, repeat or reorder batch rows of everything the layer holds."""
         if not self.is_initialized:
@@ -197,10 +228,97 @@ class StarKVCache(DynamicCache):
             if isinstance(t, torch.Tensor)
         )
 
+    def keep_newest_frames(self, frames: int) -> None:
+        """Drop every token of all but the newest `frames` frames; text stays.
+
+        From then on a budget that is a share counts the tokens of the frames that stay, and text.
+        Layers that had kept more of the old frames than others are left with fewer tokens, and a
+        model has one mask for all: the others drop as many of their oldest visual tokens.
+
+        Raises:
+            CacheError: several batch rows, whose frames may differ in size; nothing is changed.
+        """
+        layout = self.session.layout
+        if layout is None or layout.seen == 0:
+            return
+        if len(layout.frame) != 1:
+            raise CacheError(
+                f"keep_newest_frames: the cache has {len(layout.frame)} rows, whose frames may "
+                "differ in size; give each session a cache of its own"
+            )
+        first = int(layout.frame.max()) + 1 - frames
+        dropped = (layout.frame[0] >= 0) & (layout.frame[0] < first)
+        if not bool(dropped.any()):
+            return
+        layout.pad_text(self.get_seq_length())  # the reply
+        dropped = F.pad(dropped, (0, layout.seen - len(dropped)))
+        layers = [layer for layer in self.compressed_layers if layer.stored]
+        gone = [dropped[layer.places()[0]] for layer in layers]
+        fewest = min(int((~slots).sum()) for slots in gone)
+        for layer, slots in zip(layers, gone, strict=True):
+            order = _oldest_visual_first(layout.frame[0, layer.places()[0]], slots)
+            layer.keep_only(order[layer.stored - fewest :].sort().values)
+            layer.retired = int(dropped.sum())
+
+    def fork(self) -> StarKVCache:
+        """A second session that goes on from here; neither notices what the other one adds.
+
+        Raises:
+            CacheError: a layer is of another kind, whose contents cannot be shared.
+        """
+        self._check_only_ours("fork")
+        twin = object.__new__(StarKVCache)
+        twin.__dict__.update(vars(self))
+        twin.session = self.session.fork()
+        twin.layers = [layer.fork(twin.session) for layer in self.compressed_layers]
+        twin.layer_class_to_replicate = lambda: StarKVLayer(twin.session)
+        return twin
+
+    def _check_only_ours(self, what: str) -> None:
+        others = {type(layer).__name__ for layer in self.layers} - {StarKVLayer.__name__}
+        if others:
+            raise CacheError(
+                f"{what}: this model also caches in {', '.join(sorted(others))}, which starkv does "
+                "not look into; keep such a session in one piece"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the cache holds, in tensors, numbers and lists only.
+
+        Raises:
+            CacheError: a layer is of another kind.
+        """
+        self._check_only_ours("state_dict")
+        layers = [
+            {name: getattr(layer, name, None) for name in _LAYER_STATE}
+            for layer in self.compressed_layers
+        ]
+        layout = self.session.layout
+        return {"layers": layers, "layout": None if layout is None else dict(vars(layout))}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave; the cache must be empty.
+
+        Raises:
+            CacheError: the cache is in use.
+        """
+        if self.get_seq_length():
+            raise CacheError(
+                f"load_state_dict: the cache has seen {self.get_seq_length()} tokens; load into a "
+                "new StarKVCache(model.config)"
+            )
+        layout = state["layout"]
+        self.session.layout = None if layout is None else VisionLayout(**layout)
+        self.layers = [StarKVLayer(self.session) for _ in state["layers"]]
+        for layer, values in zip(self.compressed_layers, state["layers"], strict=True):
+            if values["keys"] is not None:
+                layer.lazy_initialization(values["keys"], values["values"])
+                layer.__dict__.update(values)
+
     def reset(self) -> None:
         """Forget everything: a new session on the same object."""
         super().reset()
-        self.session.layout = None
+        self.session.layout, self.session.appending = None, False
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last tokens from every layer, or raise `CacheError` and change nothing."""
@@ -209,7 +327,7 @@ class StarKVCache(DynamicCache):
             super().crop(tokens_to_remove)
         except Exception:
             for saved, layer in before:
-                vars(layer).update(saved)
+                layer.__dict__.update(saved)
             raise
         if self.session.layout is not None:
             self.session.layout.truncate(self.get_seq_length())
@@ -233,6 +351,13 @@ class StarKVCache(DynamicCache):
         layout = self.session.layout
         if layout is not None:
             layout.select(rows.to(layout.frame.device))
+
+
+def _oldest_visual_first(frame: torch.Tensor, gone: torch.Tensor) -> torch.Tensor:
+    """Slots in the order they are dropped: those `gone`, then by frame, text last."""
+    last = frame.max() + 1
+    rank = torch.where(gone, -1, torch.where(frame < 0, last, frame))
+    return rank.argsort(stable=True)
 
 
 def adopt(cache: DynamicCache) -> StarKVCache:

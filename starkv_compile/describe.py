@@ -8,8 +8,9 @@ import torch
 
 from .cache import StarKVCache
 from .errors import CacheError
+from .image_shapes import deal_out, image_shapes
 from .kernels.reference.layout import layout_from_image_mask, layout_from_positions
-from .layout import TEXT, VisionLayout
+from .layout import VisionLayout
 
 Described = tuple[torch.Tensor, torch.Tensor, torch.Tensor, str]
 
@@ -17,8 +18,8 @@ Described = tuple[torch.Tensor, torch.Tensor, torch.Tensor, str]
 def describe_chunk(cache: StarKVCache, model: Any, named: dict[str, Any]) -> None:
     """Append the coming chunk to the session's layout, or leave the layout unknown.
 
-    Sources, best first: `image_grid_thw`, M-RoPE position ids, token ids alone (frames read as
-    squares). With none of them the graph pass looks for itself.
+    Sources, best first: the images' grids or sizes, M-RoPE position ids, token ids alone (frames
+    read as squares). With none of them the graph pass looks for itself.
     """
     seen = cache.get_seq_length()
     check_padding(named.get("attention_mask"), seen)
@@ -57,10 +58,10 @@ def _describe(config: Any, named: dict[str, Any]) -> Described | None:
     is_image = _image_tokens(config, named)
     positions = named.get("position_ids")
     if is_image is not None:
-        by_grid = _from_grids(is_image, _frames(config, named))
+        by_grid = deal_out(is_image, image_shapes(is_image, named))
         if by_grid is not None:
             return (*by_grid, "grid")
-    if isinstance(positions, torch.Tensor) and positions.dim() == 3:
+    if isinstance(positions, torch.Tensor) and positions.dim() == 3 and len(positions) >= 3:
         frame, row, column, _ = layout_from_positions(positions)
         # A frame of one token looks like text in its positions: trust them where they agree.
         if is_image is None or bool(((frame >= 0) == is_image).all()):
@@ -81,44 +82,3 @@ def _image_tokens(config: Any, named: dict[str, Any]) -> torch.Tensor | None:
     known = [getattr(config, name, None) for name in names]
     markers = torch.tensor([t for t in known if isinstance(t, int)], device=ids.device)
     return torch.isin(ids, markers.to(ids.dtype))
-
-
-def _frames(config: Any, named: dict[str, Any]) -> list[tuple[int, int]]:
-    """(rows, columns) of each frame given as `image_grid_thw` or `video_grid_thw`, in order.
-
-    Both together: their order among the tokens is not known here, hence none.
-    """
-    merge = getattr(getattr(config, "vision_config", None), "spatial_merge_size", 1)
-    grids = [named.get(name) for name in ("image_grid_thw", "video_grid_thw")]
-    given = [grid for grid in grids if grid is not None]
-    if len(given) != 1:
-        return []
-    return [
-        (height // merge, width // merge)
-        for time, height, width in given[0].tolist()
-        for _ in range(time)
-    ]
-
-
-def _from_grids(
-    is_image: torch.Tensor, frames: list[tuple[int, int]]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
-    """frame, row, column by dealing the grids out to the image tokens; None if they do not fit."""
-    parts = torch.full((3, *is_image.shape), TEXT)
-    remaining = list(frames)
-    for i, flags in enumerate(is_image.cpu()):
-        places = flags.nonzero()[:, 0]
-        start = number = 0
-        while start < len(places) and remaining:
-            rows, columns = remaining.pop(0)
-            span = places[start : start + rows * columns]
-            offset = torch.arange(len(span))
-            parts[0, i, span] = number
-            parts[1, i, span], parts[2, i, span] = offset // columns, offset % columns
-            start, number = start + rows * columns, number + 1
-        if start != len(places):
-            return None
-    if remaining:
-        return None
-    frame, row, column = parts.to(is_image.device)
-    return frame, row, column

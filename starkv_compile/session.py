@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from .cache import StarKVCache
-from .errors import UnsupportedModel
+from .describe import describe_chunk
+from .errors import OptionError, UnsupportedModel
 
 _MARK = "\u241f"  # stands for a reply while the chat template is rendered
 
@@ -22,10 +25,17 @@ class AgentSession:
     Args:
         model: compiled with starkv (or not: then nothing is dropped).
         processor: the model's Hugging Face processor.
+        history: how many of the newest screenshots are remembered; older ones leave the cache
+            whole, their text stays. None: all of them.
+
+    Raises:
+        OptionError: history is less than 1.
     """
 
-    def __init__(self, model: Any, processor: Any) -> None:
-        self.model, self.processor = model, processor
+    def __init__(self, model: Any, processor: Any, history: int | None = None) -> None:
+        if history is not None and history < 1:
+            raise OptionError(f"history={history}: a session remembers at least 1 screenshot")
+        self.model, self.processor, self.history = model, processor, history
         self.cache = StarKVCache(model.config)
         self.input_ids: torch.Tensor | None = None
         self._messages: list[dict[str, Any]] = []
@@ -46,9 +56,15 @@ class AgentSession:
         """
         prompt = self._prompt({"role": "user", "content": content})
         images = [part["image"] for part in content if part["type"] == "image"] or None
+        if self.history is not None and images:
+            self.cache.keep_newest_frames(max(0, self.history - len(images)))
         new = self.processor(text=[prompt], images=images, return_tensors="pt")
         new = new.to(self.model.device)
         ids = self._append(new)
+        if self.history is not None:  # a model that compresses describes it, another does not
+            chunk = {**new, "input_ids": ids[:, self.cache.get_seq_length() :]}
+            chunk.pop("attention_mask", None)
+            describe_chunk(self.cache, self.model, chunk)
         extra = {k: v for k, v in new.items() if k not in ("input_ids", "attention_mask")}
         extra.update(self._positions(ids))
         if self._types is not None:
@@ -67,6 +83,27 @@ class AgentSession:
             self._types = torch.nn.functional.pad(self._types, (0, reply.shape[1]))
         return self.processor.batch_decode(reply, skip_special_tokens=True)[0]
 
+    def fork(self) -> AgentSession:
+        """A second session with this past, to try something on; neither notices the other."""
+        twin = copy.copy(self)
+        twin.cache, twin._messages = self.cache.fork(), list(self._messages)
+        return twin
+
+    def save(self, file: Path | str) -> None:
+        """Write the session to `file`; `AgentSession.load` goes on from it, in any process."""
+        names = ("input_ids", "history", "_ended", "_types", "_grid")
+        own = {name: getattr(self, name) for name in names}
+        torch.save({**own, "_messages": self._messages, "cache": self.cache.state_dict()}, file)
+
+    @classmethod
+    def load(cls, file: Path | str, model: Any, processor: Any) -> AgentSession:
+        """The session that `save` wrote. `model` and `processor` as it was made with."""
+        state = torch.load(file, map_location=model.device, weights_only=True)
+        session = cls(model, processor, state.pop("history"))
+        session.cache.load_state_dict(state.pop("cache"))
+        session.__dict__.update(state)
+        return session
+
     def _prompt(self, message: dict[str, Any]) -> str:
         """The text of a new turn: what the chat template puts after the last reply.
 
@@ -83,7 +120,7 @@ class AgentSession:
             text = text.split(_MARK)[-1].lstrip(" ")
             if self._ended:
                 text = text.removeprefix(self.processor.tokenizer.eos_token or "")
-        self._messages.append(message)
+        self._messages.append(_without_pictures(message))
         return text
 
     def _append(self, new: Any) -> torch.Tensor:
@@ -105,6 +142,12 @@ class AgentSession:
         core.rope_deltas = deltas
         text = torch.arange(ids.shape[1], device=ids.device).expand(1, 1, -1)
         return {"position_ids": torch.cat([text, vision.to(text.device)])}
+
+
+def _without_pictures(message: dict[str, Any]) -> dict[str, Any]:
+    """All that a chat template reads: it puts the same tokens for any picture."""
+    parts = [{k: v for k, v in p.items() if k in ("type", "text")} for p in message["content"]]
+    return {**message, "content": parts}
 
 
 def _end_tokens(model: Any) -> torch.Tensor:

@@ -97,8 +97,14 @@ def test_same_cache_is_not_shared_between_sessions():
         assert torch.equal(left.kept, right.kept)
 
 
-@pytest.fixture(name="agent", scope="module")
-def _agent():
+@pytest.fixture(name="agent")
+def _agent(untouched_agent):
+    yield untouched_agent
+    starkv_compile.undo(untouched_agent[0])
+
+
+@pytest.fixture(name="untouched_agent", scope="module")
+def _untouched_agent():
     from transformers import Qwen3VLForConditionalGeneration
 
     from starkv_compile.agent.processor import AgentProcessor
@@ -136,7 +142,6 @@ def test_agent_session_prefills_only_what_is_new(agent):
     assert all(100 < length < 120 for length in prompts), "one frame and one line each"
     assert session.cache.get_seq_length() == session.input_ids.shape[1] - 1
     assert session.cache.layers[0].state[1].tolist() == [3]
-    starkv_compile.undo(model)
 
 
 def test_agent_session_equals_prefilling_it_all_again(agent):
@@ -176,3 +181,83 @@ def test_prompt_of_a_later_turn(agent):
         assert session._prompt(hello) == "<|end|>\n<user>hello<|end|>\n"
     finally:
         processor.chat_template = original
+
+
+def steps(session, count, start=0):
+    coming = list(contents(5))[start : start + count]
+    return [session.step(content, max_new_tokens=5, do_sample=False) for content in coming]
+
+
+def test_frames_out_of_the_history_leave_the_cache_whole(agent):
+    model, processor = agent
+    starkv_compile.compile(model, budget=0.5, boost=0.0, inner="eager")
+    session = AgentSession(model, processor, history=2)
+    steps(session, 5)
+    cache = session.cache
+    frame = cache.session.layout.frame[0]
+    for layer in cache.compressed_layers:
+        stored = layer.places()[0]
+        assert set(frame[stored[stored < len(frame)]].tolist()) == {-1, 3, 4}
+        retired = int(((frame >= 0) & (frame < 3)).sum())
+        assert layer.retired == retired
+        # The share is of what the session still has: two frames and all text.
+        seen = cache.get_seq_length() - 4  # before the last reply
+        assert layer.kept.shape[1] == StarKVConfig(budget=0.5).capacity(seen - retired)
+    assert cache.get_seq_length() == session.input_ids.shape[1] - 1, "positions go on"
+
+
+def test_a_history_of_a_full_cache_drops_old_frames_and_nothing_else(agent):
+    model, processor = agent
+    session = AgentSession(model, processor, history=2)
+    steps(session, 4)
+    frame = session.cache.session.layout.frame[0]
+    for layer in session.cache.compressed_layers:
+        stored = layer.places()[0]
+        stored = stored[stored < len(frame)]
+        assert torch.equal(stored, ((frame < 0) | (frame >= 2)).nonzero()[:, 0])
+
+
+def test_a_fork_goes_its_own_way(agent):
+    model, processor = agent
+    starkv_compile.compile(model, budget=0.3, inner="eager")
+    straight = AgentSession(model, processor)
+    expected = steps(straight, 4)
+    session = AgentSession(model, processor)
+    before = steps(session, 2)
+    twin = session.fork()
+    twin.step([{"type": "text", "text": "what step 1 x=500 y=500"}], max_new_tokens=7)
+    assert before + steps(session, 2, start=2) == expected
+    assert twin.cache.get_seq_length() != session.cache.get_seq_length()
+    for left, right in zip(session.cache.layers, straight.cache.layers, strict=True):
+        assert torch.equal(left.keys, right.keys)
+
+
+def test_a_saved_session_goes_on_where_it_was(agent, tmp_path):
+    model, processor = agent
+    starkv_compile.compile(model, budget=0.3, inner="eager")
+    session = AgentSession(model, processor, history=3)
+    steps(session, 3)
+    session.save(tmp_path / "session.pt")
+    expected = steps(session, 2, start=3)
+    loaded = AgentSession.load(tmp_path / "session.pt", model, processor)
+    assert steps(loaded, 2, start=3) == expected
+    for left, right in zip(session.cache.layers, loaded.cache.layers, strict=True):
+        assert torch.equal(left.keys, right.keys)
+        assert torch.equal(left.kept, right.kept)
+
+
+def test_what_a_session_cannot_do_is_said(agent):
+    model, processor = agent
+    with pytest.raises(starkv_compile.OptionError, match="history=0"):
+        AgentSession(model, processor, history=0)
+    cache = StarKVCache(tiny_model("qwen2_5_vl").config)
+    compiled = starkv_compile.compile(tiny_model("qwen2_5_vl"), budget=0.3, inner="eager")
+    generate(compiled, tiny_inputs("qwen2_5_vl", Prompt(), Prompt()), past_key_values=cache)
+    with pytest.raises(starkv_compile.CacheError, match="has 2 rows"):
+        cache.keep_newest_frames(1)
+    with pytest.raises(starkv_compile.CacheError, match="load into a new"):
+        cache.load_state_dict(cache.state_dict())
+    window = {"layer_types": ["sliding_attention"] * 2, "sliding_window": 16}
+    sliding = StarKVCache(tiny_model("qwen2_5_vl", use_sliding_window=True, **window).config)
+    with pytest.raises(starkv_compile.CacheError, match="fork: this model also caches in"):
+        sliding.fork()

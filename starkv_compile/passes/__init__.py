@@ -21,7 +21,7 @@ from torch.fx import GraphModule
 
 from ..config import StarKVConfig
 from ..reporting import GraphReport
-from .base import Context, GraphPass
+from .base import Cache, Context, GraphPass
 from .find_attention import FindAttention
 from .find_cache_writes import FindCacheWrites
 from .find_hidden import FindHidden
@@ -54,9 +54,9 @@ class Pipeline:
         steps = KEEP_ALL if config.keeps_everything else PIPELINE
         self.passes = [step(config) for step in steps]
 
-    def run(self, module: GraphModule, *, owns_cache: bool = False) -> GraphReport:
+    def run(self, module: GraphModule, *, cache: Cache = "stock") -> GraphReport:
         """Rewrite `module` in place and say what was done."""
-        context = Context(module, self.config, owns_cache)
+        context = Context(module, self.config, cache)
         folder = os.environ.get(DUMP_VARIABLE)
         for step in self.passes:
             step(context, dump=folder is not None)
@@ -94,7 +94,7 @@ def apply(module: GraphModule, config: StarKVConfig | None = None) -> GraphRepor
     Returns:
         What was found, rewritten, and skipped with the reason.
     """
-    return Pipeline(config or StarKVConfig()).run(module, owns_cache=True)
+    return Pipeline(config or StarKVConfig()).run(module, cache="caller")
 
 
 __all__ = ["KEEP_ALL", "PIPELINE", "Pipeline", "apply"]

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import sys
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.fx import GraphModule, Node, Proxy
@@ -15,19 +15,22 @@ from torch.fx.proxy import GraphAppendingTracer
 from ..config import StarKVConfig
 from .sites import Refusal, Site
 
+Cache = Literal["caller", "marked", "stock"]
+
 
 @dataclass
 class Context:
     """The graph under work and what is known about it.
 
-    owns_cache: whether the caller looks after lengths, masks and positions of a cache that gets
-    shorter (as `StarKVCache` does by itself). Without it, only what is right on any cache is
+    cache: who looks after lengths, masks and positions of a cache that gets shorter.
+    "caller": whoever runs the graph. "marked": caches that do, and leave a marker where they are
+    written; any other write is left alone. "stock": nobody, so only what is right on any cache is
     rewritten.
     """
 
     module: GraphModule
     config: StarKVConfig
-    owns_cache: bool
+    cache: Cache
     sites: list[Site] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     notes: list[Refusal] = field(default_factory=list)

@@ -1,20 +1,27 @@
 """Find the attention of prompts. Analysis only: nothing is changed.
 
-Two forms, each a function that reads one node:
+Three forms, each a function that reads one node:
 
     sdpa    scaled_dot_product_attention(q, k, v, mask, is_causal=..., enable_gqa=...)
     eager   matmul(dropout(softmax(matmul(q, k^T) * scale + mask)), v)
+    flex    flex_attention(q, k, v, score_mod, block_mask), where score_mod changes nothing
+
+What looks like attention and is none of them is refused by what it has beside.
 """
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
+import torch
 from torch.fx import Node
 
 from . import fx
 from .base import Context, GraphPass
 from .sites import Attention, Site
+
+SDPA_WAY_OUT = 'load the model with attn_implementation="sdpa"'
 
 
 class FindAttention(GraphPass):
@@ -22,10 +29,12 @@ class FindAttention(GraphPass):
 
     def run(self, context: Context) -> None:
         for node in context.graph.nodes:
-            found = read_sdpa(node) or read_eager(node)
-            if found is None:
+            attention = read_sdpa(node) or read_eager(node) or read_flex(node)
+            if attention is None:
+                reason = why_not(node)
+                if reason is not None and not _is_one(fx.shape(node)[-2:-1]):
+                    context.refuse(reason, node)
                 continue
-            attention, causal = found
             if not fx.shape(attention.query):
                 context.refuse(
                     "no example values are recorded: capture the graph by torch.export or "
@@ -36,10 +45,11 @@ class FindAttention(GraphPass):
             if len(fx.shape(attention.query)) != 4:
                 continue
             queries, keys = fx.shape(attention.query)[2], fx.shape(attention.key)[2]
-            if isinstance(queries, int) and queries == 1:
+            if _is_one((queries,)):
                 context.decode_sites += 1
                 continue
-            if not causal and attention.mask is None:
+            unmasked = attention.mask is None and not attention.mask_function
+            if unmasked and not attention.causal and not _is_cached(attention.key):
                 context.encoder_sites += 1
                 continue
             site = Site(len(context.sites) + len(context.refusals), attention)
@@ -47,7 +57,7 @@ class FindAttention(GraphPass):
             self.matched += 1
             if fx.shape(attention.query)[1] % fx.shape(attention.key)[1]:
                 context.refuse("query heads are no multiple of KV heads", node, site)
-            elif causal and attention.mask is None and not bool(queries == keys):
+            elif unmasked and attention.causal and not bool(queries == keys):
                 context.refuse(
                     "is_causal with more keys than queries aligns the mask to the first key, so "
                     "the last queries do not see the last keys",
@@ -56,8 +66,18 @@ class FindAttention(GraphPass):
                 )
 
 
-def read_sdpa(node: Node) -> tuple[Attention, bool] | None:
-    """(attention, causal) if `node` is a call of scaled_dot_product_attention."""
+def _is_one(queries: tuple[Any, ...]) -> bool:
+    """Whether a single query asks: decoding."""
+    return queries == (1,) and isinstance(queries[0], int)
+
+
+def _is_cached(key: Node) -> bool:
+    """Whether a cache stores these keys: a prompt that sees all of itself, no encoder."""
+    return any(fx.is_op(user, fx.CACHE_WRITE) for user in key.users)
+
+
+def read_sdpa(node: Node) -> Attention | None:
+    """`node` as an attention if it calls scaled_dot_product_attention."""
     if not fx.is_op(node, fx.SDPA):
         return None
     args = fx.bind(
@@ -66,20 +86,20 @@ def read_sdpa(node: Node) -> tuple[Attention, bool] | None:
     scale = args.get("scale")
     if scale is None and fx.shape(args["query"]):
         scale = fx.shape(args["query"])[-1] ** -0.5
-    attention = Attention(
+    return Attention(
         node=node,
         form="sdpa",
         query=args["query"],
         key=source_of(args["key"]),
         value=source_of(args["value"]),
         mask=args.get("attn_mask"),
+        causal=bool(args.get("is_causal")),
         scale=scale,
     )
-    return attention, bool(args.get("is_causal"))
 
 
-def read_eager(node: Node) -> tuple[Attention, bool] | None:
-    """The same for attention spelled out. Causality is in the mask, so `causal` is False."""
+def read_eager(node: Node) -> Attention | None:
+    """The same for attention spelled out, whose mask says what is hidden."""
     if not fx.is_op(node, fx.MATMUL):
         return None
     weights, value = node.args[0], node.args[1]
@@ -94,11 +114,60 @@ def read_eager(node: Node) -> tuple[Attention, bool] | None:
     if not fx.is_op(transposed, fx.TRANSPOSE):
         return None
     key = transposed.args[0]
-    attention = Attention(
+    return Attention(
         node=node, form="eager", query=query, key=source_of(key), value=source_of(value),
-        mask=mask, scale=scale,
+        mask=mask, causal=False, scale=scale,
     )  # fmt: skip
-    return attention, False
+
+
+def read_flex(node: Node) -> Attention | None:
+    """The same for flex_attention, whose mask is a function of places."""
+    if not fx.is_op(node, fx.FLEX):
+        return None
+    arguments: Any = node.args
+    query, key, value, score, block_mask, scale, _, _, inputs = arguments
+    if not _changes_nothing(score) or not isinstance(block_mask, tuple):
+        return None
+    return Attention(
+        node=node, form="flex", query=query, key=source_of(key), value=source_of(value),
+        mask=None, causal=False, scale=scale, mask_function=(block_mask[-1], *inputs),
+    )  # fmt: skip
+
+
+def _changes_nothing(function: Any) -> bool:
+    """Whether a `score_mod(score, batch, head, query, key)` returns the score itself."""
+    graph = function.graph.owning_module.get_submodule(function.target).graph
+    first = next(iter(graph.find_nodes(op="placeholder")))
+    returned = torch.fx.node.map_arg(graph.output_node().args[0], lambda n: n)
+    return returned in (first, (first,), [first])
+
+
+def why_not(node: Node) -> str | None:
+    """What an attention that no form reads has, which scores would not account for."""
+    if fx.is_op(node, fx.FLEX):
+        return f"flex_attention with a score_mod is not read; {SDPA_WAY_OUT}"
+    target = str(node.target)
+    if node.op == "call_function" and ("flash_attn" in target or "flash_attention" in target):
+        return f"a fused kernel ({target}) is not read; {SDPA_WAY_OUT}"
+    if not fx.is_op(node, fx.MATMUL):
+        return None
+    softmax = _softmax_behind(node.args[0])
+    if softmax is None:
+        return None
+    for source in fx.through(softmax.args[0], _first_operand):
+        if fx.is_op(source, fx.CAT):
+            return "its softmax has a sink beside the keys, which scores do not account for"
+        if fx.is_op(source, fx.TANH):
+            return "its logits are soft-capped, which scores do not account for"
+    return None
+
+
+def _first_operand(node: Node) -> Node | None:
+    """Of sums, products and the like."""
+    arithmetic = ("add", "sub", "mul", "truediv", "__add__")
+    if node.op.startswith("call_") and getattr(node.target, "__name__", node.target) in arithmetic:
+        return node.args[0] if isinstance(node.args[0], Node) else None
+    return None
 
 
 def source_of(node: Any) -> Node:
@@ -107,7 +176,7 @@ def source_of(node: Any) -> Node:
 
 
 def _see_through_weights(node: Node) -> Node | None:
-    if fx.is_op(node, fx.DROPOUT + fx.CAST):
+    if fx.is_op(node, fx.DROPOUT + fx.CAST) or node.target is operator.getitem:
         return node.args[0]  # type: ignore[return-value]
     return None
 

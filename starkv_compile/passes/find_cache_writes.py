@@ -2,52 +2,125 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Iterator
+
+from torch.fx import Node
+
 from . import fx
 from .base import Context, GraphPass
-from .sites import CacheWrite, Site
+from .sites import Attention, CacheWrite
 
 WAY_OUT = (
     "pass a starkv_compile.StarKVCache as past_key_values, or compile the model with "
     "starkv_compile.compile(model)"
 )
+NOT_WHOLE = (
+    "its keys and values are in no cache that may be shortened (a sliding window, a cache layer of "
+    "the model's own, use_cache=False, or a call that is left uncompressed)"
+)
 
 
 class FindCacheWrites(GraphPass):
-    """A marker that `StarKVCache` left, or a key and a value that are graph outputs."""
+    """A marker that `StarKVCache` left, or a key and a value that are graph outputs.
+
+    Where every cache that may be shortened leaves markers, outputs are of one that may not.
+    """
 
     def run(self, context: Context) -> None:
         markers = [n for n in context.graph.nodes if fx.is_op(n, fx.CACHE_WRITE)]
-        by_key = {marker.args[0]: marker for marker in markers}
-        returned = set(fx.outputs(context.graph))
+        returned = set() if context.cache == "marked" else set(fx.outputs(context.graph))
+        written: set[Node] = set()
+        attentions = {site.attention.node for site in context.sites}
         for site in list(context.sites):
             attention = site.attention
-            marker = by_key.get(attention.key)
-            if marker is not None and marker.args[1] is attention.value:
-                write = CacheWrite(attention.key, attention.value, marker)
-            elif attention.key in returned and attention.value in returned:
-                write = CacheWrite(attention.key, attention.value, None)
-                if self._refuse_foreign_cache(context, site):
-                    continue
-            else:
-                context.refuse(
-                    "its keys and values are not cached (use_cache=False, or a sliding window)",
-                    attention.node,
-                    site,
-                )
+            write = (
+                _marked(attention, markers)
+                or _marked_latents(attention, markers, attentions)
+                or _returned(attention, returned)
+            )
+            if write is None:
+                context.refuse(NOT_WHOLE, attention.node, site)
+                continue
+            reason = self._reason_against(context, attention, write)
+            if write.key in written:
+                reason = "it reads another layer's keys and values, which that layer compresses"
+            if reason is not None:
+                context.refuse(reason, attention.node, site)
                 continue
             context.update(site, write=write)
+            written.add(write.key)
             self.matched += 1
 
-    def _refuse_foreign_cache(self, context: Context, site: Site) -> bool:
-        """Whether a cache that does not know its logical length would be read wrongly later."""
-        if context.owns_cache:
-            return False
-        attention = site.attention
-        if not bool(fx.shape(attention.query)[2] == fx.shape(attention.key)[2]):
-            reason = f"the cache already holds tokens and cannot be shortened rightly; {WAY_OUT}"
-        elif attention.mask is not None:
-            reason = f"a masked prompt (padding) cannot be shortened rightly here; {WAY_OUT}"
-        else:
-            return False
-        context.refuse(reason, attention.node, site)
-        return True
+    def _reason_against(
+        self, context: Context, attention: Attention, write: CacheWrite
+    ) -> str | None:
+        queries = fx.shape(attention.query)[2]
+        if write.marker is not None:
+            if not bool(fx.shape(fx.newest(write.key))[2] == queries):
+                return "its keys are of other tokens than its queries (cross-attention)"
+            return None
+        if context.cache == "caller":
+            return None
+        # A cache that does not know its logical length would be read wrongly later.
+        if not bool(queries == fx.shape(attention.key)[2]):
+            return f"the cache already holds tokens and cannot be shortened rightly; {WAY_OUT}"
+        if attention.mask is not None:
+            return f"a masked prompt (padding) cannot be shortened rightly here; {WAY_OUT}"
+        return None
+
+
+def _marked(attention: Attention, markers: list[Node]) -> CacheWrite | None:
+    for marker in markers:
+        if marker.args[:2] == (attention.key, attention.value):
+            return CacheWrite(attention.key, attention.value, marker)
+    return None
+
+
+def _marked_latents(
+    attention: Attention, markers: list[Node], attentions: set[Node]
+) -> CacheWrite | None:
+    """A marker of what the keys and values are computed from, in this layer."""
+    before = [marker for marker in markers if marker < attention.node]
+    if not before:
+        return None
+    marker = before[-1]
+    key, value = marker.args[:2]
+    assert isinstance(key, Node)
+    assert isinstance(value, Node)
+    heads, stored = fx.shape(attention.key)[1], fx.shape(key)[1]
+    same_tokens = bool(fx.shape(key)[2] == fx.shape(attention.key)[2])
+    if not same_tokens or stored != fx.shape(value)[1] or heads % stored:
+        return None
+    # Beyond an earlier attention's output, or before the latents, is no longer this layer.
+    ends = attentions | {n for n in key.graph.nodes if n < min(key, value)}
+    if not {key, value} <= _made_of({attention.key, attention.value}, ends):
+        return None
+    return CacheWrite(key, value, marker, latent=True)
+
+
+def _returned(attention: Attention, returned: set[Node]) -> CacheWrite | None:
+    if attention.key in returned and attention.value in returned:
+        return CacheWrite(attention.key, attention.value, None)
+    return None
+
+
+def _made_of(nodes: set[Node], ends: set[Node]) -> set[Node]:
+    """`nodes` and all they are computed from, short of `ends`."""
+    found, queue = set(nodes), list(nodes)
+    while queue:
+        node = queue.pop()
+        sources = {source for n in (node, *_fillings(node)) for source in fx.producers(n)}
+        new = sources - found - ends
+        found |= new
+        queue += new
+    return found
+
+
+def _fillings(node: Node) -> Iterator[Node]:
+    """What writes into slices of `node`: `node[i] = x`, `node[i].copy_(x)`."""
+    for user in node.users:
+        if user.target is operator.setitem:
+            yield user
+        elif user.target is operator.getitem:
+            yield from (write for write in user.users if write.target == "copy_")

@@ -30,7 +30,8 @@ class FindHidden(GraphPass):
     def _input_of_key_projection(self, site: Site) -> Node | None:
         new_tokens = fx.shape(site.attention.query)[2]
         batch = fx.shape(site.attention.query)[0]
-        for node in _backwards(_newest_keys(site.attention.key)):
+        assert site.write is not None
+        for node in _backwards(fx.newest(site.write.key)):
             if not fx.is_op(node, fx.LINEAR):
                 continue
             source = node.args[1] if node.target is fx.aten.addmm.default else node.args[0]
@@ -38,13 +39,6 @@ class FindHidden(GraphPass):
             if len(dims) == 3 and bool(dims[0] == batch) and bool(dims[1] == new_tokens):
                 return source  # type: ignore[return-value]
         return None
-
-
-def _newest_keys(key: Node) -> Node:
-    """Of cached and new keys joined, the new ones."""
-    if fx.is_op(key, fx.CAT) and len(fx.producers(key)) > 1:
-        return fx.producers(key)[-1]
-    return key
 
 
 def _backwards(start: Node) -> list[Node]:

@@ -15,6 +15,7 @@ aten = torch.ops.aten
 
 # Each operation under all its names: torch functions, tensor methods, ATen overloads.
 SDPA = (F.scaled_dot_product_attention, aten.scaled_dot_product_attention.default)
+FLEX = (torch.ops.higher_order.flex_attention,)
 LINEAR = (F.linear, torch._C._nn.linear, aten.linear.default, aten.addmm.default, aten.mm.default)
 MATMUL = (torch.matmul, torch.bmm, "matmul", aten.matmul.default, aten.bmm.default)
 SOFTMAX = (F.softmax, torch.softmax, "softmax", aten.softmax.int, aten._softmax.default)
@@ -33,6 +34,7 @@ RESHAPE = ("reshape", "view", torch.reshape, aten.reshape.default, aten.view.def
            aten._unsafe_view.default)  # fmt: skip
 UNSQUEEZE = ("unsqueeze", torch.unsqueeze, aten.unsqueeze.default, "__getitem__")
 REPEAT = (torch.repeat_interleave, "repeat_interleave", aten.repeat_interleave.self_int)
+TANH = (torch.tanh, "tanh", aten.tanh.default)
 CAT = (torch.cat, torch.concat, aten.cat.default)
 MASKED_SCATTER = ("masked_scatter", torch.masked_scatter, aten.masked_scatter.default)
 CACHE_WRITE = (STARKV.cache_write, STARKV.cache_write.default)
@@ -77,6 +79,13 @@ def through(node: Any, *steps: Callable[[Node], Node | None]) -> Iterator[Node]:
     while isinstance(node, Node):
         yield node
         node = next((inner for step in steps if (inner := step(node)) is not None), None)
+
+
+def newest(tokens: Node) -> Node:
+    """Of cached and new tokens joined, the new ones."""
+    if is_op(tokens, CAT) and len(producers(tokens)) > 1:
+        return producers(tokens)[-1]
+    return tokens
 
 
 def see_through_copies(node: Node) -> Node | None:

@@ -30,7 +30,7 @@ class InsertCompaction(GraphPass):
             with context.graph.inserting_before(_end_of_scores(scored)):
                 key, value = context.proxy(write.key), context.proxy(write.value)
                 kept = STARKV.select_tokens(
-                    scored.scores, scored.real, key.shape[2], self.config.window, scored.capacity
+                    scored.scores, scored.real, key.shape[2], scored.window, scored.capacity
                 )
                 pair = STARKV.gather_kv(key, value, kept, scored.real)
                 stored = [pair[0], pair[1]]

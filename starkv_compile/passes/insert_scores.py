@@ -10,7 +10,7 @@ from ..kernels.ops import STARKV
 from ..policies import POLICIES, ScoreInputs
 from . import fx
 from .base import Context, GraphPass
-from .sites import Inserted, Site
+from .sites import Attention, Inserted, Site
 
 STATE = slice(7, 11)  # arguments of starkv.cache_write
 SEEN = 11
@@ -35,8 +35,8 @@ class InsertScores(GraphPass):
                 else:
                     state = tuple(context.proxy(a) for a in marker.args[STATE])
                     seen = context.proxy(marker.args[SEEN])
-                capacity = self.config.capacity(seen)
-                mask = _mask(context, site)
+                capacity, window = self.config.capacity(seen), self._window(site)
+                mask = _mask(context, site, window)
                 real = _real_tokens(context, site, mask)
                 scored = policy.score(
                     ScoreInputs(
@@ -49,29 +49,66 @@ class InsertScores(GraphPass):
                         real=real,
                         layout=site.layout,
                         state=state,
+                        window=window,
                         capacity=capacity,
+                        sharing=_sharing(site),
                     )
                 )
-            context.update(site, scored=Inserted(scored.scores, scored.state, real, capacity))
+            inserted = Inserted(scored.scores, scored.state, real, capacity, window)
+            context.update(site, scored=inserted)
             self.matched += 1
+
+    def _window(self, site: Site) -> int:
+        """W, or all queries of a prompt that has fewer: such a length gets a graph of its own."""
+        queries = fx.shape(site.attention.query)[2]
+        return self.config.window if bool(queries >= self.config.window) else int(queries)
 
     def _checked(self, tensor: Any, name: str) -> Any:
         return STARKV.check_finite(tensor, name) if self.config.debug else tensor
 
 
-def _mask(context: Context, site: Site) -> Any:
-    """The mask with the leading dimensions that attention would broadcast, or None."""
-    mask = context.proxy(site.attention.mask)
+def _mask(context: Context, site: Site, window: int) -> Any:
+    """The mask with the leading dimensions that attention would broadcast; None: causal."""
+    attention = site.attention
+    if attention.mask_function:
+        return _evaluated_mask(context, attention, window)
+    mask = context.proxy(attention.mask)
+    if mask is None and not attention.causal and site.log_sum_exp is None:
+        query, key = context.proxy(attention.query), context.proxy(attention.key)
+        everything = query.new_ones((1, 1, 1, 1), dtype=torch.bool)
+        return everything.expand(1, 1, query.shape[2], key.shape[2])
     missing = 0 if mask is None else 4 - len(fx.shape(site.attention.mask))
     return mask[(None,) * missing] if missing else mask
 
 
+def _evaluated_mask(context: Context, attention: Attention, window: int) -> Any:
+    """A mask function's values for the queries that score: bool [B, 1, W, L]."""
+    function, *inputs = attention.mask_function
+    query, key = context.proxy(attention.query), context.proxy(attention.key)
+    batch, places, keys = (
+        torch.ones_like(line, dtype=torch.int64).cumsum(0) - 1
+        for line in (query[:, 0, 0, 0], query[0, 0, :, 0], key[0, 0, :, 0])
+    )
+    batch, rows = batch[:, None, None], places[-window:][:, None]
+    arguments = (batch, batch * 0, rows, keys, *map(context.proxy, inputs))
+    nodes = tuple(a.node for a in arguments)
+    seen = context.proxy(context.graph.call_module(function.target, nodes))  # type: ignore[arg-type]
+    return torch.logical_and(seen, torch.ones_like(batch, dtype=torch.bool))[:, None]
+
+
+def _sharing(site: Site) -> int:
+    """How many heads of the attention's keys are stored as one: several where latents are."""
+    assert site.write is not None
+    return int(fx.shape(site.attention.key)[1] // fx.shape(site.write.key)[1])
+
+
 def _real_tokens(context: Context, site: Site, mask: Any) -> Any:
     """[B, L] bool, what the last query sees: padding is what it does not. None without a mask."""
-    if site.attention.mask is None:
+    attention = site.attention
+    if attention.mask is None and not attention.mask_function:
         return None
     last = mask[:, 0, -1, :]
-    dtype = fx.value(site.attention.mask).dtype
+    dtype = torch.bool if attention.mask is None else fx.value(attention.mask).dtype
     if dtype != torch.bool:
         last = last > torch.finfo(dtype).min / 2
     return last.expand(context.proxy(site.attention.query).shape[0], -1)

@@ -12,8 +12,9 @@ from torch.fx import Node
 class Attention:
     """One attention of a prompt.
 
-    query [B, H, S, D], key and value [B, G, L, D] with heads not repeated, mask or None
-    (causal), scale, and the node that computes it.
+    query [B, H, S, D], key and value [B, G, L, D] with heads not repeated, mask or None, whether
+    a query is kept from later keys where there is no mask, scale, and the node that computes it.
+    mask_function: where the mask is a function of places, the module node and its further inputs.
     """
 
     node: Node
@@ -22,7 +23,9 @@ class Attention:
     key: Node
     value: Node
     mask: Node | None
+    causal: bool
     scale: Any
+    mask_function: tuple[Node, ...] = ()
 
     def at(self, node: Node) -> Attention:
         """The same attention, computed by `node`."""
@@ -33,22 +36,26 @@ class Attention:
 class CacheWrite:
     """Where key and value leave the graph to be kept.
 
-    marker: the `starkv.cache_write` node, or None where they are plain graph outputs.
+    marker: the `starkv.cache_write` node, or None where they are plain graph outputs. latent:
+    what is kept are not the attention's own keys and values but what they are computed from,
+    token by token (multi-head latent attention).
     """
 
     key: Node
     value: Node
     marker: Node | None
+    latent: bool = False
 
 
 @dataclass(frozen=True)
 class Inserted:
-    """Proxies of the values that `InsertScores` put into the graph."""
+    """Proxies of the values that `InsertScores` put into the graph; the window that scored."""
 
     scores: Any
     state: tuple[Any, ...]
     real: Any
     capacity: Any
+    window: int
 
 
 @dataclass(frozen=True)

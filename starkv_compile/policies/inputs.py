@@ -12,7 +12,8 @@ class ScoreInputs:
 
     query [B, H, S, D], key [B, G, L, D]; mask and log_sum_exp as in `window_attention`; hidden
     [B, S, E] or None where the pass did not find it; real [B, L] bool, False at padding, or
-    None; layout and state as in `reference.star`; capacity C.
+    None; layout and state as in `reference.star`; window W before clipping; capacity C. sharing:
+    how many of the key's heads are stored as one: scores and state have G / sharing subspaces.
     """
 
     query: Any
@@ -24,7 +25,9 @@ class ScoreInputs:
     real: Any
     layout: tuple[Any, Any, Any, Any]
     state: tuple[Any, Any, Any, Any]
+    window: int
     capacity: Any
+    sharing: int = 1
 
 
 class Scored(NamedTuple):

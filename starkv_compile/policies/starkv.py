@@ -17,14 +17,15 @@ class StarKV:
     """arXiv 2606.01790, in the form `StarKVConfig` asks for."""
 
     def __init__(self, config: StarKVConfig) -> None:
-        self.window = config.window
         self.hyper = hyper_of(config)
 
     def score(self, inputs: ScoreInputs) -> Scored:
         attention = STARKV.window_attention(
-            inputs.query, inputs.key, inputs.mask, inputs.scale, self.window, inputs.capacity,
+            inputs.query, inputs.key, inputs.mask, inputs.scale, inputs.window, inputs.capacity,
             False, inputs.log_sum_exp,
         )  # fmt: skip
+        if inputs.sharing > 1:
+            attention = attention.unflatten(1, (-1, inputs.sharing)).mean(2)
         scored = STARKV.star_scores(
             attention,
             inputs.hidden,

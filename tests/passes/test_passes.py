@@ -132,7 +132,7 @@ def test_masks_of_any_rank(shape):
 def test_uncached_attention_is_refused_with_node_and_reason():
     report = apply(capture(Attention(cached=False), X), CONFIG)
     assert (report.found, report.rewritten) == (1, 0)
-    assert "not cached" in report.sites[0].reason
+    assert "in no cache that may be shortened" in report.sites[0].reason
     assert report.sites[0].node == "y"
 
 
@@ -179,10 +179,10 @@ def test_a_foreign_cache_that_already_holds_tokens_is_left_whole():
     tensors = [torch.randn(1, G, S, D) for _ in range(5)]
     mask = torch.ones(1, 1, S, 2 * S, dtype=torch.bool).tril(S)
     graph = capture(Turn(), *tensors, mask)
-    report = Pipeline(CONFIG).run(graph, owns_cache=False)
+    report = Pipeline(CONFIG).run(graph, cache="stock")
     assert "already holds tokens" in report.sites[0].reason
     assert "StarKVCache" in report.sites[0].reason
-    assert Pipeline(CONFIG).run(capture(Turn(), *tensors, mask), owns_cache=True).rewritten == 1
+    assert Pipeline(CONFIG).run(capture(Turn(), *tensors, mask), cache="caller").rewritten == 1
 
 
 def test_budget_one_leaves_no_op_of_ours():
@@ -203,7 +203,7 @@ def test_uuid_changes_with_configuration_and_passes():
 def test_scores_share_the_log_sum_exp_of_the_attention_that_sdpa_runs():
     graph = capture(Attention(), X, how="export")
     pipeline = Pipeline(CONFIG)
-    assert pipeline.run(graph, owns_cache=True).rewritten == 1
+    assert pipeline.run(graph, cache="caller").rewritten == 1
     (share,) = (step for step in pipeline.passes if step.name == "ShareLogSumExp")
     assert share.matched == 1
     nodes = {node.target: node for node in graph.graph.nodes}
