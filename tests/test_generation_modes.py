@@ -176,6 +176,17 @@ def test_a_prompt_passed_again_with_drafts_is_refused():
         run(model, again, past_key_values=cache, prompt_lookup_num_tokens=4)
 
 
+def test_what_comes_later_does_not_change_what_was_kept():
+    inputs = tiny_inputs(FAMILY)
+    model = starkv_compile.compile(tiny_model(FAMILY), budget=BUDGET, inner="eager")
+    short, long = (
+        run(model, inputs, do_sample=tokens > 2, max_new_tokens=tokens) for tokens in (2, 12)
+    )
+    assert not torch.equal(short.sequences[0, -2:], long.sequences[0, -12:-10])
+    for left, right in zip(short.past_key_values.layers, long.past_key_values.layers, strict=True):
+        assert torch.equal(left.kept, right.kept)
+
+
 def capacity(tokens):
     return starkv_compile.StarKVConfig(budget=BUDGET).capacity(tokens)
 

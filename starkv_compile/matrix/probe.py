@@ -82,8 +82,7 @@ def _probe(family: str, model: Any, prompt: Prompt) -> Row:
     except UnsupportedModel as error:
         return Row(family, failure=str(error))
     plain = _plain(model, prompt)
-    breaks = torch._dynamo.utils.counters["graph_break"]
-    breaks.clear()
+    torch._dynamo.utils.counters.clear()
     output, told = _compiled(model, prompt, BUDGET)
     rewritten = sum(graph.rewritten for graph in told.graphs)
     unchanged = _same(whole, plain) and (rewritten > 0 or _same(output, plain))
@@ -99,7 +98,7 @@ def _probe(family: str, model: Any, prompt: Prompt) -> Row:
         fault=next((graph.failure for graph in told.graphs if graph.failure), ""),
         unchanged=unchanged,
         layout=told.layout,
-        breaks=sum(breaks.values()),
+        breaks=sum(torch._dynamo.utils.counters["graph_break"].values()),
     )
     if not rewritten:
         return row

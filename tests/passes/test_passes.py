@@ -118,6 +118,16 @@ def test_forms_keep_the_same_tokens():
         assert torch.equal(other, results[0])
 
 
+def test_rewriting_twice_changes_nothing_more():
+    graph = capture(Attention(), X, how="export")
+    apply(graph, CONFIG)
+    once = graph(X)
+    report = apply(graph, CONFIG)
+    assert report.rewritten == 0
+    for left, right in zip(graph(X), once, strict=True):
+        assert torch.equal(left, right)
+
+
 @pytest.mark.parametrize("shape", [(S, S), (1, S, S), (1, 1, S, S), (2, H, S, S)], ids=str)
 def test_masks_of_any_rank(shape):
     mask = torch.ones(S, S, dtype=torch.bool).tril().expand(shape).clone()

@@ -1,0 +1,203 @@
+"""A trajectory of an agent, three ways: `python -m benchmarks.agent_session`.
+
+What everyone does today rebuilds the prompt at each step from its last screenshots and prefills
+them all again. A session keeps one cache and prefills one screenshot and one line of text. Both
+see the same screens and are asked the same questions; all about what the last `--history`
+screenshots show, as the rebuilt prompt holds nothing else.
+
+    rebuilt              the last turns, full cache: what everyone does
+    rebuilt, compressed  the same, no more than `--tokens` of it kept
+    session, full        one cache; old screenshots leave it, nothing else does
+    session, compressed  one cache, no more than `--tokens` kept at each step: the same bytes
+
+Accuracy is of the agent that comes with the package. Times of so small a model are mostly
+Python's: with `--wide` they are those of random weights, eight layers 1,024 wide.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import starkv_compile
+from starkv_compile import AgentSession
+from starkv_compile.agent.checkpoints import load_agent
+from starkv_compile.agent.questions import KINDS, Question, ask
+from starkv_compile.agent.render import screenshot
+from starkv_compile.agent.ways import MAX_REPLY
+from starkv_compile.agent.world import Episode, Frame, sample_episode
+
+
+@dataclass(frozen=True)
+class Step:
+    """One screenshot, and a question about it or those before it that are still shown."""
+
+    content: list[dict[str, Any]]
+    question: Question
+
+
+@dataclass
+class Run:
+    """What one way took and got."""
+
+    seconds: list[float] = field(default_factory=list)
+    prefilled: list[int] = field(default_factory=list)
+    nbytes: list[int] = field(default_factory=list)
+    right: list[bool] = field(default_factory=list)
+
+
+def trajectory(steps: int, history: int, seed: int) -> Iterator[Step]:
+    """`steps` screenshots; each question is about the newest `history` of them."""
+    rng = random.Random(f"trajectory-{seed}")
+    episode = sample_episode(rng, steps)
+    for i, frame in enumerate(episode.frames):
+        first = max(0, i + 1 - history)
+        shown = Episode(**{**vars(episode), "frames": episode.frames[first : i + 1]})
+        question = ask(rng, shown, KINDS[i % len(KINDS)])
+        yield Step(_content(episode, i, frame, question.text), question)
+
+
+def _content(episode: Episode, i: int, frame: Frame, text: str) -> list[dict[str, Any]]:
+    return [
+        {"type": "text", "text": f"step {frame.step}"},
+        {"type": "image", "image": screenshot(episode, i)},
+        {"type": "text", "text": text},
+    ]
+
+
+class Rebuilt:
+    """A prompt of the last `history` turns, prefilled anew at each step."""
+
+    def __init__(self, model: Any, processor: Any, history: int) -> None:
+        self.model, self.processor, self.history = model, processor, history
+        self.messages: list[dict[str, Any]] = []
+
+    def step(self, content: list[dict[str, Any]], **options: Any) -> tuple[str, Any]:
+        """The reply, and the cache after it."""
+        self.messages.append({"role": "user", "content": content})
+        shown = self.messages[-(2 * self.history - 1) :]
+        text = self.processor.apply_chat_template(shown, add_generation_prompt=True)
+        images = [p["image"] for m in shown for p in m["content"] if p["type"] == "image"]
+        new = self.processor(text=[text], images=images, return_tensors="pt")
+        output = self.model.generate(**new, **options, return_dict_in_generate=True)
+        said = output.sequences[:, new["input_ids"].shape[1] :]
+        reply = self.processor.batch_decode(said, skip_special_tokens=True)[0].strip()
+        answer = [{"type": "text", "text": reply}]
+        self.messages.append({"role": "assistant", "content": answer})
+        return reply, output.past_key_values
+
+
+class Session:
+    """The same agent on one cache."""
+
+    def __init__(self, model: Any, processor: Any, history: int) -> None:
+        self.session = AgentSession(model, processor, history=history)
+
+    def step(self, content: list[dict[str, Any]], **options: Any) -> tuple[str, Any]:
+        return self.session.step(content, **options), self.session.cache
+
+
+WAYS: dict[str, tuple[type[Rebuilt | Session], bool]] = {
+    "rebuilt": (Rebuilt, False),
+    "rebuilt, compressed": (Rebuilt, True),
+    "session, full": (Session, False),
+    "session, compressed": (Session, True),
+}
+
+
+def run(model: Any, agent: Rebuilt | Session, steps: list[Step]) -> Run:
+    """One trajectory. Seconds are of the whole step: drawing tokens, prefill, reply."""
+    result, lengths = Run(), []
+    hook = model.register_forward_pre_hook(
+        lambda _, __, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    for step in steps:
+        lengths.clear()
+        start = time.perf_counter()
+        reply, cache = agent.step(step.content, max_new_tokens=MAX_REPLY, do_sample=False)
+        result.seconds.append(time.perf_counter() - start)
+        result.prefilled.append(sum(length for length in lengths if length > 1))
+        result.nbytes.append(stored_bytes(cache))
+        result.right.append(step.question.is_right(reply))
+    hook.remove()
+    return result
+
+
+def stored_bytes(cache: Any) -> int:
+    tensors = [t for layer in cache.layers for t in (layer.keys, layer.values)]
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+
+def wide_model(agent: Any) -> Any:
+    """The agent's architecture with eight layers 1,024 wide, and weights of no meaning."""
+    values = agent.config.to_dict()
+    values["text_config"].pop("layer_types", None)  # made anew for eight layers
+    values["text_config"].update(hidden_size=1024, intermediate_size=2816, num_hidden_layers=8)
+    values["vision_config"].update(out_hidden_size=1024)
+    torch.manual_seed(0)
+    return type(agent)(type(agent.config).from_dict(values)).eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--history", type=int, default=5, help="screenshots remembered")
+    parser.add_argument("--tokens", type=int, default=160, help="kept where compressed")
+    parser.add_argument("--trajectories", type=int, default=8)
+    parser.add_argument("--wide", action="store_true", help="random weights, for times")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    model, processor = load_agent()
+    if args.wide:
+        model = wide_model(model)
+    runs: dict[str, list[Run]] = {name: [] for name in WAYS}
+    for seed in track(range(args.trajectories), "trajectories"):
+        steps = list(trajectory(args.steps, args.history, seed))
+        for name in random.Random(seed).sample(list(WAYS), len(WAYS)):
+            kind, compressed = WAYS[name]
+            budget = {"budget_tokens": args.tokens} if compressed else {"budget": 1.0}
+            starkv_compile.compile(model, inner="eager", **budget)
+            runs[name].append(run(model, kind(model, processor, args.history), steps))
+            starkv_compile.undo(model)
+    Console().print(table(runs, args.history, weights_mean_something=not args.wide))
+
+
+def table(runs: dict[str, list[Run]], history: int, *, weights_mean_something: bool) -> Table:
+    """Medians over steps once the history is full; the first trajectory compiles, and is left out
+    of times where there are others."""
+    out = Table("way", "tokens prefilled", "ms a step", "times as long", "KiB of cache", "right")
+    baseline = _median([r.seconds[history:] for r in (runs["rebuilt"][1:] or runs["rebuilt"])])
+    for name, trajectories in runs.items():
+        timed = trajectories[1:] or trajectories
+        seconds = _median([r.seconds[history:] for r in timed])
+        right = [is_right for r in trajectories for is_right in r.right]
+        share = sum(right) / len(right)
+        error = (share * (1 - share) / len(right)) ** 0.5
+        out.add_row(
+            name,
+            f"{_median([r.prefilled[history:] for r in trajectories]):.0f}",
+            f"{1000 * seconds:.0f}",
+            f"{seconds / baseline:.2f}",
+            f"{_median([r.nbytes[history:] for r in trajectories]) / 1024:.0f}",
+            f"{share:.1%} +- {1.96 * error:.1%}" if weights_mean_something else "",
+        )
+    return out
+
+
+def _median(trajectories: list[list[Any]]) -> float:
+    return statistics.median(value for values in trajectories for value in values)
+
+
+if __name__ == "__main__":
+    main()
