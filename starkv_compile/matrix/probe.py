@@ -67,21 +67,26 @@ def probe(family: str) -> Row:
     try:
         model = tiny_model(family)
         prompt = make_prompt(family, model)
-        _generate(model, prompt)
+        plain = _plain(model, prompt)
     except Exception as error:  # whatever a family raises on a configuration not its own
-        reason = str(error).strip().partition("\n")[0][:120]
-        return Row(family, failure=f"{type(error).__name__}: {reason}")
+        return Row(family, failure=_said(error))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what it says is in the report
-        return _probe(family, model, prompt)
+        try:
+            return _probe(family, model, prompt, plain)
+        except UnsupportedModel as error:
+            return Row(family, failure=str(error))
+        except Exception as error:  # ours, as the family just ran without starkv
+            return Row(family, fault=_said(error))
 
 
-def _probe(family: str, model: Any, prompt: Prompt) -> Row:
-    try:
-        whole, _ = _compiled(model, prompt, 1.0)
-    except UnsupportedModel as error:
-        return Row(family, failure=str(error))
-    plain = _plain(model, prompt)
+def _said(error: Exception) -> str:
+    reason = str(error).strip().partition("\n")[0][:120]
+    return f"{type(error).__name__}: {reason}"
+
+
+def _probe(family: str, model: Any, prompt: Prompt, plain: Any) -> Row:
+    whole, _ = _compiled(model, prompt, 1.0)
     torch._dynamo.utils.counters.clear()
     output, told = _compiled(model, prompt, BUDGET)
     rewritten = sum(graph.rewritten for graph in told.graphs)
@@ -119,7 +124,9 @@ def _generate(model: Any, prompt: Prompt) -> Any:
 def _plain(model: Any, prompt: Prompt) -> Any:
     """Compiled by the same inner backend, without starkv: what a budget of 1.0 must equal."""
     torch._dynamo.reset()
-    decoder = model.get_decoder()
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    if not isinstance(decoder, torch.nn.Module):
+        return _generate(model, prompt)  # `compile` will say that there is none
     decoder.compile(backend="eager", dynamic=True)
     try:
         return _generate(model, prompt)

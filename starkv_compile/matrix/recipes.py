@@ -29,6 +29,7 @@ CONFIG: dict[str, dict[str, Any]] = {
         "vision_config": {"projection_hidden_size": 64},
     },
     "mistral_large4": {"text_config": _EVEN_HEADS},
+    "mistral4": {"num_key_value_heads": 4},
     "aria": {"projector_patch_to_query_dict": {"16": 4}},
     "llama4": {
         "vision_config": {
