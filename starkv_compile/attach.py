@@ -122,9 +122,9 @@ class Attachment:
     def _check_drafts(self, cache: StarKVCache, named: dict[str, Any]) -> None:
         if cache.get_seq_length() == 0:
             self.refuse(
-                "the prompt comes with drafted tokens (assisted or prompt-lookup decoding), which "
-                "may be rolled back; without an assistant_model or prompt_lookup_num_tokens it "
-                "is compressed"
+                "the prompt comes with drafted tokens (assisted or prompt-lookup decoding: "
+                "logits_to_keep is more than 1), which may be rolled back; without an "
+                "assistant_model or prompt_lookup_num_tokens it is compressed"
             )
             return
         positions = named.get("position_ids")

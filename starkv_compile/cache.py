@@ -232,8 +232,9 @@ class StarKVCache(DynamicCache):
         """Drop every token of all but the newest `frames` frames; text stays.
 
         From then on a budget that is a share counts the tokens of the frames that stay, and text.
-        Layers that had kept more of the old frames than others are left with fewer tokens, and a
-        model has one mask for all: the others drop as many of their oldest visual tokens.
+        A model has one mask for all layers, so all are left with the same number of tokens: a layer
+        that would have more drops its oldest visual tokens as well; one that has less text than
+        another keeps as many of the newest tokens that were to go.
 
         Raises:
             CacheError: several batch rows, whose frames may differ in size; nothing is changed.
@@ -254,10 +255,14 @@ class StarKVCache(DynamicCache):
         dropped = F.pad(dropped, (0, layout.seen - len(dropped)))
         layers = [layer for layer in self.compressed_layers if layer.stored]
         gone = [dropped[layer.places()[0]] for layer in layers]
-        fewest = min(int((~slots).sum()) for slots in gone)
-        for layer, slots in zip(layers, gone, strict=True):
-            order = _oldest_visual_first(layout.frame[0, layer.places()[0]], slots)
-            layer.keep_only(order[layer.stored - fewest :].sort().values)
+        frames_of = [layout.frame[0, layer.places()[0]] for layer in layers]
+        left = max(
+            min(int((~slots).sum()) for slots in gone),
+            max(int((frame < 0).sum()) for frame in frames_of),
+        )
+        for layer, slots, frame in zip(layers, gone, frames_of, strict=True):
+            order = _oldest_visual_first(frame, slots)
+            layer.keep_only(order[layer.stored - left :].sort().values)
             layer.retired = int(dropped.sum())
 
     def fork(self) -> StarKVCache:

@@ -63,7 +63,10 @@ def image_shapes(is_image: torch.Tensor, named: dict[str, Any]) -> list[Shape]:
     name the model's configuration has for it. Images and videos together: their order among the
     tokens is not known, hence none.
     """
-    encoded = (named.get("mm_encoder_outputs") or {}).get("image")
+    outputs = named.get("mm_encoder_outputs") or {}
+    if outputs.get("video") is not None:
+        return []
+    encoded = outputs.get("image")
     known = {**getattr(encoded, _NOTE, {}), **named}
     grids = [known[name] for name in _SHAPES[:2] if known.get(name) is not None]
     tokens = int(is_image.sum())

@@ -39,6 +39,7 @@ class AgentSession:
         self.cache = StarKVCache(model.config)
         self.input_ids: torch.Tensor | None = None
         self._messages: list[dict[str, Any]] = []
+        self._frames: list[int] = []  # of the layout, by image
         self._ended = False
         self._types: torch.Tensor | None = None
         self._grid: torch.Tensor | None = None
@@ -57,7 +58,8 @@ class AgentSession:
         prompt = self._prompt({"role": "user", "content": content})
         images = [part["image"] for part in content if part["type"] == "image"] or None
         if self.history is not None and images:
-            self.cache.keep_newest_frames(max(0, self.history - len(images)))
+            shown = max(0, self.history - len(images))
+            self.cache.keep_newest_frames(sum(self._frames[-shown:]) if shown else 0)
         new = self.processor(text=[prompt], images=images, return_tensors="pt")
         new = new.to(self.model.device)
         ids = self._append(new)
@@ -76,6 +78,7 @@ class AgentSession:
             **extra,
             **generate,
         )
+        self._count_frames(len(images or ()))
         self.input_ids = output
         reply = output[:, ids.shape[1] :]
         self._ended = bool(torch.isin(reply[0, -1], _end_tokens(self.model)))
@@ -83,15 +86,24 @@ class AgentSession:
             self._types = torch.nn.functional.pad(self._types, (0, reply.shape[1]))
         return self.processor.batch_decode(reply, skip_special_tokens=True)[0]
 
+    def _count_frames(self, images: int) -> None:
+        """How many frames of the layout each new image is: a processor may cut it into tiles."""
+        layout = self.cache.session.layout
+        if layout is None or not images:
+            return
+        added = int(layout.frame.max()) + 1 - sum(self._frames)
+        self._frames += [added // images] * (images - 1) + [added - added // images * (images - 1)]
+
     def fork(self) -> AgentSession:
         """A second session with this past, to try something on; neither notices the other."""
         twin = copy.copy(self)
         twin.cache, twin._messages = self.cache.fork(), list(self._messages)
+        twin._frames = list(self._frames)
         return twin
 
     def save(self, file: Path | str) -> None:
         """Write the session to `file`; `AgentSession.load` goes on from it, in any process."""
-        names = ("input_ids", "history", "_ended", "_types", "_grid")
+        names = ("input_ids", "history", "_ended", "_types", "_grid", "_frames")
         own = {name: getattr(self, name) for name in names}
         torch.save({**own, "_messages": self._messages, "cache": self.cache.state_dict()}, file)
 

@@ -32,6 +32,11 @@ def test_grids_of_patches_whatever_a_token_merges(merge):
 def test_images_and_videos_together_are_not_told_apart():
     grid = torch.tensor([[1, 4, 6]])
     assert image_shapes(tokens(48), {"image_grid_thw": grid, "video_grid_thw": grid}) == []
+    named = encoded(
+        None, image_grid_thw=torch.tensor([[1, 4, 4]])
+    )  # a video is three times as long
+    named["mm_encoder_outputs"]["video"] = SimpleNamespace()
+    assert image_shapes(tokens(16), named) == []
 
 
 @pytest.mark.parametrize(

@@ -217,6 +217,38 @@ def test_a_history_of_a_full_cache_drops_old_frames_and_nothing_else(agent):
         assert torch.equal(stored, ((frame < 0) | (frame >= 2)).nonzero()[:, 0])
 
 
+def test_text_stays_when_no_frame_does():
+    """Layers that kept little text do not cost the others theirs."""
+    family = "qwen2_5_vl"
+    model = starkv_compile.compile(tiny_model(family), budget=0.3, boost=0.0, inner="eager")
+    cache = StarKVCache(model.config)
+    generate(model, tiny_inputs(family, Prompt(text=60)), past_key_values=cache)
+    before = [layer.places()[0].tolist() for layer in cache.compressed_layers]
+    frame = cache.session.layout.frame[0].tolist()
+    cache.keep_newest_frames(0)
+    assert len({layer.stored for layer in cache.compressed_layers}) == 1
+    for layer, places in zip(cache.compressed_layers, before, strict=True):
+        text = {p for p in places if p >= len(frame) or frame[p] < 0}
+        assert text <= set(layer.places()[0].tolist())
+
+
+def test_a_screenshot_in_tiles_is_one_of_the_history(agent):
+    """Where a processor cuts it up, the layout counts tiles, the session screenshots."""
+    session = AgentSession(*agent, history=2)
+    steps(session, 1)
+    layout = session.cache.session.layout
+    visual = layout.frame[0] >= 0
+    layout.frame[0, visual] = torch.arange(int(visual.sum())) // 40  # three tiles
+    session._frames.clear()
+    session._count_frames(1)
+    tiles = int(layout.frame.max()) + 1
+    assert session._frames == [tiles]
+    steps(session, 2, start=1)
+    assert session._frames == [tiles, 1, 1]
+    layer = session.cache.compressed_layers[0]
+    assert layer.retired == int(visual.sum()), "all tiles of the first, and nothing else"
+
+
 def test_a_fork_goes_its_own_way(agent):
     model, processor = agent
     starkv_compile.compile(model, budget=0.3, inner="eager")

@@ -126,7 +126,7 @@ def read_flex(node: Node) -> Attention | None:
         return None
     arguments: Any = node.args
     query, key, value, score, block_mask, scale, _, _, inputs = arguments
-    if not _changes_nothing(score) or not isinstance(block_mask, tuple):
+    if not _changes_nothing(score) or not isinstance(block_mask, tuple) or _has_sink(node):
         return None
     return Attention(
         node=node, form="flex", query=query, key=source_of(key), value=source_of(value),
@@ -142,10 +142,22 @@ def _changes_nothing(function: Any) -> bool:
     return returned in (first, (first,), [first])
 
 
+def _has_sink(node: Node) -> bool:
+    """Whether flex_attention's second result, the log-sum-exp, is joined with something."""
+    queue = [user for user in node.users if user.args[1:] == (1,)]
+    while queue:
+        user = queue.pop()
+        if fx.is_op(user, fx.CAT + fx.LOG_SUM_EXP):
+            return True
+        if user.target is operator.getitem or fx.is_op(user, fx.CAST + fx.UNSQUEEZE):
+            queue += user.users
+    return False
+
+
 def why_not(node: Node) -> str | None:
     """What an attention that no form reads has, which scores would not account for."""
     if fx.is_op(node, fx.FLEX):
-        return f"flex_attention with a score_mod is not read; {SDPA_WAY_OUT}"
+        return f"flex_attention with a score_mod or a sink is not read; {SDPA_WAY_OUT}"
     target = str(node.target)
     if node.op == "call_function" and ("flash_attn" in target or "flash_attention" in target):
         return f"a fused kernel ({target}) is not read; {SDPA_WAY_OUT}"

@@ -31,7 +31,9 @@ class FindCacheWrites(GraphPass):
         markers = [n for n in context.graph.nodes if fx.is_op(n, fx.CACHE_WRITE)]
         returned = set() if context.cache == "marked" else set(fx.outputs(context.graph))
         written: set[Node] = set()
-        attentions = {site.attention.node for site in context.sites}
+        attentions = {
+            node for node in context.graph.nodes if fx.is_op(node, fx.SDPA + fx.FLEX + fx.SOFTMAX)
+        }
         for site in list(context.sites):
             attention = site.attention
             write = (

@@ -35,6 +35,7 @@ RESHAPE = ("reshape", "view", torch.reshape, aten.reshape.default, aten.view.def
 UNSQUEEZE = ("unsqueeze", torch.unsqueeze, aten.unsqueeze.default, "__getitem__")
 REPEAT = (torch.repeat_interleave, "repeat_interleave", aten.repeat_interleave.self_int)
 TANH = (torch.tanh, "tanh", aten.tanh.default)
+LOG_SUM_EXP = (torch.logsumexp, "logsumexp", aten.logsumexp.default, torch.logaddexp)
 CAT = (torch.cat, torch.concat, aten.cat.default)
 MASKED_SCATTER = ("masked_scatter", torch.masked_scatter, aten.masked_scatter.default)
 CACHE_WRITE = (STARKV.cache_write, STARKV.cache_write.default)

@@ -93,7 +93,7 @@ def _evaluated_mask(context: Context, attention: Attention, window: int) -> Any:
     arguments = (batch, batch * 0, rows, keys, *map(context.proxy, inputs))
     nodes = tuple(a.node for a in arguments)
     seen = context.proxy(context.graph.call_module(function.target, nodes))  # type: ignore[arg-type]
-    return torch.logical_and(seen, torch.ones_like(batch, dtype=torch.bool))[:, None]
+    return torch.logical_and(seen, batch + rows + keys >= 0)[:, None]
 
 
 def _sharing(site: Site) -> int:
