@@ -1,4 +1,4 @@
-"""A trajectory of an agent, three ways: `python -m benchmarks.agent_session`.
+"""A trajectory of an agent, four ways: `python -m benchmarks.agent_session`.
 
 What everyone does today rebuilds the prompt at each step from its last screenshots and prefills
 them all again. A session keeps one cache and prefills one screenshot and one line of text. Both
@@ -21,7 +21,7 @@ import random
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,18 +32,12 @@ from rich.table import Table
 import starkv_compile
 from starkv_compile import AgentSession
 from starkv_compile.agent.checkpoints import load_agent
-from starkv_compile.agent.questions import KINDS, Question, ask
+from starkv_compile.agent.questions import KINDS, ask
 from starkv_compile.agent.render import screenshot
+from starkv_compile.agent.turns import Turn
 from starkv_compile.agent.ways import MAX_REPLY
-from starkv_compile.agent.world import Episode, Frame, sample_episode
-
-
-@dataclass(frozen=True)
-class Step:
-    """One screenshot, and a question about it or those before it that are still shown."""
-
-    content: list[dict[str, Any]]
-    question: Question
+from starkv_compile.agent.world import sample_episode
+from starkv_compile.memory import stored_bytes
 
 
 @dataclass
@@ -56,23 +50,15 @@ class Run:
     right: list[bool] = field(default_factory=list)
 
 
-def trajectory(steps: int, history: int, seed: int) -> Iterator[Step]:
+def trajectory(steps: int, history: int, seed: int) -> Iterator[Turn]:
     """`steps` screenshots; each question is about the newest `history` of them."""
     rng = random.Random(f"trajectory-{seed}")
     episode = sample_episode(rng, steps)
     for i, frame in enumerate(episode.frames):
         first = max(0, i + 1 - history)
-        shown = Episode(**{**vars(episode), "frames": episode.frames[first : i + 1]})
+        shown = replace(episode, frames=episode.frames[first : i + 1])
         question = ask(rng, shown, KINDS[i % len(KINDS)])
-        yield Step(_content(episode, i, frame, question.text), question)
-
-
-def _content(episode: Episode, i: int, frame: Frame, text: str) -> list[dict[str, Any]]:
-    return [
-        {"type": "text", "text": f"step {frame.step}"},
-        {"type": "image", "image": screenshot(episode, i)},
-        {"type": "text", "text": text},
-    ]
+        yield Turn(question.text, frame.step, screenshot(episode, i), question)
 
 
 class Rebuilt:
@@ -115,27 +101,23 @@ WAYS: dict[str, tuple[type[Rebuilt | Session], bool]] = {
 }
 
 
-def run(model: Any, agent: Rebuilt | Session, steps: list[Step]) -> Run:
+def run(model: Any, agent: Rebuilt | Session, turns: list[Turn]) -> Run:
     """One trajectory. Seconds are of the whole step: drawing tokens, prefill, reply."""
     result, lengths = Run(), []
     hook = model.register_forward_pre_hook(
         lambda _, __, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
-    for step in steps:
+    for turn in turns:
+        assert turn.question is not None
         lengths.clear()
         start = time.perf_counter()
-        reply, cache = agent.step(step.content, max_new_tokens=MAX_REPLY, do_sample=False)
+        reply, cache = agent.step(turn.content, max_new_tokens=MAX_REPLY, do_sample=False)
         result.seconds.append(time.perf_counter() - start)
         result.prefilled.append(sum(length for length in lengths if length > 1))
         result.nbytes.append(stored_bytes(cache))
-        result.right.append(step.question.is_right(reply))
+        result.right.append(turn.question.is_right(reply))
     hook.remove()
     return result
-
-
-def stored_bytes(cache: Any) -> int:
-    tensors = [t for layer in cache.layers for t in (layer.keys, layer.values)]
-    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
 
 def wide_model(agent: Any) -> Any:
@@ -163,12 +145,12 @@ def main() -> None:
         model = wide_model(model)
     runs: dict[str, list[Run]] = {name: [] for name in WAYS}
     for seed in track(range(args.trajectories), "trajectories"):
-        steps = list(trajectory(args.steps, args.history, seed))
+        turns = list(trajectory(args.steps, args.history, seed))
         for name in random.Random(seed).sample(list(WAYS), len(WAYS)):
             kind, compressed = WAYS[name]
             budget = {"budget_tokens": args.tokens} if compressed else {"budget": 1.0}
             starkv_compile.compile(model, inner="eager", **budget)
-            runs[name].append(run(model, kind(model, processor, args.history), steps))
+            runs[name].append(run(model, kind(model, processor, args.history), turns))
             starkv_compile.undo(model)
     Console().print(table(runs, args.history, weights_mean_something=not args.wide))
 

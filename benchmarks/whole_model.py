@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 import starkv_compile
 from starkv_compile import StarKVConfig
-from starkv_compile.memory import peak_bytes
+from starkv_compile.memory import peak_bytes, stored_bytes
 
 from .layers import SCREENS, TEXT
 from .results import environment
@@ -154,10 +154,7 @@ def measure(model: Any, inputs: dict[str, Any], new_tokens: int, rounds: int) ->
         else:
             peak = peak_bytes(lambda: run(1))
         cache = run(1)[1]
-    stored = sum(
-        t.untyped_storage().nbytes() for layer in cache.layers for t in (layer.keys, layer.values)
-    )
-    return Run(first, batch * (new_tokens - 1) / (whole - first), stored, peak)
+    return Run(first, batch * (new_tokens - 1) / (whole - first), stored_bytes(cache), peak)
 
 
 def _wait(device: str) -> None:

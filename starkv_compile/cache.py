@@ -22,6 +22,7 @@ from .errors import CacheError
 from .kernels.ops import STARKV
 from .kernels.reference.star import fresh_state
 from .layout import VisionLayout
+from .memory import stored_bytes
 
 _LAYER_STATE = ("keys", "values", "seen", "retired", "kept", "state")
 
@@ -221,12 +222,7 @@ class StarKVCache(DynamicCache):
     @property
     def nbytes(self) -> int:
         """Bytes of the storages that hold keys and values, all layers."""
-        return sum(
-            t.untyped_storage().nbytes()
-            for layer in self.layers
-            for t in (getattr(layer, "keys", None), getattr(layer, "values", None))
-            if isinstance(t, torch.Tensor)
-        )
+        return stored_bytes(self)
 
     def keep_newest_frames(self, frames: int) -> None:
         """Drop every token of all but the newest `frames` frames; text stays.

@@ -1,11 +1,22 @@
-"""How much memory tensors hold at once."""
+"""How much memory tensors hold: at once during a run, and as a cache."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.profiler import ProfilerActivity, profile
+
+
+def stored_bytes(cache: Any) -> int:
+    """Bytes of the storages that hold the keys and values of a Hugging Face cache, all layers."""
+    return sum(
+        tensor.untyped_storage().nbytes()
+        for layer in cache.layers
+        for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))
+        if isinstance(tensor, torch.Tensor)
+    )
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:

@@ -14,7 +14,7 @@ from ..cache import StarKVCache
 from ..config import StarKVConfig
 from ..errors import UnsupportedModel
 from ..reporting import Report
-from .prompts import Prompt, make_prompt
+from .prompts import Prompt, make_prompt, said
 from .tiny import tiny_model
 
 BUDGET, REPLY = 0.3, 4
@@ -69,7 +69,7 @@ def probe(family: str) -> Row:
         prompt = make_prompt(family, model)
         plain = _plain(model, prompt)
     except Exception as error:  # whatever a family raises on a configuration not its own
-        return Row(family, failure=_said(error))
+        return Row(family, failure=said(error))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what it says is in the report
         try:
@@ -77,12 +77,7 @@ def probe(family: str) -> Row:
         except UnsupportedModel as error:
             return Row(family, failure=str(error))
         except Exception as error:  # ours, as the family just ran without starkv
-            return Row(family, fault=_said(error))
-
-
-def _said(error: Exception) -> str:
-    reason = str(error).strip().partition("\n")[0][:120]
-    return f"{type(error).__name__}: {reason}"
+            return Row(family, fault=said(error))
 
 
 def _probe(family: str, model: Any, prompt: Prompt, plain: Any) -> Row:

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
-from .recipes import ASIDE, IMAGES
+from .recipes import AFTER, ASIDE, BEFORE, BETWEEN, IMAGES, WORDS
 from .tiny import FIRST_WORD, LAST_WORD
 
 GRIDS = ((4, 6), (3, 5))  # rows and columns of tokens, where a family takes any shape
-BEFORE, BETWEEN, AFTER = 7, 6, 30  # words
 VISION_CONFIGS = ("vision_config", "vision_tower_config", "vq_config", "vit_config")
 
 
@@ -38,16 +37,19 @@ def make_prompt(family: str, model: Any) -> Prompt:
     try:
         return _with_images(family, model)
     except Exception as error:  # whatever a family's vision tower raises on inputs not its own
-        words = _words(BEFORE + BETWEEN + AFTER)
-        reason = str(error).strip().partition("\n")[0][:90]
-        return Prompt(_arguments(model, words), why_no_image=f"{type(error).__name__}: {reason}")
+        return Prompt(_arguments(model, _words(WORDS)), why_no_image=said(error))
+
+
+def said(error: Exception) -> str:
+    """An error's kind and the beginning of its first line."""
+    reason = str(error).strip().partition("\n")[0][:120]
+    return f"{type(error).__name__}: {reason}"
 
 
 def _with_images(family: str, model: Any) -> Prompt:
     config = model.config
     if family in ASIDE:
-        words = _words(BEFORE + BETWEEN + AFTER)
-        return Prompt({**_arguments(model, words), **_given(ASIDE[family])}, aside=True)
+        return Prompt({**_arguments(model, _words(WORDS)), **_given(ASIDE[family])}, aside=True)
     marker = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
     if marker is None:
         raise ValueError("no image_token_id")

@@ -8,6 +8,8 @@ TEXT_FAMILIES = ("llama", "qwen2", "qwen3", "gemma3_text", "mistral", "phi3", "d
                  "gpt_oss", "phi4_multimodal")  # fmt: skip
 """Text decoders that VLMs are built of. `qwen2`, with its 1-D positions, is OpenCUA's layout."""
 
+BEFORE, BETWEEN, AFTER = 7, 6, 30  # words of a prompt, around and between its two images
+WORDS = BEFORE + BETWEEN + AFTER  # of a prompt without image tokens
 MROPE_SECTION = [2, 3, 3]  # of half a head of 16: time, height, width
 _MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": MROPE_SECTION}
 _EVEN_HEADS = {"num_key_value_heads": 4, "head_dim": 8}  # where latents are cached
@@ -88,17 +90,16 @@ IMAGES: dict[str, dict[str, Any]] = {
 A tuple is the shape of noise, a list the numbers themselves, None leaves an input out.
 """
 
-_WORDS = 43  # of a prompt without image tokens
 ASIDE: dict[str, dict[str, Any]] = {
     "mllama": {
         "pixel_values": (1, 2, 4, 3, 16, 16),
         "aspect_ratio_ids": [[1, 1]],
         "aspect_ratio_mask": [[[1, 0, 0, 0]] * 2],
-        "cross_attention_mask": [[[[1, 0, 0, 0]] * 2] * _WORDS],
+        "cross_attention_mask": [[[[1, 0, 0, 0]] * 2] * WORDS],
     },
     "idefics": {
         "pixel_values": (1, 2, 3, 16, 16),
-        "image_attention_mask": [[[1, 1]] * _WORDS],
+        "image_attention_mask": [[[1, 1]] * WORDS],
     },
     "git": {"pixel_values": (1, 3, 16, 16)},
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch.fx import Node
 
@@ -95,10 +95,11 @@ def _marked_latents(
     if not same_tokens or stored != fx.shape(value)[1] or heads % stored:
         return None
     # Beyond an earlier attention's output, or before the latents, is no longer this layer.
-    ends = attentions | {n for n in key.graph.nodes if n < min(key, value)}
-    if not {key, value} <= _made_of({attention.key, attention.value}, ends):
+    first = min(key, value)
+    made_of = _made_of({attention.key, attention.value}, lambda n: n in attentions or n < first)
+    if not {key, value} <= made_of:
         return None
-    return CacheWrite(key, value, marker, latent=True)
+    return CacheWrite(key, value, marker)
 
 
 def _returned(attention: Attention, returned: set[Node]) -> CacheWrite | None:
@@ -107,13 +108,13 @@ def _returned(attention: Attention, returned: set[Node]) -> CacheWrite | None:
     return None
 
 
-def _made_of(nodes: set[Node], ends: set[Node]) -> set[Node]:
-    """`nodes` and all they are computed from, short of `ends`."""
+def _made_of(nodes: set[Node], beyond: Callable[[Node], bool]) -> set[Node]:
+    """`nodes` and all they are computed from, short of what lies `beyond`."""
     found, queue = set(nodes), list(nodes)
     while queue:
         node = queue.pop()
         sources = {source for n in (node, *_fillings(node)) for source in fx.producers(n)}
-        new = sources - found - ends
+        new = {n for n in sources - found if not beyond(n)}
         found |= new
         queue += new
     return found

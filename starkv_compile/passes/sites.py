@@ -36,15 +36,14 @@ class Attention:
 class CacheWrite:
     """Where key and value leave the graph to be kept.
 
-    marker: the `starkv.cache_write` node, or None where they are plain graph outputs. latent:
-    what is kept are not the attention's own keys and values but what they are computed from,
-    token by token (multi-head latent attention).
+    marker: the `starkv.cache_write` node, or None where they are plain graph outputs. Key and value
+    are the attention's own, or what those are computed from, token by token (multi-head latent
+    attention).
     """
 
     key: Node
     value: Node
     marker: Node | None
-    latent: bool = False
 
 
 @dataclass(frozen=True)
