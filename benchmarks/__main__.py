@@ -11,7 +11,7 @@ import torch
 from rich.progress import Progress
 
 from starkv_compile.kernels import reference
-from starkv_compile.kernels.compile_cache import keyed_by_source
+from starkv_compile.kernels.compiling import in_process
 from starkv_compile.kernels.reference.star import Layout, fresh_state, star_scores
 from starkv_compile.policies.starkv import hyper_of
 
@@ -46,7 +46,7 @@ def main() -> None:
     ]
     names = [name for name in CONTENDERS if name == "ours" or name in (args.only or CONTENDERS)]
     results: list[Result] = []
-    with Progress() as progress, torch.no_grad(), keyed_by_source():
+    with Progress() as progress, torch.no_grad(), in_process():
         steps = progress.add_task("", total=len(sizes) * len(names) * (args.rounds + 1))
         for size in sizes:
             torch._dynamo.reset()  # here alone: contenders share their code objects

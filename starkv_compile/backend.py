@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 
 from .config import StarKVConfig
 from .errors import OptionError, StarKVError
-from .kernels.compile_cache import keyed_by_source
+from .kernels.compiling import in_process
 from .passes import Pipeline
 from .passes.base import Cache
 from .reporting import GraphReport, Report
@@ -97,6 +97,6 @@ def compile_inner(
     from torch._inductor.compile_fx import compile_fx
 
     patches = torch._inductor.list_mode_options(mode) if mode else None
-    with keyed_by_source():
+    with in_process():
         compiled: Any = compile_fx(module, example_inputs, config_patches=patches)
     return compiled

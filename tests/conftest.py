@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from starkv_compile.kernels.compile_cache import keyed_by_source
+from starkv_compile.kernels.compiling import in_process
 
 torch.set_num_threads(2)
 
@@ -39,6 +39,6 @@ def _poisoned_memory(monkeypatch):
 @pytest.fixture(autouse=True)
 def _fresh_dynamo():
     torch._dynamo.reset()
-    with keyed_by_source():  # a changed kernel is never tested by what was compiled before
+    with in_process():  # a changed kernel is never tested by what was compiled before
         yield
     torch._dynamo.reset()

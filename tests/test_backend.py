@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 import starkv_compile
-from starkv_compile.kernels import compile_cache
+from starkv_compile.kernels import compiling
 from starkv_compile.testing import Prompt, generate, tiny_inputs, tiny_model
 
 Q, K, V = (torch.randn(1, 2, 40, 16) for _ in range(3))
@@ -49,7 +49,7 @@ def test_compiled_graphs_are_cached_by_the_kernels_source(monkeypatch, tmp_path)
         return found["autograd_cache_miss"] - before
 
     assert [misses(), misses()] == [1, 0]
-    monkeypatch.setattr(compile_cache, "source_fingerprint", lambda: "another version")
+    monkeypatch.setattr(compiling, "source_fingerprint", lambda: "another version")
     assert misses() == 1
 
 

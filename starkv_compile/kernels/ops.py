@@ -2,8 +2,9 @@
 
 Each op runs `kernels.reference` on the CPU and `kernels.triton` on a GPU. All are functional and
 traceable: Inductor and `torch.export` see through them, so on the CPU they are compiled to C++
-with the rest of the graph, and on a GPU their launches stay in it. An op that mutated a cloned
-tensor would be silently wrong under Inductor (pytorch #198031).
+with the rest of the graph, and on a GPU their launches stay in it. One is written in C++ as well
+(`kernels.cpp`), which graphs compiled for this process call. An op that mutated a cloned tensor
+would be silently wrong under Inductor (pytorch #198031).
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import torch
 
 from ..errors import NonFiniteScores
 from . import reference
+from .compiling import runs_cpp
 from .reference import layout
 from .reference import star as star_reference
+from .reference.capacity import checked_window
 
 Tensor = torch.Tensor
 
@@ -55,9 +58,48 @@ def window_attention(
     log_sum_exp: Tensor | None = None,
 ) -> Tensor:
     """See `reference.attention.window_attention`."""
-    return _kernels(query).window_attention(
+    kernels = _kernels(query)
+    if kernels is reference and runs_cpp():
+        return STARKV.window_attention_cpu(
+            query, key, mask, scale, window, capacity, per_head, log_sum_exp
+        )
+    return kernels.window_attention(
         query, key, mask, scale, window, capacity, per_head, log_sum_exp
     )
+
+
+@torch.library.custom_op("starkv::window_attention_cpu", mutates_args=())
+def window_attention_cpu(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    window: int,
+    capacity: int,
+    per_head: bool = False,
+    log_sum_exp: Tensor | None = None,
+) -> Tensor:
+    """The same in C++, closed to compilers."""
+    from . import cpp
+
+    return cpp.window_attention(query, key, mask, scale, window, capacity, per_head, log_sum_exp)
+
+
+@window_attention_cpu.register_fake
+def _(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    window: int,
+    capacity: int,
+    per_head: bool = False,
+    log_sum_exp: Tensor | None = None,
+) -> Tensor:
+    batch, heads, queries, _ = query.shape
+    groups, length = key.shape[1], key.shape[2]
+    past = length - checked_window(window, capacity, length, queries)
+    return query.new_empty(batch, heads if per_head else groups, past, dtype=torch.float32)
 
 
 @_op

@@ -84,7 +84,7 @@ def apply(module: GraphModule, config: StarKVConfig | None = None) -> GraphRepor
     Every attention whose keys and values the graph returns keeps `config`'s budget of them. The
     caller looks after the shorter cache: positions go on from the uncompressed length, and a
     decode mask has as many columns as tokens are stored. Compile the result inside
-    `kernels.compile_cache.keyed_by_source()`: then an upgrade of this package compiles it anew.
+    `kernels.compiling.in_process()`: then an upgrade of this package compiles it anew.
 
     Args:
         module: its nodes need example values in `meta` ("example_value" or "val"), as Dynamo

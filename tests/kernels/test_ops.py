@@ -46,6 +46,7 @@ def cases():
     return {
         "window_attention": (query, key, None, 0.25, 8, 16),
         "window_attention_mask": (query, key, mask, 0.25, 8, 16),
+        "window_attention_cpu": (query, key, None, 0.25, 8, 16),
         "star_scores": star_arguments(),
         "select_tokens": (scores, None, L, 8, 16),
         "select_tokens_real": (scores, real, L, 8, 16),

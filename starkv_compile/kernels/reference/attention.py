@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from .capacity import clip_window
+from .capacity import checked_window
 
 BOUNDS = torch.finfo(torch.float32)
 
@@ -42,9 +42,7 @@ def window_attention(
     """
     batch, heads, queries, dim = query.shape
     groups, length = key.shape[1], key.shape[2]
-    window = clip_window(window, capacity, length)
-    if queries < window:
-        raise ValueError(f"window of {window} tokens, but only {queries} queries")
+    window = checked_window(window, capacity, length, queries)
     past, rows = length - window, heads // groups * window
     # The query heads of a KV head are rows of one product: K is read once and never repeated. The
     # tokens are the last dimension, so that everything after the product is vectorised.
@@ -57,13 +55,7 @@ def window_attention(
         logits = _masked(logits, shown[..., :past])
     logits = _finite(logits)
     if log_sum_exp is None:
-        inside = torch.matmul(packed, keys[..., past:])
-        if mask is None:
-            seen = torch.ones(window, window, dtype=torch.bool, device=key.device).tril()
-            inside = _masked(inside, seen.repeat(heads // groups, 1))
-        else:
-            inside = _masked(inside, shown[..., past:])
-        inside = _finite(inside)
+        inside = window_logits(packed, key, None if mask is None else shown, window)
         largest = torch.maximum(logits.amax(3, keepdim=True), inside.amax(3, keepdim=True))
         weights = (logits - largest).exp()
         total = weights.sum(3, keepdim=True) + (inside - largest).exp().sum(3, keepdim=True)
@@ -76,6 +68,21 @@ def window_attention(
     if per_head:
         return voted.reshape(batch, heads, window, past).sum(2)
     return voted.sum(2) / (heads // groups)
+
+
+def window_logits(
+    packed: torch.Tensor, key: torch.Tensor, shown: torch.Tensor | None, window: int
+) -> torch.Tensor:
+    """Logits of the window's own keys: [B, G, rows, W]. A query sees those up to its own.
+
+    packed: [B, G, rows, D], the scaled queries of a KV head's query heads, W of each. shown: mask
+    [B, G, rows, L] instead of causality.
+    """
+    logits = torch.matmul(packed, key[:, :, -window:].float().transpose(2, 3))
+    if shown is not None:
+        return _finite(_masked(logits, shown[..., -window:]))
+    seen = torch.ones(window, window, dtype=torch.bool, device=key.device).tril()
+    return _finite(_masked(logits, seen.repeat(packed.shape[2] // window, 1)))
 
 
 def _masked(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,18 @@ def clip_window(window: int, capacity: int, length: int) -> int:
     return window if window < length else length - 1
 
 
+def checked_window(window: int, capacity: int, length: int, queries: int) -> int:
+    """`clip_window`, of as many queries at least.
+
+    Raises:
+        ValueError: there are fewer queries.
+    """
+    window = clip_window(window, capacity, length)
+    if queries < window:
+        raise ValueError(f"window of {window} tokens, but only {queries} queries")
+    return window
+
+
 def split_capacity(length: int, window: int, capacity: int) -> tuple[int, int]:
     """(selected, window) of `length` >= 2 stored tokens: selected = max(1, min(C - W, L - W)).
 

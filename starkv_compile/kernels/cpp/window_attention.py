@@ -1,0 +1,117 @@
+"""Window attention in C++: one pass over the keys, or two where no log-sum-exp is given."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..reference.attention import BOUNDS, window_logits
+from ..reference.capacity import checked_window
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+_POINTERS = ("query", "key", "mask")
+_NUMBERS = (
+    "batch", "groups", "heads", "window", "past", "dim", "key_batch", "key_head", "key_token",
+    "key_share", "mask_batch", "mask_head", "bfloat16", "threads",
+)  # fmt: skip
+
+
+class _Work(ctypes.Structure):
+    """`struct Work` of the source."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in _NUMBERS] + [
+        (name, ctypes.c_void_p) for name in _POINTERS
+    ]
+
+
+@functools.cache
+def library(*flags: str) -> Any:
+    """The compiled source; further compiler flags are for tests."""
+    from torch._inductor.codecache import CppCodeCache
+
+    # Inductor asks for neither: it writes vectors out, and its results do not depend on whether
+    # the machine fuses a product with a sum.
+    flags = ("-ffp-contract=fast", "-ftree-loop-vectorize", *flags)
+    return CppCodeCache.load(SOURCE.read_text(), extra_flags=flags)
+
+
+def window_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    window: int,
+    capacity: int,
+    per_head: bool = False,
+    log_sum_exp: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """As `reference.attention.window_attention`, on values, not while a graph is traced."""
+    batch, query_heads, queries, dim = query.shape
+    key_heads, length = key.shape[1], key.shape[2]
+    window = checked_window(window, capacity, length, queries)
+    past = length - window
+    groups = query_heads if per_head else key_heads
+    heads = query_heads // groups
+    rows = heads * window
+    packed = (query[:, :, -window:].float() * scale).reshape(batch, groups, rows, dim)
+    if key.dtype not in (torch.float32, torch.bfloat16):
+        key = key.float()
+    if key.stride(3) != 1:
+        key = key.contiguous()
+    shown = None if mask is None else _added(mask[:, :, -window:])
+    work = _Work(
+        batch, groups, heads, window, past, dim, key.stride(0), key.stride(1), key.stride(2),
+        groups // key_heads, *_strides(shown), key.dtype == torch.bfloat16,
+        torch.get_num_threads(), packed.data_ptr(), key.data_ptr(),
+        0 if shown is None else shown.data_ptr(),
+    )  # fmt: skip
+    if log_sum_exp is None:
+        log_sum = _log_sum(work, packed, key, shown)
+    else:
+        given = log_sum_exp[:, :, -window:].float()
+        log_sum = given.where(given.isfinite(), torch.inf).reshape(batch, groups, rows)
+    log_sum = log_sum.contiguous()
+    out = torch.empty(batch, groups, past)
+    library().starkv_weigh(ctypes.byref(work), _pointer(log_sum), _pointer(out))
+    return out
+
+
+def _added(mask: torch.Tensor) -> torch.Tensor:
+    """What a mask adds to the logits: [B|1, H|1, L, W] float32, a token's W numbers together."""
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+    return mask.float().transpose(2, 3).contiguous()
+
+
+def _strides(shown: torch.Tensor | None) -> tuple[int, int]:
+    if shown is None:
+        return 0, 0
+    batch, head = (0 if shown.shape[i] == 1 else shown.stride(i) for i in (0, 1))
+    return batch, head
+
+
+def _log_sum(
+    work: _Work, packed: torch.Tensor, key: torch.Tensor, shown: torch.Tensor | None
+) -> torch.Tensor:
+    """[B, groups, rows]: log-sum-exp of all logits a row sees; infinite where it sees none."""
+    batch, groups, rows, _ = packed.shape
+    parts = library().starkv_parts(ctypes.c_int64(work.past))
+    largest, total = torch.empty(2, batch, groups, parts, rows)
+    library().starkv_row_sums(ctypes.byref(work), _pointer(largest), _pointer(total))
+    key = key.repeat_interleave(work.key_share, 1) if work.key_share > 1 else key
+    if shown is not None:
+        shown = shown.transpose(2, 3)
+        shown = shown.expand(batch, work.heads * groups, -1, -1).reshape(batch, groups, rows, -1)
+    inside = window_logits(packed, key, shown, work.window)
+    top = torch.maximum(largest.amax(2), inside.amax(3))
+    total = (total * (largest - top[:, :, None]).exp()).sum(2)
+    total = total + (inside - top[..., None]).exp().sum(3)
+    return torch.where(top > BOUNDS.min, top + total.log(), torch.inf)
+
+
+def _pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
