@@ -2,7 +2,7 @@
 
 Each op runs `kernels.reference` on the CPU and `kernels.triton` on a GPU. All are functional and
 traceable: Inductor and `torch.export` see through them, so on the CPU they are compiled to C++
-with the rest of the graph, and on a GPU their launches stay in it. One is written in C++ as well
+with the rest of the graph, and on a GPU their launches stay in it. Some are written in C++ as well
 (`kernels.cpp`), which graphs compiled for this process call. An op that mutated a cloned tensor
 would be silently wrong under Inductor (pytorch #198031).
 """
@@ -20,7 +20,7 @@ from . import reference
 from .compiling import runs_cpp
 from .reference import layout
 from .reference import star as star_reference
-from .reference.capacity import checked_window
+from .reference.capacity import checked_window, split_capacity
 
 Tensor = torch.Tensor
 
@@ -154,7 +154,26 @@ def select_tokens(
     scores: Tensor, real: Tensor | None, length: int, window: int, capacity: int
 ) -> Tensor:
     """See `reference.selection.select_tokens`."""
-    return _kernels(scores).select_tokens(scores, real, length, window, capacity)
+    kernels = _kernels(scores)
+    if kernels is reference and runs_cpp():
+        return STARKV.select_tokens_cpu(scores, real, length, window, capacity)
+    return kernels.select_tokens(scores, real, length, window, capacity)
+
+
+@torch.library.custom_op("starkv::select_tokens_cpu", mutates_args=())
+def select_tokens_cpu(
+    scores: Tensor, real: Tensor | None, length: int, window: int, capacity: int
+) -> Tensor:
+    """The same in C++, closed to compilers."""
+    from . import cpp
+
+    return cpp.select_tokens(scores, real, length, window, capacity)
+
+
+@select_tokens_cpu.register_fake
+def _(scores: Tensor, real: Tensor | None, length: int, window: int, capacity: int) -> Tensor:
+    selected, window = split_capacity(length, window, capacity)
+    return scores.new_empty(scores.shape[0], selected + window, dtype=torch.int64)
 
 
 @_op
@@ -163,6 +182,19 @@ def gather_kv(
 ) -> tuple[Tensor, Tensor]:
     """See `reference.selection.gather_kv`."""
     return _kernels(key).gather_kv(key, value, kept, real)
+
+
+@torch.library.custom_op("starkv::after", mutates_args=("out",))
+def after(out: Tensor, key: Tensor, value: Tensor) -> None:
+    """Nothing. To a compiler it writes `out`, so what reads `out` comes after key and value exist.
+
+    Should a compiler copy `out` for it, the copy has the same values: it cannot be wrong.
+    """
+
+
+@after.register_fake
+def _(out: Tensor, key: Tensor, value: Tensor) -> None:
+    return None
 
 
 @_op

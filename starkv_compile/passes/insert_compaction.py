@@ -19,6 +19,10 @@ class InsertCompaction(GraphPass):
     """Before: `return k, v` (or `starkv.cache_write(k, v, ...)`).
 
     After: `kept = starkv.select_tokens(scores, ...)`; `return starkv.gather_kv(k, v, kept)`.
+
+    Inductor would fuse small kernels of all layers into one that runs last, and every layer's whole
+    keys and values would live until then. Hence `starkv.after(y, k', v')`: attention's result is
+    read, and the next layer begun, when this one is compacted.
     """
 
     def run(self, context: Context) -> None:
@@ -38,6 +42,8 @@ class InsertCompaction(GraphPass):
                     stored.append(context.proxy(write.marker.args[INDEX]).gather(1, kept))
                     stored.extend(scored.state)
             new = [proxy.node for proxy in stored]
+            if self.config.inner == "inductor" and context.cache != "caller":
+                _wait(context, site.attention.node, new[0], new[1])
             if write.marker is None:
                 _replace_outputs(context.graph, {write.key: new[0], write.value: new[1]})
             else:
@@ -65,6 +71,15 @@ def _end_of_scores(scored: Inserted) -> Node:
         if node < proxy.node:
             node = proxy.node
     return node.next
+
+
+def _wait(context: Context, attention: Node, key: Node, value: Node) -> None:
+    """Let nothing read the attention's result before key and value exist."""
+    result = attention
+    if not isinstance(fx.value(attention), torch.Tensor):  # result and log-sum-exp
+        result = next(user for user in attention.users if user.args[1:] == (0,))
+    with context.graph.inserting_after(max(result, key, value)):
+        context.graph.call_function(STARKV.after.default, (result, key, value))
 
 
 def _replace_outputs(graph: torch.fx.Graph, new: dict[Node, Node]) -> None:

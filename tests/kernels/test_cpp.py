@@ -1,18 +1,22 @@
-"""The CPU's own window attention against float64 and the reference, for every width of vectors."""
+"""The CPU's own kernels: attention against float64, for every width of vectors; exact selection."""
 
 import platform
 import sys
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from benchmarks.exact import by_group
 from benchmarks.exact import window_attention as exact
 from starkv_compile.kernels import reference
 from starkv_compile.kernels.compiling import portable
-from starkv_compile.kernels.cpp.window_attention import library, window_attention
+from starkv_compile.kernels.cpp import select_tokens, window_attention
+from starkv_compile.kernels.cpp.build import library
 from starkv_compile.kernels.ops import STARKV
 from starkv_compile.kernels.reference.capacity import clip_window
+from tests.kernels.scores import KINDS, scores_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="C++ kernels are for Linux")
 module = sys.modules[window_attention.__module__]
@@ -23,7 +27,7 @@ NARROWER = ["", "-mno-avx512f", "-mno-avx"] if platform.machine() == "x86_64" el
 def vectors(request, monkeypatch):
     """16, 8 and 4 numbers a vector, as far as this machine has them."""
     flags = (request.param,) if request.param else ()
-    monkeypatch.setattr(module, "library", lambda: library(*flags))
+    monkeypatch.setattr(module, "library", lambda source: library(source, *flags))
 
 
 def inputs(batch=1, heads=4, groups=2, length=100, dim=32, dtype=torch.float32, seed=0):
@@ -95,14 +99,14 @@ def test_a_given_log_sum_exp_is_used(vectors, monkeypatch, masked):
     check(ours, by_group(exact(query, key, mask, 0.2, 8), 2))
 
 
-@pytest.mark.parametrize("given", [False, True])
-def test_what_is_not_a_number_follows_the_reference(vectors, given):
+@pytest.mark.parametrize("is_given", [False, True])
+def test_what_is_not_a_number_follows_the_reference(vectors, is_given):
     """Bad keys lose their own place; a query that sees nothing does not vote."""
     query, key = inputs(length=60)
     key[0, 0, 5], key[0, 1, 7, 3], key[0, 0, 9, 0] = torch.nan, torch.inf, -torch.inf
     mask = torch.ones(1, 1, 60, 60, dtype=torch.bool).tril()
     mask[:, :, -3] = False
-    total = torch.zeros(1, 4, 60) if given else None
+    total = torch.zeros(1, 4, 60) if is_given else None
     if total is not None:
         total[0, 1, -2], total[0, 2, -4] = torch.nan, -torch.inf
     arguments = (query, key, mask, 0.2, 8, 40, False, total)
@@ -110,17 +114,22 @@ def test_what_is_not_a_number_follows_the_reference(vectors, given):
     torch.testing.assert_close(ours, expected, rtol=3e-6, atol=1e-7, equal_nan=True)
 
 
-def test_keys_may_lie_anywhere_in_memory(vectors):
-    query, key = inputs(batch=2, length=80)
+@pytest.mark.parametrize("heads", [2, 4])
+def test_queries_and_keys_may_lie_anywhere_in_memory(vectors, heads):
+    query, key = inputs(batch=2, heads=heads, length=80)
     expected = window_attention(query, key, None, 0.2, 8, 40)
-    wide = torch.full((2, 90, 2, 40), torch.nan)
-    wide[:, 5:85, :, 3:35] = key.transpose(1, 2)
-    apart = wide[:, 5:85, :, 3:35].transpose(1, 2)
-    assert not apart.is_contiguous()
-    for other in (apart, key.mT.contiguous().mT):
-        ours = window_attention(query.transpose(1, 2).contiguous().transpose(1, 2), other,
-                                None, 0.2, 8, 40)  # fmt: skip
-        assert torch.equal(ours, expected)
+    scattered = [_between_other_numbers(t) for t in (query, key)]
+    assert torch.equal(window_attention(*scattered, None, 0.2, 8, 40), expected)
+    turned = key.mT.contiguous().mT
+    assert torch.equal(window_attention(query, turned, None, 0.2, 8, 40), expected)
+
+
+def _between_other_numbers(tensor):
+    """[B, H, L, D] as a view of [B, L + 10, H, D + 8], as projections lie, NaN all around."""
+    batch, heads, length, dim = tensor.shape
+    wide = torch.full((batch, length + 10, heads, dim + 8), torch.nan)
+    wide[:, 5:-5, :, 3:-5] = tensor.transpose(1, 2)
+    return wide[:, 5:-5, :, 3:-5].transpose(1, 2)
 
 
 def test_threads_change_nothing(monkeypatch):
@@ -137,21 +146,49 @@ def test_fewer_queries_than_the_window_are_an_error():
         window_attention(query[:, :, -4:], key, None, 0.2, 8, 50)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("past", [1, 5, 1000, 3000])
+def test_selection_is_the_references(kind, padded, past):
+    generator = torch.Generator().manual_seed(past)
+    scores = scores_of(kind, 2, past, generator)
+    window, length = 8, past + 8
+    real = torch.rand(2, length, generator=generator) < 0.7 if padded else None
+    for capacity in (window + 2, window + 3, past // 3 + window + 2, past + 2, length - 1, length):
+        arguments = (scores, real, length, window, capacity)
+        if clip_window(window, capacity, length) == window:
+            assert torch.equal(select_tokens(*arguments), reference.select_tokens(*arguments))
+
+
+@given(data=st.data())
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_selection_of_any_scores(data):
+    value = st.one_of(st.floats(width=32), st.sampled_from([0.0, -0.0, 1.0, -1.0]))
+    past = data.draw(st.integers(1, 60))
+    scores = torch.tensor([data.draw(st.lists(value, min_size=past, max_size=past))])
+    arguments = (scores, None, past + 1, 1, data.draw(st.integers(3, past + 3)))
+    assert torch.equal(select_tokens(*arguments), reference.select_tokens(*arguments))
+
+
 class Attend(torch.nn.Module):
     def forward(self, query, key):
-        return STARKV.window_attention(query, key, None, 0.2, 8, 40) * 2
+        scores = STARKV.window_attention(query, key, None, 0.2, 8, 40)
+        return scores * 2, STARKV.select_tokens(scores.mean(1), None, key.shape[2], 8, 40)
 
 
 def test_compiled_for_this_process_calls_it_and_what_leaves_it_does_not():
     query, key = inputs()
-    expected = reference.window_attention(query, key, None, 0.2, 8, 40) * 2
+    expected = reference.window_attention(query, key, None, 0.2, 8, 40)
+    kept = reference.select_tokens(expected.mean(1), None, 100, 8, 40)
 
     def code_of_compiled():
         torch._dynamo.reset()
         out, code = torch._inductor.utils.run_and_get_code(torch.compile(Attend()), query, key)
-        torch.testing.assert_close(out, expected)
+        torch.testing.assert_close(out, (expected * 2, kept))
         return "".join(code)
 
-    assert "window_attention_cpu" in code_of_compiled()
+    code = code_of_compiled()
+    assert "window_attention_cpu" in code
+    assert "select_tokens_cpu" in code
     with portable():
         assert "starkv" not in code_of_compiled()

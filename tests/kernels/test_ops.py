@@ -49,6 +49,7 @@ def cases():
         "window_attention_cpu": (query, key, None, 0.25, 8, 16),
         "star_scores": star_arguments(),
         "select_tokens": (scores, None, L, 8, 16),
+        "select_tokens_cpu": (scores, real, L, 8, 16),
         "select_tokens_real": (scores, real, L, 8, 16),
         "gather_kv": (key, value, kept, None),
         "gather_kv_real": (key, value, kept, real),

@@ -1,5 +1,7 @@
 """What the passes find, what they refuse and why, and what stands in the graph afterwards."""
 
+import operator
+
 import pytest
 import torch
 from torch import nn
@@ -268,3 +270,20 @@ def test_debug_names_the_layer_of_a_score_that_is_not_finite():
     bad[0, 3] = float("nan")
     with pytest.raises(NonFiniteScores, match="layer 0, queries: 64 of"):
         graph(bad)
+
+
+@pytest.mark.parametrize("form", ["sdpa", "repeat_kv"])
+def test_under_inductor_nothing_reads_attention_before_its_layer_is_compacted(form):
+    """A graph rewritten for its owner has no such order: it may be exported."""
+    graphs = {
+        (inner, cache): capture(Attention(form), X)
+        for inner, cache in (("inductor", "stock"), ("eager", "stock"), ("inductor", "caller"))
+    }
+    for (inner, cache), graph in graphs.items():
+        config = StarKVConfig(budget=0.5, inner=inner)
+        assert Pipeline(config).run(graph, cache=cache).rewritten == 1
+        waits = [n for n in graph.graph.nodes if n.target is STARKV.after.default]
+        assert len(waits) == ((inner, cache) == ("inductor", "stock"))
+        for wait in waits:
+            assert all(wait < user for user in wait.args[0].users if user is not wait)
+            assert [n.target for n in wait.args[1:]] == [operator.getitem] * 2

@@ -1,9 +1,10 @@
-"""The same functions as `kernels.reference`, as C++ for the CPU, where that beats what Inductor
-makes of the reference: it cannot sum what a product gives before it has stored all of it.
+"""Some functions of `kernels.reference` as C++ for the CPU: those that Inductor makes slow.
 
-Compiled by Inductor's own compiler when first run, and cached where Inductor caches.
+It cannot sum what a product gives before all of it is stored, and it selects by sorting. Compiled
+by Inductor's own compiler when first run, and cached where Inductor caches.
 """
 
+from .select_tokens import select_tokens
 from .window_attention import window_attention
 
-__all__ = ["window_attention"]
+__all__ = ["select_tokens", "window_attention"]

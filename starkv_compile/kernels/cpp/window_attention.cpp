@@ -22,6 +22,7 @@ constexpr int LANES = 4, REGISTERS = 16;
 constexpr int SUMS = REGISTERS == 32 ? 24 : 12;       // registers that hold products
 constexpr int MOST_VECTORS = REGISTERS == 32 ? 4 : 2;  // of rows, in one block
 constexpr int64_t TASK = 1024;                         // keys of one unit of parallel work
+constexpr int64_t AHEAD = 24, LINE = 64;  // keys to fetch ahead of use, bytes of a cache line
 
 typedef float Floats __attribute__((vector_size(LANES * 4)));
 typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
@@ -108,6 +109,9 @@ struct Group {
       for (int k = 0; k < KEYS; k++)  // a short last tile repeats its last key
         keys[k] = widen(key + (token + std::min(k, count - 1)) * work.key_token,
                         room.data() + k * work.dim, work.dim);
+      for (int64_t next = token + AHEAD; next < std::min(token + AHEAD + KEYS, end); next++)
+        for (int64_t d = 0; d < work.dim; d += LINE / (int64_t)sizeof(Key))
+          __builtin_prefetch(key + next * work.key_token + d);
       for (int64_t block = 0; block < blocks; block++) {
         Logits logits;
         multiply(query + block * work.dim * WIDTH, keys, logits);

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..reference.attention import BOUNDS, window_logits
 from ..reference.capacity import checked_window
+from .build import library, pointer
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 _POINTERS = ("query", "key", "mask")
@@ -26,17 +25,6 @@ class _Work(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in _NUMBERS] + [
         (name, ctypes.c_void_p) for name in _POINTERS
     ]
-
-
-@functools.cache
-def library(*flags: str) -> Any:
-    """The compiled source; further compiler flags are for tests."""
-    from torch._inductor.codecache import CppCodeCache
-
-    # Inductor asks for neither: it writes vectors out, and its results do not depend on whether
-    # the machine fuses a product with a sum.
-    flags = ("-ffp-contract=fast", "-ftree-loop-vectorize", *flags)
-    return CppCodeCache.load(SOURCE.read_text(), extra_flags=flags)
 
 
 def window_attention(
@@ -57,7 +45,7 @@ def window_attention(
     groups = query_heads if per_head else key_heads
     heads = query_heads // groups
     rows = heads * window
-    packed = (query[:, :, -window:].float() * scale).reshape(batch, groups, rows, dim)
+    packed = (query[:, :, -window:].float() * scale).reshape(batch, groups, rows, dim).contiguous()
     if key.dtype not in (torch.float32, torch.bfloat16):
         key = key.float()
     if key.stride(3) != 1:
@@ -76,7 +64,7 @@ def window_attention(
         log_sum = given.where(given.isfinite(), torch.inf).reshape(batch, groups, rows)
     log_sum = log_sum.contiguous()
     out = torch.empty(batch, groups, past)
-    library().starkv_weigh(ctypes.byref(work), _pointer(log_sum), _pointer(out))
+    library(SOURCE).starkv_weigh(ctypes.byref(work), pointer(log_sum), pointer(out))
     return out
 
 
@@ -99,9 +87,9 @@ def _log_sum(
 ) -> torch.Tensor:
     """[B, groups, rows]: log-sum-exp of all logits a row sees; infinite where it sees none."""
     batch, groups, rows, _ = packed.shape
-    parts = library().starkv_parts(ctypes.c_int64(work.past))
+    parts = library(SOURCE).starkv_parts(ctypes.c_int64(work.past))
     largest, total = torch.empty(2, batch, groups, parts, rows)
-    library().starkv_row_sums(ctypes.byref(work), _pointer(largest), _pointer(total))
+    library(SOURCE).starkv_row_sums(ctypes.byref(work), pointer(largest), pointer(total))
     key = key.repeat_interleave(work.key_share, 1) if work.key_share > 1 else key
     if shown is not None:
         shown = shown.transpose(2, 3)
@@ -111,7 +99,3 @@ def _log_sum(
     total = (total * (largest - top[:, :, None]).exp()).sum(2)
     total = total + (inside - top[..., None]).exp().sum(3)
     return torch.where(top > BOUNDS.min, top + total.log(), torch.inf)
-
-
-def _pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())

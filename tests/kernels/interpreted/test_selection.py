@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from starkv_compile.kernels import reference, triton
+from tests.kernels.scores import KINDS, scores_of
 
 relaxed = settings(
     max_examples=25,
@@ -13,25 +14,6 @@ relaxed = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     derandomize=True,
 )
-
-
-def scores_of(kind, batch, past, generator):
-    scores = torch.randn(batch, past, generator=generator)
-    if kind == "ties":
-        return (scores * 2).round()
-    if kind == "equal":
-        return torch.zeros(batch, past)
-    if kind == "signed zeros":
-        return torch.where(scores > 0, 0.0, -0.0)
-    if kind == "not finite":
-        special = torch.tensor([torch.nan, torch.inf, -torch.inf, 3e38, -3e38, 1e-42])
-        return torch.where(scores > 0.5, special[(scores.abs() * 100).long() % 6], scores)
-    if kind == "heavy tail":
-        return scores.exp() ** 8
-    return scores
-
-
-KINDS = ("random", "ties", "equal", "signed zeros", "not finite", "heavy tail")
 
 
 @pytest.mark.parametrize("kind", KINDS)
