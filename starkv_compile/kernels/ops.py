@@ -16,11 +16,10 @@ from typing import Any
 import torch
 
 from ..errors import NonFiniteScores
-from . import reference
+from . import cpp, reference
 from .compiling import runs_cpp
 from .reference import layout
 from .reference import star as star_reference
-from .reference.capacity import checked_window, split_capacity
 
 Tensor = torch.Tensor
 
@@ -40,7 +39,7 @@ def _op(function: Callable[..., Any]) -> Callable[..., Any]:
 def _kernels(tensor: Tensor) -> Any:
     """The module of kernels for `tensor`'s device. On a GPU there is no falling back."""
     if not tensor.is_cuda:  # true on AMD's GPUs as well
-        return reference
+        return cpp if runs_cpp() else reference
     from . import triton
 
     return triton
@@ -58,48 +57,9 @@ def window_attention(
     log_sum_exp: Tensor | None = None,
 ) -> Tensor:
     """See `reference.attention.window_attention`."""
-    kernels = _kernels(query)
-    if kernels is reference and runs_cpp():
-        return STARKV.window_attention_cpu(
-            query, key, mask, scale, window, capacity, per_head, log_sum_exp
-        )
-    return kernels.window_attention(
+    return _kernels(query).window_attention(
         query, key, mask, scale, window, capacity, per_head, log_sum_exp
     )
-
-
-@torch.library.custom_op("starkv::window_attention_cpu", mutates_args=())
-def window_attention_cpu(
-    query: Tensor,
-    key: Tensor,
-    mask: Tensor | None,
-    scale: float,
-    window: int,
-    capacity: int,
-    per_head: bool = False,
-    log_sum_exp: Tensor | None = None,
-) -> Tensor:
-    """The same in C++, closed to compilers."""
-    from . import cpp
-
-    return cpp.window_attention(query, key, mask, scale, window, capacity, per_head, log_sum_exp)
-
-
-@window_attention_cpu.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    mask: Tensor | None,
-    scale: float,
-    window: int,
-    capacity: int,
-    per_head: bool = False,
-    log_sum_exp: Tensor | None = None,
-) -> Tensor:
-    batch, heads, queries, _ = query.shape
-    groups, length = key.shape[1], key.shape[2]
-    past = length - checked_window(window, capacity, length, queries)
-    return query.new_empty(batch, heads if per_head else groups, past, dtype=torch.float32)
 
 
 @_op
@@ -154,26 +114,7 @@ def select_tokens(
     scores: Tensor, real: Tensor | None, length: int, window: int, capacity: int
 ) -> Tensor:
     """See `reference.selection.select_tokens`."""
-    kernels = _kernels(scores)
-    if kernels is reference and runs_cpp():
-        return STARKV.select_tokens_cpu(scores, real, length, window, capacity)
-    return kernels.select_tokens(scores, real, length, window, capacity)
-
-
-@torch.library.custom_op("starkv::select_tokens_cpu", mutates_args=())
-def select_tokens_cpu(
-    scores: Tensor, real: Tensor | None, length: int, window: int, capacity: int
-) -> Tensor:
-    """The same in C++, closed to compilers."""
-    from . import cpp
-
-    return cpp.select_tokens(scores, real, length, window, capacity)
-
-
-@select_tokens_cpu.register_fake
-def _(scores: Tensor, real: Tensor | None, length: int, window: int, capacity: int) -> Tensor:
-    selected, window = split_capacity(length, window, capacity)
-    return scores.new_empty(scores.shape[0], selected + window, dtype=torch.int64)
+    return _kernels(scores).select_tokens(scores, real, length, window, capacity)
 
 
 @_op

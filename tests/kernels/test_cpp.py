@@ -12,14 +12,16 @@ from benchmarks.exact import by_group
 from benchmarks.exact import window_attention as exact
 from starkv_compile.kernels import reference
 from starkv_compile.kernels.compiling import portable
-from starkv_compile.kernels.cpp import select_tokens, window_attention
+from starkv_compile.kernels.cpp import attention
+from starkv_compile.kernels.cpp.attention import window_attention
 from starkv_compile.kernels.cpp.build import library
+from starkv_compile.kernels.cpp.ranks import rank_histogram
+from starkv_compile.kernels.cpp.selection import select_tokens
 from starkv_compile.kernels.ops import STARKV
 from starkv_compile.kernels.reference.capacity import clip_window
 from tests.kernels.scores import KINDS, scores_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="C++ kernels are for Linux")
-module = sys.modules[window_attention.__module__]
 NARROWER = ["", "-mno-avx512f", "-mno-avx"] if platform.machine() == "x86_64" else [""]
 
 
@@ -27,7 +29,7 @@ NARROWER = ["", "-mno-avx512f", "-mno-avx"] if platform.machine() == "x86_64" el
 def vectors(request, monkeypatch):
     """16, 8 and 4 numbers a vector, as far as this machine has them."""
     flags = (request.param,) if request.param else ()
-    monkeypatch.setattr(module, "library", lambda source: library(source, *flags))
+    monkeypatch.setattr(attention, "library", lambda source: library(source, *flags))
 
 
 def inputs(batch=1, heads=4, groups=2, length=100, dim=32, dtype=torch.float32, seed=0):
@@ -94,7 +96,7 @@ def test_a_given_log_sum_exp_is_used(vectors, monkeypatch, masked):
     mask = visible[None, None] if masked else None
     logits = query @ key.repeat_interleave(3, 1).mT * 0.2
     total = logits.masked_fill(~visible, -torch.inf).logsumexp(-1)
-    monkeypatch.setattr(module, "_log_sum", None)
+    monkeypatch.setattr(attention, "_log_sum", None)
     ours = window_attention(query, key, mask, 0.2, 8, 40, log_sum_exp=total)
     check(ours, by_group(exact(query, key, mask, 0.2, 8), 2))
 
@@ -158,6 +160,18 @@ def test_selection_is_the_references(kind, padded, past):
         arguments = (scores, real, length, window, capacity)
         if clip_window(window, capacity, length) == window:
             assert torch.equal(select_tokens(*arguments), reference.select_tokens(*arguments))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [0, 1, 15, 700, 1000])
+def test_ranks_are_the_references(kind, count):
+    generator = torch.Generator().manual_seed(count)
+    scores = torch.stack([scores_of(kind, 3, 1000, generator) for _ in range(2)])
+    scores = scores.nan_to_num(nan=1.0)
+    place = torch.randint(0, 144, (2, 1000), generator=generator)
+    valid = torch.arange(1000) < torch.tensor([[count], [500]])
+    arguments = (scores, place, valid)
+    assert torch.equal(rank_histogram(*arguments), reference.rank_histogram(*arguments))
 
 
 @given(data=st.data())

@@ -49,6 +49,11 @@ def cases():
         "window_attention_cpu": (query, key, None, 0.25, 8, 16),
         "star_scores": star_arguments(),
         "select_tokens": (scores, None, L, 8, 16),
+        "rank_histogram_cpu": (
+            torch.randn(B, G, 9),
+            layout[1][:, 4:13],
+            torch.ones(B, 9, dtype=torch.bool),
+        ),
         "select_tokens_cpu": (scores, real, L, 8, 16),
         "select_tokens_real": (scores, real, L, 8, 16),
         "gather_kv": (key, value, kept, None),

@@ -1,10 +1,11 @@
-"""Some functions of `kernels.reference` as C++ for the CPU: those that Inductor makes slow.
+"""The same functions as `kernels.reference` for graphs that are compiled to run here, on a CPU.
 
-It cannot sum what a product gives before all of it is stored, and it selects by sorting. Compiled
-by Inductor's own compiler when first run, and cached where Inductor caches.
+C++ for what Inductor makes slow of the reference: it cannot sum what a product gives before all of
+it is stored, and it ranks and selects by sorting. Compiled by Inductor's own compiler when first
+run, and cached where Inductor caches.
 """
 
-from .select_tokens import select_tokens
-from .window_attention import window_attention
+from ..reference.selection import gather_kv
+from .ops import rank_histogram, select_tokens, window_attention
 
-__all__ = ["select_tokens", "window_attention"]
+__all__ = ["gather_kv", "rank_histogram", "select_tokens", "window_attention"]

@@ -29,7 +29,7 @@ typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
 
 constexpr float MOST = 3.4028234663852886e38f;
 
-struct Work {  // mirrored by `_Work` in window_attention.py
+struct Work {  // mirrored by `_Work` in attention.py
   int64_t batch, groups, heads, window, past, dim;  // heads: query heads of one group
   int64_t key_batch, key_head, key_token;           // strides
   int64_t key_share;                                // groups that read the same KV head
