@@ -49,8 +49,7 @@ def compile(model: Model, config: StarKVConfig | None = None, **options: Any) ->
             return  # `before` raised
         scope, cache = pending.pop()
         scope.close()
-        if output is not None:  # None: the forward raised
-            attachment.finish(cache)
+        attachment.finish(cache, output is not None)  # None: the forward raised
 
     pending: list[tuple[contextlib.ExitStack, Any]] = []
     first = model.register_forward_pre_hook(before, with_kwargs=True)

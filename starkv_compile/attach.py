@@ -39,6 +39,9 @@ SETTINGS = {
 }
 """Dynamo's configuration while an attached model is called, and only then."""
 
+MASKED_FORMS = ("sdpa", "eager", "flex_attention")
+"""The library's attention functions that read a mask over all keys."""
+
 _attachments: weakref.WeakKeyDictionary[torch.nn.Module, Attachment] = weakref.WeakKeyDictionary()
 
 
@@ -56,9 +59,13 @@ class Attachment:
     def call(self, compiled: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """`compiled(*args, **kwargs)`, with the cache made ready and the report kept."""
         args, kwargs, cache = self.prepare(args, kwargs)
-        with self.reporting():
-            output = compiled(*args, **kwargs)
-        self.finish(cache)
+        finished = False
+        try:
+            with self.reporting():
+                output = compiled(*args, **kwargs)
+            finished = True
+        finally:
+            self.finish(cache, finished)
         return output
 
     @contextlib.contextmanager
@@ -74,9 +81,17 @@ class Attachment:
             current_report.reset(token)
             current_cache.reset(cache_token)
 
-    def finish(self, cache: StarKVCache | None) -> None:
-        """Read the cache's numbers after a prompt, and say if it was not compressed."""
+    def finish(self, cache: StarKVCache | None, finished: bool) -> None:
+        """After a call: read a prompt's numbers off the cache, and say if it was not compressed.
+
+        finished: whether the call returned; else it raised.
+        """
         if cache is None:
+            return
+        if cache.session.stepping:
+            cache.end_step(finished)
+            return
+        if not finished:
             return
         self.report.read_cache(cache)
         whole = [
@@ -90,17 +105,19 @@ class Attachment:
             self.refuse(f"layers {whole} keep every token: {why}")
 
     def prepare(self, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any], Any]:
-        """Arguments to call the model with, and its cache if a prompt is to be compressed."""
+        """Arguments to call the model with, and its cache if `finish` is to look after it."""
         model = self._model()
-        if model is None or not self._takes_cache or self.config.keeps_everything:
+        if model is None or not self._takes_cache or self.config.leaves_cache:
             return args, kwargs, None
         bound = self._signature.bind_partial(model, *args, **kwargs).arguments
         extra = bound.pop("kwargs", {})
         named = {**{k: v for k, v in bound.items() if k != "self"}, **extra}
         tokens = named.get("input_ids")
         tokens = named.get("inputs_embeds") if tokens is None else tokens
-        if tokens is None or tokens.shape[1] == 1:
+        if tokens is None:
             return args, kwargs, None
+        if tokens.shape[1] == 1:
+            return args, kwargs, self._begin_step(model, named)
         if model.training:
             self.refuse("the model is in training mode; call model.eval() first")
             return args, kwargs, None
@@ -118,6 +135,36 @@ class Attachment:
         if named.get("past_key_values") is None:
             kwargs = {**kwargs, "past_key_values": cache}
         return args, kwargs, None if drafts else cache
+
+    def _begin_step(self, model: Any, named: dict[str, Any]) -> StarKVCache | None:
+        """The cache, if the coming token is decoded into buffers."""
+        from .cache import StarKVCache
+
+        room, cache = self.config.decode_tokens, named.get("past_key_values")
+        if room is None or not isinstance(cache, StarKVCache):
+            return None
+        if not any(layer.stored for layer in cache.compressed_layers):
+            return None
+        if torch.is_grad_enabled():
+            return None  # what is written in place cannot be differentiated
+        form = model.config.get_text_config(decoder=True)._attn_implementation
+        if form not in MASKED_FORMS:
+            self.refuse(
+                f"decode_tokens={room}: {form} does not read the mask that hides a buffer's free "
+                'slots; the cache grows instead. Load the model with attn_implementation="sdpa"'
+            )
+            return None
+        mask = named.get("attention_mask")
+        if mask is not None and not (isinstance(mask, torch.Tensor) and mask.dim() == 2):
+            return None  # the caller's own, with a column per stored token
+        try:
+            moved = cache.begin_step(room)
+        except CacheError as error:
+            self.refuse(f"decode_tokens={room}: {error}; the cache grows instead")
+            return None
+        if moved:
+            self.report.read_cache(cache)
+        return cache
 
     def _check_drafts(self, cache: StarKVCache, named: dict[str, Any]) -> None:
         if cache.get_seq_length() == 0:

@@ -31,12 +31,15 @@ class Session:
     """What all layers share.
 
     layout: of everything seen, or None where nobody knows it. appending: whether the coming tokens
-    are stored as they are, because they may be rolled back (drafts to be verified).
+    are stored as they are, because they may be rolled back (drafts to be verified). stepping:
+    whether a token is being decoded into the layers' buffers; slot: [1] int64, its place in them.
     """
 
     def __init__(self) -> None:
         self.layout: VisionLayout | None = None
         self.appending = False
+        self.stepping = False
+        self.slot: torch.Tensor | None = None
 
     def fork(self) -> Session:
         twin = Session()
@@ -50,6 +53,10 @@ class StarKVLayer(DynamicLayer):
     keys, values: [B, G, stored, D]. kept: [B, C] int64, place in the session's stream of each
     token the last compaction kept; what came later follows it without gaps. seen: tokens of the
     stream; retired: those of them in frames that have left the session, which no budget counts.
+
+    While decoding in buffers, keys and values have room for tokens to come: filled is how many of
+    their slots are taken, and dropped how many tokens of the stream are not stored. No graph reads
+    filled or seen then, since they change with every token; it reads the session's slot, a tensor.
     """
 
     keys: torch.Tensor
@@ -64,12 +71,47 @@ class StarKVLayer(DynamicLayer):
         self.seen, self.retired = 0, 0
         self.kept: torch.Tensor | None = None
         self.state: tuple[torch.Tensor, ...] | None = None
+        self.filled: int | None = None
+        self.dropped = 0
 
     @property
     def stored(self) -> int:
         if not self.is_initialized or self.keys.numel() == 0:
             return 0
-        return self.keys.shape[-2]
+        return self.keys.shape[-2] if self.filled is None else self.filled
+
+    def make_room(self, tokens: int) -> bool:
+        """See that the next token has a slot: a new buffer with `tokens` free ones if it has none.
+
+        Returns:
+            Whether keys and values have moved.
+        """
+        stored = self.stored
+        if self.filled is not None and stored < self.keys.shape[-2]:
+            return False
+        self.keys = _with_room(self.keys, tokens)
+        self.values = _with_room(self.values, tokens)
+        self.filled, self.dropped = stored, self.seen - stored
+        return True
+
+    def settle(self) -> None:
+        """Out of the buffers: keys and values hold what is stored and nothing else."""
+        if self.filled is None:
+            return
+        self.keys = self.keys[:, :, : self.filled].clone()
+        self.values = self.values[:, :, : self.filled].clone()
+        self.filled = None
+
+    def _write(
+        self, key_states: torch.Tensor, value_states: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put one token into its slot; returns the buffers, whose free slots the mask hides."""
+        slot = self.session.slot
+        assert slot is not None
+        slot = slot.to(self.keys.device)
+        self.keys.index_copy_(2, slot, key_states)
+        self.values.index_copy_(2, slot, value_states)
+        return self.keys, self.values
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -79,6 +121,9 @@ class StarKVLayer(DynamicLayer):
         More than one new token is a prompt, unless the session is `appending`: what is stored of
         it goes through the marker op that the graph pass replaces.
         """
+        if self.session.stepping:
+            return self._write(key_states, value_states)
+        self.settle()
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         stored, new = self.stored, key_states.shape[-2]
@@ -127,15 +172,22 @@ class StarKVLayer(DynamicLayer):
         return mi, mi_steps, pattern, pattern_count
 
     def get_seq_length(self) -> int:
-        """Tokens seen."""
+        """Tokens seen; a tensor in a graph that decodes into buffers, as of a static cache."""
+        slot = self.session.slot
+        if self.session.stepping and slot is not None and torch.compiler.is_compiling():
+            return slot[0] + self.dropped  # type: ignore[return-value]
         return self.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """(tokens stored plus new ones, tokens dropped).
 
         The offset lines the mask up with the last `stored` columns: dropped padding was on the
-        left, so what is left of a row's padding is what falls into those columns.
+        left, so what is left of a row's padding is what falls into those columns. Free slots of a
+        buffer are columns of tokens to come, which causality hides.
         """
+        if self.session.stepping:
+            return self.keys.shape[-2], self.dropped
+        self.settle()
         return self.stored + query_length, self.seen - self.stored
 
     def reset(self) -> None:
@@ -158,6 +210,7 @@ class StarKVLayer(DynamicLayer):
                 "compaction; older ones were compressed and cannot be rolled back. Copy the cache "
                 "before the prompt you may want to undo, or start a new one"
             )
+        self.settle()
         super().crop(tokens_to_remove)
         self.seen -= remove
         if self.kept is not None:
@@ -172,10 +225,11 @@ class StarKVLayer(DynamicLayer):
         kept = self.places()[:, stay]
         self.keys = self.keys.index_select(2, stay)
         self.values = self.values.index_select(2, stay)
-        self.kept = kept
+        self.kept, self.filled = kept, None
 
     def fork(self, session: Session) -> StarKVLayer:
         """A layer of another session with the same contents; storage is shared till it grows."""
+        self.settle()
         twin = StarKVLayer(session)
         twin.__dict__.update({**vars(self), "session": session})
         return twin
@@ -184,7 +238,12 @@ class StarKVLayer(DynamicLayer):
         """Keep, repeat or reorder batch rows of everything the layer holds."""
         if not self.is_initialized:
             return
-        self.keys, self.values = self.keys[rows], self.values[rows]
+        keys, values = self.keys[rows], self.values[rows]
+        if self.filled is not None and keys.shape == self.keys.shape:  # their addresses stay
+            self.keys.copy_(keys)
+            self.values.copy_(values)
+        else:
+            self.keys, self.values = keys, values
         if self.kept is not None:
             self.kept = self.kept[rows]
         if self.state is not None:
@@ -223,6 +282,45 @@ class StarKVCache(DynamicCache):
     def nbytes(self) -> int:
         """Bytes of the storages that hold keys and values, all layers."""
         return stored_bytes(self)
+
+    @property
+    def is_compileable(self) -> bool:
+        """Whether a token is being decoded into buffers: then no mask may be left out."""
+        return self.session.stepping
+
+    def begin_step(self, tokens: int) -> bool:
+        """The next token goes into buffers, made with `tokens` free slots where there are none.
+
+        Until `end_step` the cache is as static as the library's own static one, for one token: no
+        length in it is a Python number that changes. Whoever calls the model does this, as it
+        cannot be done inside a graph.
+
+        Returns:
+            Whether buffers were made; they are full-size copies at new addresses.
+
+        Raises:
+            CacheError: layers hold different numbers of tokens; nothing is changed.
+        """
+        layers = [layer for layer in self.compressed_layers if layer.stored]
+        stored = {layer.stored for layer in layers}
+        if len(stored) != 1:
+            raise CacheError(
+                f"the layers store {sorted(stored)} tokens, but the next one has one slot in all"
+            )
+        moved = [layer.make_room(tokens) for layer in layers]
+        if self.session.slot is None:
+            self.session.slot = _fixed(torch.zeros(1, dtype=torch.int64, device=layers[0].device))
+        self.session.slot.fill_(stored.pop())
+        self.session.stepping = True
+        return any(moved)
+
+    def end_step(self, written: bool) -> None:
+        """After the call that `begin_step` was for. written: whether it stored its token."""
+        self.session.stepping = False
+        for layer in self.compressed_layers:
+            if written and layer.filled is not None:
+                layer.filled += 1
+                layer.seen += 1
 
     def keep_newest_frames(self, frames: int) -> None:
         """Drop every token of all but the newest `frames` frames; text stays.
@@ -290,6 +388,8 @@ class StarKVCache(DynamicCache):
             CacheError: a layer is of another kind.
         """
         self._check_only_ours("state_dict")
+        for layer in self.compressed_layers:
+            layer.settle()
         layers = [
             {name: getattr(layer, name, None) for name in _LAYER_STATE}
             for layer in self.compressed_layers
@@ -319,7 +419,7 @@ class StarKVCache(DynamicCache):
     def reset(self) -> None:
         """Forget everything: a new session on the same object."""
         super().reset()
-        self.session.layout, self.session.appending = None, False
+        self.session.layout, self.session.appending, self.session.stepping = None, False, False
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last tokens from every layer, or raise `CacheError` and change nothing."""
@@ -352,6 +452,20 @@ class StarKVCache(DynamicCache):
         layout = self.session.layout
         if layout is not None:
             layout.select(rows.to(layout.frame.device))
+
+
+def _with_room(tokens: torch.Tensor, room: int) -> torch.Tensor:
+    """A copy of [B, G, stored, D] with `room` more slots, zero: a mask hides finite values only."""
+    batch, groups, stored, dim = tokens.shape
+    buffer = tokens.new_zeros(batch, groups, stored + room, dim)
+    buffer[:, :, :stored] = tokens
+    return _fixed(buffer)
+
+
+def _fixed(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, told to the compiler as one whose address stays: CUDA graphs may write to it."""
+    torch._dynamo.mark_static_address(tensor, guard=False)
+    return tensor
 
 
 def _oldest_visual_first(frame: torch.Tensor, gone: torch.Tensor) -> torch.Tensor:

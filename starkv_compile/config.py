@@ -33,6 +33,11 @@ class StarKVConfig:
     budget_tokens: int | None = None
     """Keep at most this many tokens a layer, whatever the length. Replaces `budget`."""
 
+    decode_tokens: int | None = None
+    """Decode in buffers with room for this many tokens, at fixed addresses, whose shape does not
+    change from token to token; a full one is replaced by one with as much room again. None: the
+    cache grows by one token at a time."""
+
     window: int = 8
     """Last tokens, always kept, whose queries do the scoring [W]. 1 to 64."""
 
@@ -101,6 +106,8 @@ class StarKVConfig:
         _check_number(self, "budget", above=0, most=1)
         if self.budget_tokens is not None:
             _check_integer(self, "budget_tokens", least=2)
+        if self.decode_tokens is not None:
+            _check_integer(self, "decode_tokens", least=1)
         _check_integer(self, "window", least=1, most=64)
         _check_integer(self, "pool", least=1, most=63)
         if self.pool % 2 == 0:
@@ -158,6 +165,11 @@ class StarKVConfig:
     def keeps_everything(self) -> bool:
         """Whether this configuration leaves every graph and cache as it is."""
         return self.budget == 1.0 and self.budget_tokens is None
+
+    @property
+    def leaves_cache(self) -> bool:
+        """Whether the cache may stay the library's own."""
+        return self.keeps_everything and self.decode_tokens is None
 
     @property
     def fraction(self) -> Fraction:

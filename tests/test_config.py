@@ -33,6 +33,7 @@ def test_budget_hints_name_the_way_out():
     [
         ("budget_tokens", 1),
         ("budget_tokens", 2.5),
+        ("decode_tokens", 0),
         ("window", 0),
         ("window", 65),
         ("pool", 4),

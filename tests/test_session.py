@@ -206,6 +206,23 @@ def test_frames_out_of_the_history_leave_the_cache_whole(agent):
     assert cache.get_seq_length() == session.input_ids.shape[1] - 1, "positions go on"
 
 
+def test_a_session_decodes_in_buffers(agent):
+    model, processor = agent
+    sessions = []
+    for room in (3, None):
+        starkv_compile.compile(model, budget=0.3, inner="eager", decode_tokens=room)
+        sessions.append(AgentSession(model, processor, history=2))
+        sessions[-1].replies = steps(sessions[-1], 4)
+    ours, theirs = sessions
+    assert ours.replies == theirs.replies
+    for left, right in zip(ours.cache.layers, theirs.cache.layers, strict=True):
+        assert left.keys.shape[2] > left.stored == right.stored
+    # Only the first layer's keys know nothing of rounding, which decides between equal scores.
+    left, right = ours.cache.layers[0], theirs.cache.layers[0]
+    assert torch.equal(left.places(), right.places())
+    assert torch.equal(left.keys[:, :, : left.stored], right.keys)
+
+
 def test_a_history_of_a_full_cache_drops_old_frames_and_nothing_else(agent):
     model, processor = agent
     session = AgentSession(model, processor, history=2)
