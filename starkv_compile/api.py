@@ -40,7 +40,7 @@ def compile(model: Model, config: StarKVConfig | None = None, **options: Any) ->
     def before(module: torch.nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         args, kwargs, cache = attachment.prepare(args, kwargs)
         scope = contextlib.ExitStack()
-        scope.enter_context(attachment.reporting())
+        scope.enter_context(attachment.reporting(cache))
         pending.append((scope, cache))
         return args, kwargs
 

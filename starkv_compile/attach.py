@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .backend import current_cache, current_report
+from .backend import current_cache, current_layers, current_report
 from .config import StarKVConfig
 from .describe import describe_chunk
-from .errors import CacheError
+from .errors import CacheError, OptionError
 from .image_shapes import note_shapes
-from .reporting import Report
+from .reporting import LayerStats, Report
 
 if TYPE_CHECKING:
     from .cache import StarKVCache
@@ -51,7 +51,7 @@ class Attachment:
     def __init__(self, model: torch.nn.Module, config: StarKVConfig) -> None:
         self._model = weakref.ref(model)
         self.config = config
-        self.report = Report()
+        self.report = Report(config.budget_bytes)
         self.undo: list[Callable[[], Any]] = [note_shapes(model)]
         self._signature = inspect.signature(type(model).forward)
         self._takes_cache = "past_key_values" in self._signature.parameters
@@ -61,7 +61,7 @@ class Attachment:
         args, kwargs, cache = self.prepare(args, kwargs)
         finished = False
         try:
-            with self.reporting():
+            with self.reporting(cache):
                 output = compiled(*args, **kwargs)
             finished = True
         finally:
@@ -69,10 +69,14 @@ class Attachment:
         return output
 
     @contextlib.contextmanager
-    def reporting(self) -> Iterator[None]:
-        """Graphs compiled inside are reported here, and traced with Dynamo's settings for VLMs."""
+    def reporting(self, cache: StarKVCache | None) -> Iterator[None]:
+        """Graphs compiled inside are reported here, and traced with Dynamo's settings for VLMs.
+
+        cache: what `prepare` gave for the call.
+        """
         token = current_report.set(self.report)
         cache_token = current_cache.set("marked" if self._takes_cache else "stock")
+        layers_token = current_layers.set(0 if cache is None else len(cache.compressed_layers))
         limit = max(SETTINGS["recompile_limit"], torch._dynamo.config.recompile_limit)
         try:
             with torch._dynamo.config.patch({**SETTINGS, "recompile_limit": limit}):
@@ -80,6 +84,7 @@ class Attachment:
         finally:
             current_report.reset(token)
             current_cache.reset(cache_token)
+            current_layers.reset(layers_token)
 
     def finish(self, cache: StarKVCache | None, finished: bool) -> None:
         """After a call: read a prompt's numbers off the cache, and say if it was not compressed.
@@ -94,15 +99,37 @@ class Attachment:
         if not finished:
             return
         self.report.read_cache(cache)
-        whole = [
-            i
-            for i, layer in enumerate(self.report.layers)
-            if layer.stored > max(2, self.config.capacity(layer.seen))
-        ]
+        if self.config.budget_bytes is not None:
+            self._check_bytes(self.config.budget_bytes)
+        whole = [i for i, layer in enumerate(self.report.layers) if self._is_too_long(layer)]
         if whole and not any(graph.failure for graph in self.report.graphs):
             reasons = {s.reason for g in self.report.graphs for s in g.sites if s.reason}
             why = "; ".join(sorted(reasons)) or "no compiled graph holds its cache write"
             self.refuse(f"layers {whole} keep every token: {why}")
+
+    def _is_too_long(self, layer: LayerStats) -> bool:
+        if self.config.budget_bytes is not None:
+            over = self.report.nbytes > self.config.budget_bytes
+            return over and layer.stored == layer.seen
+        return layer.stored > max(2, self.config.capacity(layer.seen))
+
+    def _check_bytes(self, budget: int) -> None:
+        """Raise `OptionError` for a budget with no room for two tokens; say if it is exceeded."""
+        room = self.config.decode_tokens or 0
+        needed = (2 + room) * self.report.token_bytes
+        if self.report.layers and budget < needed:
+            slots = f" and {room} slots to decode into" if room else ""
+            raise OptionError(
+                f"budget_bytes={budget}: a token takes {self.report.token_bytes} bytes in all "
+                f"layers and rows, and 2 tokens{slots} are the least: give at least {needed}"
+            )
+        short = sum(layer.nbytes for layer in self.report.layers if layer.stored < layer.seen)
+        if short > budget:
+            self.refuse(
+                f"budget_bytes={budget}: {short} bytes are stored, as the layers are in several "
+                "graphs, which do not know each other's size; begin the session with "
+                "past_key_values=starkv_compile.StarKVCache(model.config), or use budget_tokens"
+            )
 
     def prepare(self, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any], Any]:
         """Arguments to call the model with, and its cache if `finish` is to look after it."""

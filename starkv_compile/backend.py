@@ -24,6 +24,9 @@ current_report: ContextVar[Report | None] = ContextVar("current_report", default
 current_cache: ContextVar[Cache] = ContextVar("current_cache", default="stock")
 """See `passes.base.Context`; "marked" around calls of an attached model that takes a cache."""
 
+current_layers: ContextVar[int] = ContextVar("current_layers", default=0)
+"""The same: how many layers the cache of that call compresses; 0 where nobody knows."""
+
 last_graphs: list[GraphReport] = []
 """Reports of graphs compiled outside any attached model, newest last (at most 100)."""
 
@@ -71,7 +74,8 @@ def rewrite(module: GraphModule, config: StarKVConfig) -> tuple[GraphModule, Gra
     rewritten = GraphModule(module, copy.deepcopy(module.graph))
     rewritten.meta = module.meta
     try:
-        return rewritten, Pipeline(config).run(rewritten, cache=current_cache.get())
+        pipeline, kind = Pipeline(config), current_cache.get()
+        return rewritten, pipeline.run(rewritten, cache=kind, layers=current_layers.get())
     except StarKVError:
         raise
     except Exception as error:  # a fault of ours must not cost the user the model

@@ -33,6 +33,12 @@ class StarKVConfig:
     budget_tokens: int | None = None
     """Keep at most this many tokens a layer, whatever the length. Replaces `budget`."""
 
+    budget_bytes: int | None = None
+    """After a prompt the keys and values of all compressed layers and batch rows together hold at
+    most this many bytes, those that `decode_tokens` adds included. In place of `budget` and
+    `budget_tokens`. Layers left whole (sliding windows) do not count; nor does what is decoded
+    without `decode_tokens`, until the next prompt."""
+
     decode_tokens: int | None = None
     """Decode in buffers with room for this many tokens, at fixed addresses, whose shape does not
     change from token to token; a full one is replaced by one with as much room again. None: the
@@ -106,6 +112,9 @@ class StarKVConfig:
         _check_number(self, "budget", above=0, most=1)
         if self.budget_tokens is not None:
             _check_integer(self, "budget_tokens", least=2)
+        if self.budget_bytes is not None:
+            _check_integer(self, "budget_bytes", least=1)
+            self._check_one_budget()
         if self.decode_tokens is not None:
             _check_integer(self, "decode_tokens", least=1)
         _check_integer(self, "window", least=1, most=64)
@@ -132,6 +141,15 @@ class StarKVConfig:
             raise OptionError(
                 f"debug=True with inner={self.inner!r}: the check reads values on the host; use "
                 'inner="eager" with it'
+            )
+
+    def _check_one_budget(self) -> None:
+        default = type(self).budget
+        if self.budget_tokens is not None or self.budget != default:
+            other = "budget" if self.budget_tokens is None else "budget_tokens"
+            raise OptionError(
+                f"budget_bytes={self.budget_bytes} with {other}={getattr(self, other)}: one budget "
+                f"at a time; leave out {other}"
             )
 
     @classmethod
@@ -164,7 +182,7 @@ class StarKVConfig:
     @property
     def keeps_everything(self) -> bool:
         """Whether this configuration leaves every graph and cache as it is."""
-        return self.budget == 1.0 and self.budget_tokens is None
+        return self.budget == 1.0 and self.budget_tokens is None and self.budget_bytes is None
 
     @property
     def leaves_cache(self) -> bool:
@@ -176,11 +194,22 @@ class StarKVConfig:
         """`budget` as the exact fraction its decimal form means: 0.2 is 1/5."""
         return Fraction(str(self.budget))
 
-    def capacity(self, seen: int) -> int:
+    def capacity(self, seen: int, token_bytes: int | None = None) -> int:
         """Tokens to keep of `seen`, window included: floor(seen * budget), or `budget_tokens`.
 
         Integer arithmetic only: `seen` may be a symbolic length.
+
+        Args:
+            token_bytes: bytes of one token in all compressed layers and batch rows, which
+                `budget_bytes` is counted in.
         """
+        if self.budget_bytes is not None:
+            if token_bytes is None:
+                raise OptionError(
+                    f"budget_bytes={self.budget_bytes}: how many tokens these are depends on the "
+                    "model; use budget_tokens where there is none"
+                )
+            return self.budget_bytes // token_bytes - (self.decode_tokens or 0)
         if self.budget_tokens is not None:
             return self.budget_tokens
         return seen * self.fraction.numerator // self.fraction.denominator
@@ -234,7 +263,8 @@ def _check_integer(config: StarKVConfig, name: str, *, least: int, most: int | N
     if whole and value >= least and (most is None or value <= most):
         return
     allowed = f"a whole number, at least {least}" + (f", at most {most}" if most else "")
-    raise OptionError(f"{name}={value!r}: expected {allowed}")
+    unit = " (of bytes: 2 * 10**9 for 2 GB, 2 << 30 for 2 GiB)" if name == "budget_bytes" else ""
+    raise OptionError(f"{name}={value!r}: expected {allowed}{unit}")
 
 
 def _check_choice(config: StarKVConfig, name: str, choices: tuple[str, ...]) -> None:

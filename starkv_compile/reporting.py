@@ -90,9 +90,11 @@ class LayerStats:
 class Report:
     """All graphs compiled for a model, and its last compressed cache.
 
-    refusals: uses of the model that were left uncompressed, each once, with the way out.
+    budget_bytes: the option, where it is given. refusals: uses of the model that were left
+    uncompressed, each once, with the way out.
     """
 
+    budget_bytes: int | None = None
     graphs: list[GraphReport] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
     layers: list[LayerStats] = field(default_factory=list)
@@ -102,6 +104,16 @@ class Report:
     def prompt_graphs(self) -> list[GraphReport]:
         """Graphs that hold decoder attention of a whole prompt."""
         return [graph for graph in self.graphs if graph.found]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the last cache, all layers."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token in all layers and batch rows of the last cache."""
+        return sum(layer.full_nbytes // layer.seen for layer in self.layers)
 
     def read_cache(self, cache: StarKVCache) -> None:
         """Take the numbers of `cache`."""
@@ -131,10 +143,15 @@ class Report:
                 f"{i:5d}  {s.stored:8d} / {s.seen:<8d}  {s.nbytes:12,d} / {s.full_nbytes:<12,d}"
                 for i, s in enumerate(self.layers)
             ]
-            now, full = (sum(getattr(s, n) for s in self.layers) for n in ("nbytes", "full_nbytes"))
+            now, full = self.nbytes, sum(layer.full_nbytes for layer in self.layers)
             lines.append(
                 f"total                        {now:13,d} / {full:<12,d} ({now / full:.1%})"
             )
+            if self.budget_bytes is not None:
+                lines.append(
+                    f"budget {self.budget_bytes:19,d} bytes, of which a token takes "
+                    f"{self.token_bytes:,d}"
+                )
         if not lines and self.graphs:
             return f"{len(self.graphs)} graphs compiled, none with a cache to compress"
         return "\n".join(lines) or "nothing compiled yet: call the model once"

@@ -25,12 +25,13 @@ class Context:
     cache: who looks after lengths, masks and positions of a cache that gets shorter.
     "caller": whoever runs the graph. "marked": caches that do, and leave a marker where they are
     written; any other write is left alone. "stock": nobody, so only what is right on any cache is
-    rewritten.
+    rewritten. layers: how many layers that cache compresses, in this graph or another; 0: unknown.
     """
 
     module: GraphModule
     config: StarKVConfig
     cache: Cache
+    layers: int = 0
     sites: list[Site] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     notes: list[Refusal] = field(default_factory=list)

@@ -35,7 +35,8 @@ class InsertScores(GraphPass):
                 else:
                     state = tuple(context.proxy(a) for a in marker.args[STATE])
                     seen = context.proxy(marker.args[SEEN])
-                capacity, window = self.config.capacity(seen), self._window(site)
+                capacity = self.config.capacity(seen, self._token_bytes(context, site))
+                window = self._window(site)
                 mask = _mask(context, site, window)
                 real = _real_tokens(context, site, mask)
                 scored = policy.score(
@@ -63,8 +64,33 @@ class InsertScores(GraphPass):
         queries = fx.shape(site.attention.query)[2]
         return self.config.window if bool(queries >= self.config.window) else int(queries)
 
+    def _token_bytes(self, context: Context, site: Site) -> Any:
+        """Bytes of one token in all layers that are compressed, if the budget is in bytes.
+
+        A number, or a proxy where the number of batch rows is symbolic. Layers that a graph break
+        put into other graphs are taken to be like those of this one.
+        """
+        if self.config.budget_bytes is None:
+            return None
+        assert site.write is not None
+        rows = fx.shape(site.write.key)[0]
+        if not isinstance(rows, int):
+            rows = context.proxy(site.write.key).shape[0]
+        here = sum(_row_bytes(other) for other in context.sites)
+        elsewhere = max(
+            0, context.layers - sum(fx.is_op(n, fx.CACHE_WRITE) for n in context.graph.nodes)
+        )
+        return rows * (here + -(-here * elsewhere // len(context.sites)))
+
     def _checked(self, tensor: Any, name: str) -> Any:
         return STARKV.check_finite(tensor, name) if self.config.debug else tensor
+
+
+def _row_bytes(site: Site) -> int:
+    """Bytes of one token of one batch row in this layer's cache."""
+    assert site.write is not None
+    stored = (fx.value(site.write.key), fx.value(site.write.value))
+    return sum(t.shape[1] * t.shape[3] * t.element_size() for t in stored)
 
 
 def _mask(context: Context, site: Site, window: int) -> Any:
