@@ -29,6 +29,10 @@ def test_import_patches_nothing_and_loads_neither_triton_nor_transformers():
     )
 
 
+def test_passes_need_no_import_of_their_own():
+    assert "function apply" in run("import starkv_compile; print(starkv_compile.passes.apply)")
+
+
 def test_backend_is_found_without_importing_the_package():
     out = run("import torch; print('starkv' in torch._dynamo.list_backends())")
     assert out.strip() == "True"

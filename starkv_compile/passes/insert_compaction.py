@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -75,11 +76,18 @@ def _end_of_scores(scored: Inserted) -> Node:
 
 def _wait(context: Context, attention: Node, key: Node, value: Node) -> None:
     """Let nothing read the attention's result before key and value exist."""
-    result = attention
-    if not isinstance(fx.value(attention), torch.Tensor):  # result and log-sum-exp
-        result = next(user for user in attention.users if user.args[1:] == (0,))
+    result = _result(attention)
     with context.graph.inserting_after(max(result, key, value)):
         context.graph.call_function(STARKV.after.default, (result, key, value))
+
+
+def _result(attention: Node) -> Node:
+    """What attention computes, where the node also gives, or is, its log-sum-exp."""
+    whole = attention.args[0] if attention.target is operator.getitem else attention
+    assert isinstance(whole, Node)
+    if isinstance(fx.value(whole), torch.Tensor):
+        return attention
+    return next(item for item in whole.users if item.args[1:] == (0,))
 
 
 def _replace_outputs(graph: torch.fx.Graph, new: dict[Node, Node]) -> None:
