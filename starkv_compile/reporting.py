@@ -63,8 +63,8 @@ class GraphReport:
         lines += [f"  {site}" for site in self.sites if not site.rewritten or site.note]
         lines += [f"  note: {note}" for note in self.notes]
         if not (self.found or self.decode_sites or self.encoder_sites):
-            lines.append("  no attention recognised: looked for scaled_dot_product_attention,")
-            lines.append("  flex_attention, and a softmax between two matrix products")
+            lines.append("  no attention recognised: looked for scaled_dot_product_attention, its")
+            lines.append("  kernels, flex_attention, and a softmax between two matrix products")
         return "\n".join(lines)
 
     @property

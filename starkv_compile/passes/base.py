@@ -26,6 +26,7 @@ class Context:
     "caller": whoever runs the graph. "marked": caches that do, and leave a marker where they are
     written; any other write is left alone. "stock": nobody, so only what is right on any cache is
     rewritten. layers: how many layers that cache compresses, in this graph or another; 0: unknown.
+    attentions: nodes that compute one of any kind, rewritten or not.
     """
 
     module: GraphModule
@@ -36,6 +37,7 @@ class Context:
     refusals: list[Refusal] = field(default_factory=list)
     notes: list[Refusal] = field(default_factory=list)
     rewritten: list[Site] = field(default_factory=list)
+    attentions: set[Node] = field(default_factory=set)
     decode_sites: int = 0
     encoder_sites: int = 0
 

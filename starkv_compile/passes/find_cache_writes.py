@@ -31,14 +31,11 @@ class FindCacheWrites(GraphPass):
         markers = [n for n in context.graph.nodes if fx.is_op(n, fx.CACHE_WRITE)]
         returned = set() if context.cache == "marked" else set(fx.outputs(context.graph))
         written: set[Node] = set()
-        attentions = {
-            node for node in context.graph.nodes if fx.is_op(node, fx.SDPA + fx.FLEX + fx.SOFTMAX)
-        }
         for site in list(context.sites):
             attention = site.attention
             write = (
                 _marked(attention, markers)
-                or _marked_latents(attention, markers, attentions)
+                or _marked_latents(attention, markers, context.attentions)
                 or _returned(attention, returned)
             )
             if write is None:

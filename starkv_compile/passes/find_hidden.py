@@ -35,10 +35,16 @@ class FindHidden(GraphPass):
             if not fx.is_op(node, fx.LINEAR):
                 continue
             source = node.args[1] if node.target is fx.aten.addmm.default else node.args[0]
-            dims = fx.shape(source)
-            if len(dims) == 3 and bool(dims[0] == batch) and bool(dims[1] == new_tokens):
-                return source  # type: ignore[return-value]
+            for read in fx.through(source, fx.see_through_copies, _before_view):
+                dims = fx.shape(read)
+                if len(dims) == 3 and bool(dims[0] == batch) and bool(dims[1] == new_tokens):
+                    return read
         return None
+
+
+def _before_view(node: Node) -> Node | None:
+    """[B, S, E], where ATen's linear layers read [B * S, E]."""
+    return node.args[0] if fx.is_op(node, fx.RESHAPE) else None  # type: ignore[return-value]
 
 
 def _backwards(start: Node) -> list[Node]:

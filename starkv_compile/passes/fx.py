@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,18 +18,27 @@ aten = torch.ops.aten
 SDPA = (F.scaled_dot_product_attention, aten.scaled_dot_product_attention.default)
 FLEX = (torch.ops.higher_order.flex_attention,)
 LINEAR = (F.linear, torch._C._nn.linear, aten.linear.default, aten.addmm.default, aten.mm.default)
-MATMUL = (torch.matmul, torch.bmm, "matmul", aten.matmul.default, aten.bmm.default)
-SOFTMAX = (F.softmax, torch.softmax, "softmax", aten.softmax.int, aten._softmax.default)
+MATMUL = (torch.matmul, operator.matmul, torch.bmm, "matmul", "bmm", "__matmul__",
+          aten.matmul.default, aten.bmm.default)  # fmt: skip
+SOFTMAX = (F.softmax, torch.softmax, "softmax", aten.softmax.int, aten._softmax.default,
+           aten._safe_softmax.default)  # fmt: skip
 DROPOUT = (F.dropout, torch.dropout, "dropout", aten.dropout.default)
+ADD = (operator.add, operator.iadd, torch.add, "add", "add_", "__add__", aten.add.Tensor)
+SUBTRACT = (operator.sub, torch.sub, "sub", aten.sub.Tensor)
+MULTIPLY = (operator.mul, torch.mul, "mul", "__mul__", aten.mul.Tensor, aten.mul.Scalar)
+DIVIDE = (operator.truediv, torch.div, "div", "__truediv__", aten.div.Tensor, aten.div.Scalar)
+EXP = (torch.exp, "exp", aten.exp.default)
+SUM = (torch.sum, "sum", aten.sum.dim_IntList)
+MASKED_FILL = (torch.masked_fill, "masked_fill", aten.masked_fill.Scalar)
+WHERE = (torch.where, "where", aten.where.self, aten.where.ScalarOther)
+FULL = (torch.full, torch.full_like, torch.zeros_like, aten.full.default, aten.full_like.default,
+        aten.zeros_like.default, aten.scalar_tensor.default)  # fmt: skip
 CAST = ("to", "type_as", "float", aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout)
 COPY = ("contiguous", "clone", torch.clone, aten.clone.default, aten.contiguous.default)
-TRANSPOSE = (
-    torch.transpose,
-    "transpose",
-    "permute",
-    aten.transpose.int,
-    aten.permute.default,
-)
+TRANSPOSE = (torch.transpose, torch.swapaxes, "transpose", "swapaxes", aten.transpose.int)
+PERMUTE = (torch.permute, "permute", aten.permute.default)
+PAD = (F.pad, aten.pad.default, aten.constant_pad_nd.default)
+SLICE = (operator.getitem, aten.slice.Tensor)
 EXPAND = (torch.Tensor.expand, "expand", aten.expand.default)
 RESHAPE = ("reshape", "view", torch.reshape, aten.reshape.default, aten.view.default,
            aten._unsafe_view.default)  # fmt: skip
@@ -64,6 +74,25 @@ def bind(node: Node, *names: str) -> dict[str, Any]:
     return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
+def bind_schema(node: Node) -> dict[str, Any]:
+    """Arguments of a call of a registered op under the names its schema gives them."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    return bind(node, *(argument.name for argument in schema.arguments))
+
+
+def agree(*shapes: tuple[str, Any]) -> bool:
+    """Whether nodes have the shapes their letters say: a letter a dimension, a size a letter."""
+    sizes: dict[str, Any] = {}
+    for letters, node in shapes:
+        dims = shape(node)
+        if len(dims) != len(letters):
+            return False
+        for letter, size in zip(letters, dims, strict=True):
+            if not bool(sizes.setdefault(letter, size) == size):
+                return False
+    return True
+
+
 def outputs(graph: torch.fx.Graph) -> list[Node]:
     """Nodes the graph returns, nested containers flattened."""
     found: list[Node] = []
@@ -89,9 +118,73 @@ def newest(tokens: Node) -> Node:
     return tokens
 
 
+def scaled(node: Node) -> tuple[Node, float] | None:
+    """(x, factor) of `x * factor`, `factor * x` or `x / divisor`."""
+    if not is_op(node, MULTIPLY + DIVIDE) or len(node.args) != 2 or node.kwargs:
+        return None
+    left, right = node.args
+    if is_op(node, MULTIPLY) and isinstance(right, Node):
+        left, right = right, left
+    if not isinstance(left, Node) or not isinstance(right, (int, float)):
+        return None
+    return left, float(right) if is_op(node, MULTIPLY) else 1.0 / right
+
+
+def swaps_last_two(node: Node) -> bool:
+    """Whether `node` is its first argument with the last two dimensions exchanged."""
+    if node.target is getattr or node.target is aten.mT.default:
+        return node.target is not getattr or node.args[1] == "mT"
+    if not is_op(node, TRANSPOSE + PERMUTE) or node.kwargs:
+        return False
+    order = list(range(len(shape(node))))
+    dims = node.args[1:] if not isinstance(node.args[1], (tuple, list)) else node.args[1]
+    dims = [dim % len(order) for dim in dims]  # type: ignore[operator]
+    if is_op(node, TRANSPOSE):
+        return sorted(dims) == order[-2:]
+    return len(order) > 1 and dims == [*order[:-2], order[-1], order[-2]]
+
+
 def see_through_copies(node: Node) -> Node | None:
     """The source of a cast or copy."""
     return node.args[0] if is_op(node, CAST + COPY) else None  # type: ignore[return-value]
+
+
+def see_through_folding(node: Node) -> Node | None:
+    """The source of a reshape of leading dimensions alone, or of an expand that adds nothing."""
+    if not is_op(node, RESHAPE + EXPAND) or not isinstance(node.args[0], Node):
+        return None
+    new, old = shape(node), shape(node.args[0])
+    if not old or not bool(new[-2:] == old[-2:]) or (is_op(node, EXPAND) and not bool(new == old)):
+        return None
+    return node.args[0]
+
+
+def see_through_padding(node: Node) -> Node | None:
+    """The source of vectors made longer by zeros, which no product notices."""
+    if not is_op(node, PAD) or len(node.args) < 2 or len(node.args[1]) != 2:  # type: ignore[arg-type]
+        return None
+    more = bind(node, "input", "pad", "mode", "value")
+    if node.target is aten.constant_pad_nd.default:
+        more = bind(node, "input", "pad", "value")
+    plain = node.args[1][0] == 0 and more.get("mode", "constant") == "constant"  # type: ignore[index]
+    return node.args[0] if plain and not more.get("value") else None  # type: ignore[return-value]
+
+
+def cached_of(chain: list[Node]) -> Node:
+    """Of a tensor and what it was made of, what is cached: marked, or returned; else the last."""
+    for kept in (_is_marked, _is_returned):
+        for node in chain:
+            if kept(node):
+                return node
+    return chain[-1]
+
+
+def _is_marked(node: Node) -> bool:
+    return any(is_op(user, CACHE_WRITE) for user in node.users)
+
+
+def _is_returned(node: Node) -> bool:
+    return any(user.op == "output" for user in node.users)
 
 
 def see_through_repeat_kv(node: Node) -> Node | None:

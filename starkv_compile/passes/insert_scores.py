@@ -99,6 +99,8 @@ def _mask(context: Context, site: Site, window: int) -> Any:
     if attention.mask_function:
         return _evaluated_mask(context, attention, window)
     mask = context.proxy(attention.mask)
+    if attention.mask_hides:
+        mask = torch.logical_not(mask)
     if mask is None and not attention.causal and site.log_sum_exp is None:
         query, key = context.proxy(attention.query), context.proxy(attention.key)
         everything = query.new_ones((1, 1, 1, 1), dtype=torch.bool)

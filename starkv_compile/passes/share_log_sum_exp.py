@@ -11,12 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import fx
 from .base import Context, GraphPass
+from .forms.kernels import FLASH
 
-# Kernels that SDPA chooses among and that return the log-sum-exp [B, H, S] unasked.
-FLASH = (
-    fx.aten._scaled_dot_product_flash_attention_for_cpu.default,
-    fx.aten._scaled_dot_product_flash_attention.default,
-)
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 
@@ -25,13 +21,22 @@ class ShareLogSumExp(GraphPass):
 
     The same kernel with the same arguments: y does not change by a bit, and scoring is spared
     one of its two passes over the keys. Where SDPA would run anything else, or change its
-    inputs first, it is left alone.
+    inputs first, it is left alone. Forms that return it already are read.
     """
 
     def run(self, context: Context) -> None:
         for site in list(context.sites):
             attention = site.attention
-            if attention.form != "sdpa" or attention.mask is not None:
+            if attention.mask is not None:
+                continue
+            if attention.log_sum_exp is not None:
+                result = (attention.node, attention.log_sum_exp)
+                with context.graph.inserting_after(attention.node):
+                    shared = context.graph.call_function(getitem, result)
+                context.update(site, attention=attention.at(shared), log_sum_exp=shared)
+                self.matched += 1
+                continue
+            if attention.form != "sdpa":
                 continue
             call = _flash_call(attention.node)
             if call is None:

@@ -14,7 +14,9 @@ class Attention:
 
     query [B, H, S, D], key and value [B, G, L, D] with heads not repeated, mask or None, whether
     a query is kept from later keys where there is no mask, scale, and the node that computes it.
+    mask_hides: whether the mask is True where keys are hidden, not where they are seen.
     mask_function: where the mask is a function of places, the module node and its further inputs.
+    log_sum_exp: which of the node's results is the log-sum-exp of its logits [B, H, S].
     """
 
     node: Node
@@ -25,7 +27,9 @@ class Attention:
     mask: Node | None
     causal: bool
     scale: Any
+    mask_hides: bool = False
     mask_function: tuple[Node, ...] = ()
+    log_sum_exp: int | None = None
 
     def at(self, node: Node) -> Attention:
         """The same attention, computed by `node`."""

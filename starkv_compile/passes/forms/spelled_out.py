@@ -1,0 +1,198 @@
+"""matmul(softmax(matmul(q, k^T) * scale + mask), v), as people write it and as ATen has it.
+
+Models' own attention, in Dynamo's graphs and exported ones; and what decompositions make of
+scaled_dot_product_attention: the scale's root on queries and on keys, heads folded into the batch,
+a softmax that is zero where nothing is seen, or one in steps of exp, sum and a division.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch.fx import Node
+
+from .. import fx
+from ..sites import Attention
+from .operands import NO_VALUES, SDPA_WAY_OUT, steps_behind
+
+HIDDEN = -1e4  # what is filled in where keys are hidden is at most this
+
+
+def read(node: Node) -> Attention | None:
+    """`node` as an attention if it is the second product. Its mask says what is hidden."""
+    if not fx.is_op(node, fx.MATMUL) or len(node.args) < 2:
+        return None
+    softmax = _softmax_behind(node.args[0])
+    logits = None if softmax is None else _read_logits(_input_of(softmax))
+    if logits is None:
+        return None
+    queries = [step for step in steps_behind(logits.product.args[0]) if _is_4d(step, False)]
+    keys = [step for step in steps_behind(logits.product.args[1]) if _is_4d(step, True)]
+    values = [step.node for step in steps_behind(node.args[1]) if step[1:] == (1.0, False)]
+    if not queries or not keys:
+        return None
+    query = queries[-1]
+    key = fx.cached_of([step.node for step in keys])
+    value = fx.cached_of(values)
+    if not fx.agree(("BHSD", query.node), ("BGLD", key), ("BGLE", value)):
+        return None
+    if logits.masked is not None and not fx.agree(("BHSD", query.node), ("BHSL", logits.masked)):
+        return None
+    factor = next(step.factor for step in keys if step.node is key)
+    return Attention(
+        node=node, form="spelled out", query=query.node, key=key, value=value,
+        mask=logits.mask, causal=False, scale=logits.scale * query.factor * factor,
+        mask_hides=logits.hides,
+    )  # fmt: skip
+
+
+def why_not(node: Node) -> str | None:
+    """What stands between the two products beside a scale and a mask."""
+    if not fx.is_op(node, fx.MATMUL):
+        return None
+    softmax = _softmax_behind(node.args[0])
+    if softmax is None:
+        return None
+    if not fx.shape(softmax):
+        return NO_VALUES
+    steps = (_first_operand, fx.see_through_copies, fx.see_through_folding)
+    for source in fx.through(_input_of(softmax), *steps):
+        if fx.is_op(source, fx.CAT):
+            return "its softmax has a sink beside the keys, which scores do not account for"
+        if fx.is_op(source, fx.TANH):
+            return "its logits are soft-capped, which scores do not account for"
+        if fx.is_op(source, fx.MATMUL):
+            return f"its logits are more than a scaled product and a mask; {SDPA_WAY_OUT}"
+    return None
+
+
+def _is_4d(step: Any, swapped: bool) -> bool:
+    return step.swapped is swapped and len(fx.shape(step.node)) == 4
+
+
+def _first_operand(node: Node) -> Node | None:
+    """Of sums, products and the like."""
+    if fx.is_op(node, fx.ADD + fx.SUBTRACT + fx.MULTIPLY + fx.DIVIDE + fx.MASKED_FILL):
+        return node.args[0] if isinstance(node.args[0], Node) else None
+    if fx.is_op(node, fx.WHERE):
+        return next((n for n in node.args[1:] if _filled_with(n) is None), None)  # type: ignore[return-value]
+    return None
+
+
+# --- the softmax
+
+
+def _softmax_behind(weights: Any) -> Node | None:
+    """The softmax behind attention weights, if it is one over the keys."""
+    chain = list(
+        fx.through(weights, _see_through_weights, fx.see_through_copies, fx.see_through_folding)
+    )
+    return chain[-1] if chain and _input_of(chain[-1]) is not None else None
+
+
+def _see_through_weights(node: Node) -> Node | None:
+    if fx.is_op(node, fx.DROPOUT + fx.SLICE):
+        return node.args[0]  # type: ignore[return-value]
+    return _see_through_safety(node)
+
+
+def _see_through_safety(node: Node) -> Node | None:
+    """The softmax in `where(sees nothing, 0, softmax)`: such a query does not vote anyway."""
+    if not fx.is_op(node, fx.WHERE) or len(node.args) != 3:
+        return None
+    condition, zeros, softmax = node.args
+    logits = _input_of(softmax)
+    if logits is None or _filled_with(zeros) != 0:
+        return None
+    of_logits = logits in fx.through(condition, lambda n: next(iter(fx.producers(n)), None))
+    return softmax if of_logits and isinstance(softmax, Node) else None
+
+
+def _input_of(softmax: Any) -> Node | None:
+    """x, if the node is softmax(x) over the last dimension, in one call or in steps."""
+    if fx.is_op(softmax, fx.SOFTMAX):
+        args = fx.bind(softmax, "input", "dim")
+        dim = args.get("dim")
+        last = isinstance(dim, int) and dim in (-1, len(fx.shape(softmax)) - 1)
+        return args["input"] if last else None
+    if not fx.is_op(softmax, fx.DIVIDE) or not fx.is_op(softmax.args[0], fx.EXP):
+        return None
+    exponential, total = softmax.args
+    if not fx.is_op(total, fx.SUM) or total.args[0] is not exponential or not _is_a_row(total):
+        return None
+    inner = exponential.args[0]
+    if fx.is_op(inner, fx.SUBTRACT) and _is_a_row(inner.args[1]):
+        return inner.args[0]  # the same for every key, the largest logit as a rule
+    return inner
+
+
+def _is_a_row(node: Any) -> bool:
+    """Whether a query has one number for all its keys."""
+    dims = fx.shape(node)
+    return bool(dims) and isinstance(dims[-1], int) and dims[-1] == 1
+
+
+# --- the logits
+
+
+class _Logits(NamedTuple):
+    """product * scale, then what `masked`, the node at which `mask` comes in, adds or hides."""
+
+    product: Node
+    scale: float
+    mask: Node | None
+    hides: bool
+    masked: Node | None
+
+
+def _read_logits(node: Any) -> _Logits | None:
+    """None if there is more in them than a product, a scale and then a mask."""
+    scale, mask, hides, masked = 1.0, None, False, None
+    while isinstance(node, Node) and not fx.is_op(node, fx.MATMUL):
+        scaled, parts = fx.scaled(node), _mask_in(node)
+        if parts is not None:
+            if mask is not None or scale != 1.0:
+                return None
+            masked, (node, mask, hides) = node, parts
+        elif scaled is not None:
+            node, scale = scaled[0], scale * scaled[1]
+        else:
+            node = fx.see_through_copies(node) or fx.see_through_folding(node)
+    return _Logits(node, scale, mask, hides, masked) if isinstance(node, Node) else None
+
+
+def _mask_in(node: Node) -> tuple[Node, Node, bool] | None:
+    """(logits, mask, whether it is True where hidden) of `node`, if a mask comes in there."""
+    if fx.is_op(node, fx.MASKED_FILL):
+        logits, hidden, filler = node.args
+        return _where(logits, hidden, filler, True)
+    if fx.is_op(node, fx.WHERE) and len(node.args) == 3:
+        condition, left, right = node.args
+        return _where(left, condition, right, False) or _where(right, condition, left, True)
+    if not fx.is_op(node, fx.ADD) or node.kwargs:
+        return None
+    left, right = node.args
+    if not isinstance(left, Node) or not isinstance(right, Node):
+        return None
+    return (right, left, False) if _is_scaled_product(right) else (left, right, False)
+
+
+def _where(logits: Any, mask: Any, filler: Any, hides: bool) -> tuple[Node, Node, bool] | None:
+    value = _filled_with(filler)
+    if value is None or value > HIDDEN or not isinstance(logits, Node):
+        return None
+    return logits, mask, hides
+
+
+def _is_scaled_product(node: Node) -> bool:
+    return any(fx.is_op(step.node, fx.MATMUL) for step in steps_behind(node))
+
+
+def _filled_with(node: Any) -> float | None:
+    """The number itself, or the one that every element of a tensor is."""
+    if fx.is_op(node, fx.FULL):
+        if "zeros" in str(node.target):
+            return 0.0
+        position = 0 if node.target is fx.aten.scalar_tensor.default else 1
+        node = node.args[position] if len(node.args) > position else node.kwargs.get("fill_value")
+    return float(node) if isinstance(node, (int, float)) else None
