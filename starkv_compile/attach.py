@@ -23,6 +23,7 @@ from .describe import describe_chunk
 from .errors import CacheError, OptionError
 from .image_shapes import note_shapes
 from .reporting import LayerStats, Report
+from .unpacked import is_packed, known_as_unpacked
 
 if TYPE_CHECKING:
     from .cache import StarKVCache
@@ -79,7 +80,8 @@ class Attachment:
         layers_token = current_layers.set(0 if cache is None else len(cache.compressed_layers))
         limit = max(SETTINGS["recompile_limit"], torch._dynamo.config.recompile_limit)
         try:
-            with torch._dynamo.config.patch({**SETTINGS, "recompile_limit": limit}):
+            settings = torch._dynamo.config.patch({**SETTINGS, "recompile_limit": limit})
+            with settings, known_as_unpacked(cache is not None):
                 yield
         finally:
             current_report.reset(token)
@@ -150,6 +152,12 @@ class Attachment:
             return args, kwargs, None
         if named.get("use_cache", getattr(model.config, "use_cache", True)) is False:
             self.refuse("use_cache=False: there is no cache to compress")
+            return args, kwargs, None
+        if is_packed(named.get("position_ids"), named.get("attention_mask")):
+            self.refuse(
+                "several sequences are packed into one row, as its position_ids start again; pass "
+                "them as rows of a batch, padded on the left"
+            )
             return args, kwargs, None
         cache = self._ready_cache(model, named.get("past_key_values"))
         if cache is None:

@@ -47,7 +47,9 @@ class FindAttention(GraphPass):
             self.matched += 1
             if fx.shape(attention.query)[1] % fx.shape(attention.key)[1]:
                 context.refuse("query heads are no multiple of KV heads", node, site)
-            elif unmasked and attention.causal and not bool(queries == keys):
+            elif attention.aligned_last or not unmasked or not attention.causal:
+                continue
+            elif not bool(queries == keys):
                 context.refuse(
                     "is_causal with more keys than queries aligns the mask to the first key, so "
                     "the last queries do not see the last keys",

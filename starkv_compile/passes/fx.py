@@ -74,10 +74,19 @@ def bind(node: Node, *names: str) -> dict[str, Any]:
     return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
+def argument_names(node: Node) -> list[str]:
+    """What a registered op calls its arguments; [] of any other target."""
+    target: Any = node.target
+    if isinstance(target, torch._ops.OpOverloadPacket):  # as Dynamo has it
+        target = getattr(target, "default", None)
+    if not isinstance(target, torch._ops.OpOverload):
+        return []
+    return [argument.name for argument in target._schema.arguments]
+
+
 def bind_schema(node: Node) -> dict[str, Any]:
     """Arguments of a call of a registered op under the names its schema gives them."""
-    schema = node.target._schema  # type: ignore[union-attr]
-    return bind(node, *(argument.name for argument in schema.arguments))
+    return bind(node, *argument_names(node))
 
 
 def agree(*shapes: tuple[str, Any]) -> bool:
@@ -134,14 +143,22 @@ def swaps_last_two(node: Node) -> bool:
     """Whether `node` is its first argument with the last two dimensions exchanged."""
     if node.target is getattr or node.target is aten.mT.default:
         return node.target is not getattr or node.args[1] == "mT"
-    if not is_op(node, TRANSPOSE + PERMUTE) or node.kwargs:
-        return False
+    order = order_of_dims(node)
+    same = list(range(len(order)))
+    return order != same and order[:-2] == same[:-2]
+
+
+def order_of_dims(node: Node) -> list[int]:
+    """Which dimension of its first argument each of the node's is; [] if it is no transpose."""
+    if not is_op(node, TRANSPOSE + PERMUTE) or node.kwargs or not shape(node):
+        return []
     order = list(range(len(shape(node))))
-    dims = node.args[1:] if not isinstance(node.args[1], (tuple, list)) else node.args[1]
-    dims = [dim % len(order) for dim in dims]  # type: ignore[operator]
-    if is_op(node, TRANSPOSE):
-        return sorted(dims) == order[-2:]
-    return len(order) > 1 and dims == [*order[:-2], order[-1], order[-2]]
+    given: Any = node.args[1:] if isinstance(node.args[1], int) else node.args[1]
+    dims = [dim % len(order) for dim in given]
+    if is_op(node, PERMUTE):
+        return dims
+    order[dims[0]], order[dims[1]] = dims[1], dims[0]
+    return order
 
 
 def see_through_copies(node: Node) -> Node | None:

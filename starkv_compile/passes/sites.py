@@ -14,6 +14,7 @@ class Attention:
 
     query [B, H, S, D], key and value [B, G, L, D] with heads not repeated, mask or None, whether
     a query is kept from later keys where there is no mask, scale, and the node that computes it.
+    aligned_last: whether causal means that the last query sees the last key, as in FlashAttention.
     mask_hides: whether the mask is True where keys are hidden, not where they are seen.
     mask_function: where the mask is a function of places, the module node and its further inputs.
     log_sum_exp: which of the node's results is the log-sum-exp of its logits [B, H, S].
@@ -27,6 +28,7 @@ class Attention:
     mask: Node | None
     causal: bool
     scale: Any
+    aligned_last: bool = False
     mask_hides: bool = False
     mask_function: tuple[Node, ...] = ()
     log_sum_exp: int | None = None

@@ -1,0 +1,46 @@
+"""FlashAttention in transformers, kept in one graph with the cache write.
+
+Before each such attention the library asks whether several sequences are packed into the one row
+of a prompt, by the values of its positions. Dynamo breaks the graph at that question: the cache
+write is then in one graph and its attention in the next, and nothing can be scored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+_LIBRARY = "transformers.modeling_flash_attention_utils"
+_QUESTION = "_is_packed_sequence"
+
+
+def is_packed(position_ids: Any, attention_mask: Any) -> bool:
+    """Whether positions of a single row [1, S] without padding start again."""
+    if not isinstance(position_ids, torch.Tensor) or position_ids.dim() != 2:
+        return False
+    if isinstance(attention_mask, torch.Tensor) and not bool(attention_mask.all()):
+        return False
+    return len(position_ids) == 1 and bool((position_ids.diff() < 0).any())
+
+
+@contextlib.contextmanager
+def known_as_unpacked(known: bool) -> Iterator[None]:
+    """While entered, and if it is `known`, the library does not ask."""
+    library = sys.modules.get(_LIBRARY)
+    if not known or not hasattr(library, _QUESTION):
+        yield
+        return
+    asked = getattr(library, _QUESTION)
+    setattr(library, _QUESTION, _no)
+    try:
+        yield
+    finally:
+        setattr(library, _QUESTION, asked)
+
+
+def _no(position_ids: Any, batch_size: int) -> bool:
+    return False
