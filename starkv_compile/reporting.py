@@ -64,10 +64,8 @@ class GraphReport:
         lines += [f"  note: {note}" for note in self.notes]
         if not (self.found or self.decode_sites or self.encoder_sites):
             lines.append("  no attention recognised: looked for scaled_dot_product_attention, its")
-            lines.append(
-                "  kernels, flex_attention, FlashAttention's registered ops, and a softmax"
-            )
-            lines.append("  between two matrix products")
+            lines.append("  kernels, flex_attention, FlashAttention's ops, and a softmax between")
+            lines.append("  two matrix products")
         return "\n".join(lines)
 
     @property

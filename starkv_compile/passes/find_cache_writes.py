@@ -5,9 +5,10 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator
 
+import torch
 from torch.fx import Node
 
-from . import fx
+from . import forms, fx
 from .base import Context, GraphPass
 from .sites import Attention, CacheWrite
 
@@ -55,6 +56,8 @@ class FindCacheWrites(GraphPass):
         self, context: Context, attention: Attention, write: CacheWrite
     ) -> str | None:
         queries = fx.shape(attention.query)[2]
+        if context.cache != "caller" and _has_bias(attention.mask):
+            return f"its mask adds another bias for each head; {forms.NO_BIAS}"
         if write.marker is not None:
             if not bool(fx.shape(fx.newest(write.key))[2] == queries):
                 return "its keys are of other tokens than its queries (cross-attention)"
@@ -67,6 +70,14 @@ class FindCacheWrites(GraphPass):
         if attention.mask is not None:
             return f"a masked prompt (padding) cannot be shortened rightly here; {WAY_OUT}"
         return None
+
+
+def _has_bias(mask: Node | None) -> bool:
+    """Whether a mask [B, H, S, L] holds numbers of each head's own."""
+    tensor = fx.value(mask)
+    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+        return False
+    return tensor.dim() == 4 and bool(tensor.shape[1] != 1) and not fx.is_op(mask, fx.EXPAND)
 
 
 def _marked(attention: Attention, markers: list[Node]) -> CacheWrite | None:

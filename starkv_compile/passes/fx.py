@@ -20,6 +20,7 @@ FLEX = (torch.ops.higher_order.flex_attention,)
 LINEAR = (F.linear, torch._C._nn.linear, aten.linear.default, aten.addmm.default, aten.mm.default)
 MATMUL = (torch.matmul, operator.matmul, torch.bmm, "matmul", "bmm", "__matmul__",
           aten.matmul.default, aten.bmm.default)  # fmt: skip
+BADDBMM = (torch.baddbmm, "baddbmm", aten.baddbmm.default)
 SOFTMAX = (F.softmax, torch.softmax, "softmax", aten.softmax.int, aten._softmax.default,
            aten._safe_softmax.default)  # fmt: skip
 DROPOUT = (F.dropout, torch.dropout, "dropout", aten.dropout.default)
@@ -27,6 +28,7 @@ ADD = (operator.add, operator.iadd, torch.add, "add", "add_", "__add__", aten.ad
 SUBTRACT = (operator.sub, torch.sub, "sub", aten.sub.Tensor)
 MULTIPLY = (operator.mul, torch.mul, "mul", "__mul__", aten.mul.Tensor, aten.mul.Scalar)
 DIVIDE = (operator.truediv, torch.div, "div", "__truediv__", aten.div.Tensor, aten.div.Scalar)
+IN_PLACE = (operator.imul, operator.itruediv, "mul_", "div_")
 EXP = (torch.exp, "exp", aten.exp.default)
 SUM = (torch.sum, "sum", aten.sum.dim_IntList)
 MASKED_FILL = (torch.masked_fill, "masked_fill", aten.masked_fill.Scalar)

@@ -174,6 +174,34 @@ def test_kernels_of_other_devices(name):
     assert share.matched == (name in ("flash", "padded"))
 
 
+def alibi():
+    """[1, H, S, S]: the further a key, the less, another slope for each head; later keys hidden."""
+    distance = torch.arange(S)[:, None] - torch.arange(S)
+    slopes = torch.tensor([0.5, 0.25, 0.1, 0.02])[:, None, None]
+    return (-slopes * distance).masked_fill(~SEEN, float("-inf"))[None]
+
+
+class Biased(Attention):
+    def spelled_out(self, q, k, v, mask):
+        return (q @ repeat_kv(k).mT * D**-0.5 + mask).softmax(-1) @ repeat_kv(v)
+
+
+def test_a_bias_of_each_head_is_scored_where_the_caller_looks_after_it():
+    mask, kept = alibi(), []
+    for form, how in (("sdpa", "export"), ("spelled_out", "export"), ("sdpa", "core")):
+        graph = capture(Biased(form), X, mask, how=how)
+        assert apply(graph, CONFIG).rewritten == 1
+        kept.append(graph(X, mask)[1])
+    assert torch.equal(kept[0], kept[1])
+    assert torch.equal(kept[0], kept[2])
+    assert not torch.equal(kept[0], kept_by("sdpa", how="export")), "it matters"
+
+
+def test_a_bias_of_each_head_is_refused_where_decoding_would_compute_it_for_other_places():
+    report = Pipeline(CONFIG).run(capture(Attention(), X, alibi()), cache="stock")
+    assert "ALiBi" in report.sites[0].reason
+
+
 def bias_per_distance(q, k, v):
     weights = q @ repeat_kv(k).mT + torch.arange(S).float()
     return (weights + torch.zeros(S, S).masked_fill(~SEEN, float("-inf"))).softmax(-1)
@@ -199,6 +227,16 @@ LOOK_ALIKES = {
             [q @ repeat_kv(k).mT, torch.zeros(2, H, S, 1)], -1
         ).softmax(-1)[..., :-1],
         "sink",
+    ),
+    "a bias by baddbmm, as Bloom's": (
+        lambda q, k, v: (
+            torch.zeros(2 * H, 1, S)
+            .baddbmm(q.reshape(-1, S, D), repeat_kv(k).reshape(-1, S, D).mT, alpha=0.25)
+            .view(2, H, S, S)
+            .add(MASKS["additive"])
+            .softmax(-1)
+        ),
+        "baddbmm",
     ),
     "a choice that is no safeguard": (
         lambda q, k, v: torch.where(SEEN, torch.zeros(()), (q @ repeat_kv(k).mT).softmax(-1)),

@@ -14,7 +14,7 @@ from torch.fx import Node
 
 from ..sites import Attention
 from . import flash, flex, kernels, sdpa, spelled_out
-from .operands import NO_VALUES
+from .operands import NO_BIAS, NO_VALUES
 
 
 class Form(Protocol):
@@ -38,4 +38,4 @@ def why_not(node: Node) -> str | None:
     return next((reason for form in FORMS if (reason := form.why_not(node)) is not None), None)
 
 
-__all__ = ["FORMS", "NO_VALUES", "Form", "read", "why_not"]
+__all__ = ["FORMS", "NO_BIAS", "NO_VALUES", "Form", "read", "why_not"]

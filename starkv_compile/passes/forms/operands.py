@@ -10,6 +10,10 @@ from torch.fx import Node
 from .. import fx
 
 SDPA_WAY_OUT = 'load the model with attn_implementation="sdpa"'
+NO_BIAS = (
+    "models with ALiBi or relative positions compute the bias of a key by its place in the cache, "
+    "which is another one after compaction"
+)
 NO_VALUES = (
     "no example values are recorded: capture the graph by torch.export or torch.compile, or run "
     "torch.fx.passes.fake_tensor_prop.FakeTensorProp on it"

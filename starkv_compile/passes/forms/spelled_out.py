@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from .. import fx
 from ..sites import Attention
-from .operands import NO_VALUES, SDPA_WAY_OUT, steps_behind
+from .operands import NO_BIAS, NO_VALUES, SDPA_WAY_OUT, steps_behind
 
 HIDDEN = -1e4  # what is filled in where keys are hidden is at most this
 
@@ -61,6 +61,8 @@ def why_not(node: Node) -> str | None:
             return "its softmax has a sink beside the keys, which scores do not account for"
         if fx.is_op(source, fx.TANH):
             return "its logits are soft-capped, which scores do not account for"
+        if fx.is_op(source, fx.BADDBMM):
+            return f"a bias comes into its logits by baddbmm; {NO_BIAS}"
         if fx.is_op(source, fx.MATMUL):
             return f"its logits are more than a scaled product and a mask; {SDPA_WAY_OUT}"
     return None
@@ -72,7 +74,9 @@ def _is_4d(step: Any, swapped: bool) -> bool:
 
 def _first_operand(node: Node) -> Node | None:
     """Of sums, products and the like."""
-    if fx.is_op(node, fx.ADD + fx.SUBTRACT + fx.MULTIPLY + fx.DIVIDE + fx.MASKED_FILL):
+    if fx.is_op(node, fx.ADD + fx.SUBTRACT + fx.MULTIPLY + fx.DIVIDE + fx.IN_PLACE):
+        return node.args[0] if isinstance(node.args[0], Node) else None
+    if fx.is_op(node, fx.MASKED_FILL):
         return node.args[0] if isinstance(node.args[0], Node) else None
     if fx.is_op(node, fx.WHERE):
         return next((n for n in node.args[1:] if _filled_with(n) is None), None)  # type: ignore[return-value]
