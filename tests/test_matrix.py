@@ -25,8 +25,8 @@ KINDS = {
     "mllama": "cross-attention",
     "mistral4": "latents",
     "git": "images that are no tokens of the prompt",
-    "inkling2": "an attention that is not recognised",
-    "blip": "a family that cannot be tried",
+    "inkling2": "a sink",
+    "pix2struct": "a family that cannot be tried",
 }
 same_version = pytest.mark.skipif(
     f"transformers {transformers.__version__}," not in TABLE,

@@ -25,7 +25,7 @@ class Row:
     """A family's row of the table.
 
     failure: why nothing could be tried. fault: what the passes broke on.
-    images: whether the prompt had two, else why not.
+    images: "two", "beside" the prompt's tokens, or "none", then why not.
     found, rewritten: attentions of the prompt. skipped: reasons, and how many attentions each.
     unchanged: whether a budget of 1.0 gives the output that the inner backend alone gives; of a
     family that is not compressed, every budget.
@@ -37,7 +37,7 @@ class Row:
 
     family: str
     failure: str = ""
-    images: bool = False
+    images: str = "none"
     why_no_image: str = ""
     found: int = 0
     rewritten: int = 0
@@ -89,7 +89,7 @@ def _probe(family: str, model: Any, prompt: Prompt, plain: Any) -> Row:
     reasons = [site.reason for graph in told.graphs for site in graph.sites if site.reason]
     row = Row(
         family,
-        images=bool(prompt.tokens) or prompt.aside,
+        images="beside" if prompt.aside else "two" if prompt.tokens else "none",
         why_no_image=prompt.why_no_image,
         found=sum(graph.found for graph in told.graphs),
         rewritten=rewritten,

@@ -26,10 +26,62 @@ CONFIG: dict[str, dict[str, Any]] = {
     "llava": {"vision_feature_layer": -1, "image_seq_length": 16},
     "vipllava": {"vision_feature_layers": [-1, -1], "image_seq_length": 16},
     "deepseek_v3": _EVEN_HEADS,
-    "kimi_k25": {
-        "text_config": _EVEN_HEADS,
-        "vision_config": {"projection_hidden_size": 64},
+    "kimi_k25": {"text_config": _EVEN_HEADS, "projection_hidden_size": 64},
+    "muse_glimmer": {"out_hidden_size": 256},
+    "muse_spark": {"out_hidden_size": 256},
+    "cohere_compass": {"text_config": {"rope_parameters": {"full_attention": _MROPE}}},
+    "deepseek_ocr2": {
+        "text_config": {
+            "mlp_layer_types": ["dense", "sparse"],
+            "num_experts_per_tok": 2,
+            "num_key_value_heads": 2,
+            "n_group": 1,
+            "topk_group": 1,
+        },
+        "vision_config": {
+            "sam_config": {
+                "downsample_channels": [32, 64],
+                "output_channels": 32,
+                "image_size": 256,
+                "patch_size": 16,
+                "global_attn_indexes": [0],
+            },
+            "encoder_config": {"hidden_size": 64},
+        },
     },
+    "emu3": {
+        "vocabulary_map": {
+            "<image>": 299,
+            "<|extra_200|>": 298,
+            **{f"<|visual token {i:06d}|>": 201 + i for i in range(64)},
+        },
+    },
+    "gemma4": {
+        "vision_config": {
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "head_dim": 16,
+            "patch_size": 4,
+            "position_embedding_size": 64,
+        },
+    },
+    "granite4_vision": {
+        "downsample_rate": "2/4",
+        "deepstack_layer_map": [[0, 0]],
+        "spatial_target_layers": [],
+        "vision_feature_layer": -1,
+        "image_seq_length": 4,
+    },
+    "hunyuan_vl": {
+        "text_config": {
+            "head_dim": 16,
+            "rope_parameters": {**_MROPE, "mrope_section": [2, 2, 2, 2]},
+        },
+    },
+    "kosmos-2": {"latent_query_num": 8},
     "mistral_large4": {"text_config": _EVEN_HEADS},
     "mistral4": {"num_key_value_heads": 4},
     "aria": {"projector_patch_to_query_dict": {"16": 4}},
@@ -81,8 +133,14 @@ IMAGES: dict[str, dict[str, Any]] = {
     "video_llama_3": {"image_merge_sizes": [2, 2]},
     "paddleocr_vl": {"pixel_values": (156, 3, 4, 4)},
     "kimi_k25": {"pixel_values": (156, 3, 4, 4)},
-    "muse_glimmer": {"pixel_values": (156, 64)},
-    "muse_spark": {"pixel_values": (156, 64)},
+    "muse_glimmer": {"pixel_values": (156, 96)},
+    "muse_spark": {"pixel_values": (156, 96)},
+    "deepseek_vl_hybrid": {"high_res_pixel_values": (2, 3, 16, 16)},
+    "gemma4": {
+        "pixel_values": (2, 36, 48),
+        "image_position_ids": [[[x, y] for y in range(6) for x in range(6)]] * 2,
+    },
+    "granite_docling": {**_TILES, "pixel_attention_mask": [[True, True]]},
     **dict.fromkeys(("idefics2", "idefics3", "smolvlm"), _TILES),
 }
 """Image inputs of families that take others than their signature tells, by family.
@@ -102,5 +160,10 @@ ASIDE: dict[str, dict[str, Any]] = {
         "image_attention_mask": [[[1, 1]] * WORDS],
     },
     "git": {"pixel_values": (1, 3, 16, 16)},
+    "blip": {"pixel_values": (1, 3, 16, 16)},
+    "kosmos-2": {
+        "pixel_values": (1, 3, 16, 16),
+        "image_embeds_position_mask": [[1] * 8 + [0] * (WORDS - 8)],
+    },
 }
 """The same of families whose images are no tokens of the prompt."""

@@ -26,6 +26,8 @@ torch {torch}. Written by `python -m starkv_compile models --out docs/models.md`
   should, the images' tokens are recognised, with the rows and columns they truly have where the
   layout is "grid" or "positions", and at a budget of 100 % the logits are bit-identical to those
   of the inner backend alone.
+* **images**: two in the prompt; given beside it, to be attended to or to be put in by the model
+  where it likes; or none, where the family's inputs cannot be made here.
 * **left whole**: nothing is compressed, and the output is what it would be without this package.
 * **not tried**: no tiny model of the family can be built or run here; the reason is transformers'.
 
@@ -81,7 +83,7 @@ def line(row: Row) -> str:
         row.verdict,
         f"{row.rewritten} of {row.found}",
         f"{row.kept} of {row.seen}" if row.rewritten else "all",
-        "two" if row.images else "none",
+        row.images,
         row.layout if row.rewritten else "",
         str(row.breaks),
         "; ".join([*reasons, row.fault] if row.fault else reasons),
