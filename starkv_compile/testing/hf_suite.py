@@ -1,0 +1,194 @@
+"""Runs every `generate` of a test suite through starkv: for transformers' own tests.
+
+`transformers.testing_utils` imports the module that TRANSFORMERS_TEST_BACKEND names before any
+test, and importing this one wraps `generate` of every model. Nothing else imports it.
+
+    TRANSFORMERS_TEST_BACKEND=starkv_compile.testing.hf_suite pytest tests/models/llama
+
+    STARKV_TEST_BUDGET   share of the tokens that stays; 1.0, where nothing set, changes no result
+    STARKV_TEST_INNER    inner backend; "eager" where nothing is set, so that a suite takes minutes
+    STARKV_TEST_SUMMARY  a file: what became of the calls, as JSON. Printed in any case
+
+A model is compiled for the length of a call and given back after it: what a test does to its model
+between two calls is not touched. A call that cannot be wrapped runs as it is, and is counted with
+the reason. `tools/run_hf_suite.py` fetches the suite and runs it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import os
+import sys
+import weakref
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.generation import GenerationMixin
+
+from .. import api, backend
+from ..attach import attached
+from ..config import INNER_BACKENDS, StarKVConfig
+from ..errors import OptionError, StarKVError
+
+MODELS = 8
+"""Dynamo forgets its graphs after so many: models of a class share them, up to a limit."""
+
+
+class Tally:
+    """What became of each call of `generate`.
+
+    compiled: a graph of ours ran in it; graph_runs: how often, in all. compressed: and its last
+    prompt was stored shorter. not_compiled, left_whole: how many calls, by reason.
+    """
+
+    def __init__(self) -> None:
+        self.calls = self.compiled = self.compressed = self.graph_runs = 0
+        self.not_compiled: Counter[str] = Counter()
+        self.left_whole: Counter[str] = Counter()
+
+    def as_dict(self, config: StarKVConfig) -> dict[str, Any]:
+        return {
+            "budget": config.budget,
+            "inner": config.inner,
+            "calls": self.calls,
+            "compiled": self.compiled,
+            "compressed": self.compressed,
+            "graph_runs": self.graph_runs,
+            "not_compiled": dict(self.not_compiled.most_common()),
+            "left_whole": dict(self.left_whole.most_common()),
+        }
+
+    def __str__(self) -> str:
+        lines = [
+            f"starkv: {self.calls} calls of generate, {self.compiled} compiled, "
+            f"{self.compressed} compressed"
+        ]
+        for what in ("not_compiled", "left_whole"):
+            for reason, count in getattr(self, what).most_common():
+                lines.append(f"  {what.replace('_', ' ')}, {count} x: {reason}")
+        return "\n".join(lines)
+
+
+def config_from(environment: Mapping[str, str]) -> StarKVConfig:
+    """The configuration that the environment's variables ask for.
+
+    Raises:
+        OptionError: a value is impossible; the message names its variable.
+    """
+    budget = environment.get("STARKV_TEST_BUDGET", "1.0")
+    inner = environment.get("STARKV_TEST_INNER", "eager")
+    if inner not in INNER_BACKENDS:
+        known = ", ".join(INNER_BACKENDS)
+        raise OptionError(f"STARKV_TEST_INNER={inner!r}: expected one of {known}")
+    try:
+        return StarKVConfig(budget=float(budget), inner=inner)
+    except ValueError as error:
+        raise OptionError(f"STARKV_TEST_BUDGET={budget!r}: {error}") from None
+
+
+def why_left(model: Any, generation_config: Any, options: Mapping[str, Any]) -> str | None:
+    """Why a call of `generate` with these keywords is not wrapped, or None."""
+    if attached(model) is not None:
+        return "compiled with starkv already"
+    if getattr(model.config, "is_encoder_decoder", False):
+        return "an encoder-decoder model: its cache has two kinds of entries"
+    settings = (model.generation_config, generation_config)
+    asked = [options.get("compile_config"), *(getattr(s, "compile_config", None) for s in settings)]
+    if any(asked):
+        return "the test compiles the model by a compile_config"
+    if any(module._compiled_call_impl is not None for module in model.modules()):
+        return "the test compiled the model itself"
+    return None
+
+
+def wrap(original: Callable[..., Any], config: StarKVConfig, tally: Tally) -> Callable[..., Any]:
+    """`original`, a `generate`, with the model compiled for the length of each call."""
+    known: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+    fresh = 0  # models since Dynamo last forgot; most of them are gone by now
+    running: list[Any] = []  # an assistant's generate runs within its main model's
+
+    @functools.wraps(original)
+    def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal fresh
+        tally.calls += 1
+        given = args[1] if len(args) > 1 else kwargs.get("generation_config")
+        reason = why_left(self, given, kwargs)
+        if reason is None:
+            fresh += self not in known
+            known.add(self)
+            if fresh > MODELS and not running:
+                torch._dynamo.reset()
+                fresh = 1
+            try:
+                api.compile(self, config)
+            except StarKVError as error:
+                reason = f"{type(error).__name__}: {error}"
+        if reason is not None:
+            tally.not_compiled[reason] += 1
+            return original(self, *args, **kwargs)
+        before, raised = tally.graph_runs, "no forward of it was captured"
+        running.append(self)
+        try:
+            return original(self, *args, **kwargs)
+        except Exception as error:
+            raised = f"{type(error).__name__} before any graph ran"
+            raise
+        finally:
+            running.pop()
+            report = api.report(self)
+            api.undo(self)
+            if tally.graph_runs == before:
+                tally.not_compiled[raised] += 1
+            else:
+                tally.compiled += 1
+                tally.compressed += any(layer.stored < layer.seen for layer in report.layers)
+                tally.left_whole.update(report.refusals)
+
+    return generate
+
+
+def count_graph_runs(
+    compile_inner: Callable[..., Callable[..., Any]], tally: Tally
+) -> Callable[..., Callable[..., Any]]:
+    """`compile_inner` of the backend, whose results count how often they run.
+
+    What a report lists are compilations; a graph that was compiled for one model runs for others.
+    """
+
+    @functools.wraps(compile_inner)
+    def compiling(*args: Any) -> Callable[..., Any]:
+        compiled = compile_inner(*args)
+
+        @functools.wraps(compiled)
+        def run(*inputs: Any) -> Any:
+            tally.graph_runs += 1
+            return compiled(*inputs)
+
+        return run
+
+    return compiling
+
+
+def say(tally: Tally, config: StarKVConfig, file: str | None) -> None:
+    """Print the tally, and write it to `file` if there is one."""
+    print(tally, file=sys.stderr)
+    if file:
+        Path(file).write_text(json.dumps(tally.as_dict(config), indent=1) + "\n")
+
+
+def install(environment: Mapping[str, str]) -> Tally:
+    """Wrap `generate` of every model in this process; the tally of its calls."""
+    config, tally = config_from(environment), Tally()
+    GenerationMixin.generate = wrap(GenerationMixin.generate, config, tally)
+    backend.compile_inner = count_graph_runs(backend.compile_inner, tally)
+    atexit.register(say, tally, config, environment.get("STARKV_TEST_SUMMARY"))
+    return tally
+
+
+if os.environ.get("TRANSFORMERS_TEST_BACKEND") == __name__:
+    install(os.environ)

@@ -1,0 +1,103 @@
+"""Run transformers' own tests of caches and generation through starkv.
+
+    python tools/run_hf_suite.py --budget 1.0 --summary summary.json
+
+Fetches the `tests` folder of the installed version's tag (no history, nothing else) and runs the
+files of `SUITE` with `starkv_compile.testing.hf_suite` injected. At budget 1.0 all of it has to
+pass. Below, caches are shorter on purpose and answers differ: what is run then are tests of the
+shape and the end of what `generate` gives. Exit code 2: the suite could not be fetched; else
+pytest's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SOURCE = "https://github.com/huggingface/transformers"
+FAMILIES = ("llama", "mistral", "gemma3", "llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+SUITE = (
+    "tests/utils/test_cache_utils.py",
+    *(f"tests/models/{family}/test_modeling_{family}.py" for family in FAMILIES),
+)
+ABOUT_GENERATION = (
+    "generate or decoding or cache or past_key_values or left_padding or batching_equivalence "
+    "or mismatching_num_image_tokens"
+)
+SHAPE_AND_END = (
+    "(greedy_generate or sample_generate or beam_search_generate or beam_sample_generate) "
+    "and not dict_outputs"
+)
+CANNOT_FETCH = 2
+
+
+def fetch(source: str, version: str, folder: Path) -> str | None:
+    """Clone the tests of a version into `folder`, unless they are there; what went wrong."""
+    if (folder / "tests").is_dir():
+        return None
+    clone = ["clone", "-q", "--depth", "1", "--filter=blob:none", "--sparse", "--branch",
+             f"v{version}", source, str(folder)]  # fmt: skip
+    for command in (clone, ["-C", str(folder), "sparse-checkout", "set", "tests"]):
+        done = subprocess.run(
+            ["git", "-c", "advice.detachedHead=false", *command], capture_output=True, text=True,
+            check=False, env={**os.environ, "GIT_TERMINAL_PROMPT": "0"},
+        )  # fmt: skip
+        if done.returncode:
+            return done.stderr.strip().splitlines()[-1]
+    return None
+
+
+def run_suite(
+    folder: Path, budget: float, inner: str, summary: Path | None, more: list[str]
+) -> int:
+    """pytest's exit code."""
+    files = [file for file in SUITE if (folder / file).exists()]
+    for file in SUITE:
+        if file not in files:
+            print(f"not in this version: {file}", file=sys.stderr)
+    if not files:
+        return CANNOT_FETCH
+    environment = {
+        **os.environ,
+        "TRANSFORMERS_TEST_BACKEND": "starkv_compile.testing.hf_suite",
+        "TRANSFORMERS_TEST_DEVICE": os.environ.get("TRANSFORMERS_TEST_DEVICE", "cpu"),
+        "STARKV_TEST_BUDGET": str(budget),
+        "STARKV_TEST_INNER": inner,
+    }
+    if summary:
+        environment["STARKV_TEST_SUMMARY"] = str(summary.resolve())
+    chosen = ABOUT_GENERATION if budget == 1.0 else SHAPE_AND_END
+    command = [sys.executable, "-m", "pytest", "-q", "-k", chosen, *more, *files]
+    return subprocess.run(command, cwd=folder, env=environment, check=False).returncode
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--budget", type=float, default=1.0)
+    parser.add_argument("--inner", default="eager")
+    parser.add_argument("--folder", type=Path, help="where the clone is or goes; else a new one")
+    parser.add_argument("--source", default=SOURCE, help="the repository, or a mirror of it")
+    parser.add_argument("--summary", type=Path, help="what became of the calls, as JSON")
+    parser.add_argument("pytest", nargs="*", help="more arguments for pytest, after --")
+    args = parser.parse_args()
+    version = importlib.metadata.version("transformers")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.folder or Path(temporary) / "transformers"
+        trouble = fetch(args.source, version, folder)
+        if trouble:
+            print(
+                f"the tests of transformers {version} cannot be fetched from {args.source} "
+                f"({trouble}); with a clone of that tag at hand, pass it as --folder",
+                file=sys.stderr,
+            )
+            return CANNOT_FETCH
+        return run_suite(folder, args.budget, args.inner, args.summary, args.pytest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
