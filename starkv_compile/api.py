@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any, TypeVar
 
 import torch
@@ -37,29 +36,15 @@ def compile(model: Model, config: StarKVConfig | None = None, **options: Any) ->
     undo(model)
     attachment = attach(model, config)
 
-    def before(module: torch.nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        args, kwargs, cache = attachment.prepare(args, kwargs)
-        scope = contextlib.ExitStack()
-        scope.enter_context(attachment.reporting(cache))
-        pending.append((scope, cache))
-        return args, kwargs
-
-    def after(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if not pending:
-            return  # `before` raised
-        scope, cache = pending.pop()
-        scope.close()
-        attachment.finish(cache, output is not None)  # None: the forward raised
-
-    pending: list[tuple[contextlib.ExitStack, Any]] = []
-    first = model.register_forward_pre_hook(before, with_kwargs=True)
-    last = model.register_forward_hook(after, with_kwargs=True, always_call=True)
     decoder.compile(backend=decoder_backend, options=config.to_options(), dynamic=True)
-    attachment.undo += [
-        first.remove,
-        last.remove,
-        lambda: setattr(decoder, "_compiled_call_impl", None),
-    ]
+    attachment.undo.append(lambda: setattr(decoder, "_compiled_call_impl", None))
+    inner = model._compiled_call_impl or model._call_impl  # the former: it is its own decoder
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return attachment.call(inner, args, kwargs)
+
+    # Not hooks: those run neither after a KeyboardInterrupt nor in a way a copy could leave behind.
+    model._compiled_call_impl = call
     return model
 
 

@@ -271,11 +271,6 @@ def attach_compiled(
     """Wrap the compiled call of `model`; options are validated here, at once."""
     attachment = attach(model, StarKVConfig.from_options(options))
 
-    def forget() -> None:
-        model._compiled_call_impl = None
-
-    attachment.undo.append(forget)
-
     @functools.wraps(compiled)
     def call(*args: Any, **kwargs: Any) -> Any:
         return attachment.call(compiled, args, kwargs)
@@ -290,11 +285,13 @@ def attached(model: torch.nn.Module) -> Attachment | None:
 
 def detach(model: torch.nn.Module) -> bool:
     """Give the model back as it was. Whether anything was attached."""
-    attachment = _attachments.pop(getattr(model, "_orig_mod", model), None)
+    model = getattr(model, "_orig_mod", model)
+    attachment = _attachments.pop(model, None)
     if attachment is None:
         return False
     for step in reversed(attachment.undo):
         step()
+    model._compiled_call_impl = None  # not one of the steps: those would keep the model alive
     return True
 
 

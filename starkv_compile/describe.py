@@ -45,6 +45,11 @@ def check_padding(mask: Any, seen: int) -> None:
             "attention_mask ends in zeros for some row: right-padded prompts cannot be compressed "
             "(the scoring window would be padding); tokenize with padding_side='left'"
         )
+    if bool((mask[:, 1:] < mask[:, :-1]).any()):
+        raise CacheError(
+            "attention_mask has zeros after ones: padding between tokens cannot be told from "
+            "tokens once a prompt is compressed; pad on the left, or leave those tokens out"
+        )
     if seen and not bool(mask[:, seen:].all()):
         raise CacheError(
             "attention_mask pads the new tokens of a later turn; in a compressed cache they cannot "

@@ -241,6 +241,17 @@ def test_report_before_compile_says_what_to_do():
         starkv_compile.compile(torch.nn.Linear(2, 2))
 
 
+def test_a_decoder_on_its_own():
+    decoder = tiny_model("llava").get_decoder()
+    full = decoder(input_ids=tiny_inputs("llava", Prompt((), 40))["input_ids"])
+    starkv_compile.compile(decoder, budget=0.3, inner="eager")
+    out = decoder(input_ids=tiny_inputs("llava", Prompt((), 40))["input_ids"])
+    assert torch.equal(out.last_hidden_state, full.last_hidden_state)
+    assert [layer.stored for layer in out.past_key_values.layers] == [12] * LAYERS
+    starkv_compile.undo(decoder)
+    assert decoder._compiled_call_impl is None
+
+
 def test_sessions_do_not_leak_into_each_other():
     family = "qwen2_5_vl"
     model = starkv_compile.compile(tiny_model(family), budget=0.3, inner="eager")
