@@ -29,6 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_models(commands)
+    _add_export(commands)
     return parser
 
 
@@ -117,6 +118,53 @@ def _models(args: argparse.Namespace) -> int:
     from .matrix.table import run_models  # imports torch, which --help should not
 
     return run_models(args.families, args.out)
+
+
+def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    export = commands.add_parser(
+        "export",
+        help="write a checkpoint as ONNX graphs that compress their cache themselves",
+        description="Writes a folder with prefill.onnx, decode.onnx, visual.onnx, their weights, "
+        "export.json, and the tokenizer's and processor's files. Exit code 2 and one sentence "
+        "where it cannot be done; then nothing is left behind.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = export.add_argument
+    add("checkpoint", type=Path, metavar="CHECKPOINT", help="folder that save_pretrained wrote")
+    add("-o", "--out", type=Path, metavar="DIR", required=True, help="folder to write; a new one")
+    add("--budget", type=float, default=0.2, help="share of the tokens seen that stays cached")
+    add("--budget-tokens", type=int, metavar="N", default=argparse.SUPPRESS,
+        help="tokens that stay, whatever the length: k is a constant of the graph")  # fmt: skip
+    add("--paper", action="store_true", help="the method as released, not this package's defaults")
+    add("--max-seq", type=int, metavar="N", default=16384, help="tokens a session may see")
+    add("--dtype", choices=("float32", "float16"), default="float32", help="of the weights")
+    add(
+        "--select",
+        choices=("auto", "topk", "threshold"),
+        default="auto",
+        help="form of the selection; auto: threshold where TensorRT's TopK could not follow",
+    )
+    export.set_defaults(run=_export)
+
+
+def _export(args: argparse.Namespace) -> int:
+    from .config import StarKVConfig
+    from .export.package import ExportOptions, export_checkpoint
+
+    budget = {"budget": args.budget, "budget_tokens": getattr(args, "budget_tokens", None)}
+    config = StarKVConfig.paper(**budget) if args.paper else StarKVConfig(**budget)
+    folder = export_checkpoint(
+        ExportOptions(
+            checkpoint=args.checkpoint,
+            out=args.out,
+            config=config,
+            max_seq=args.max_seq,
+            dtype=args.dtype,
+            select=args.select,
+        )
+    )
+    print(f"written: {folder}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -24,8 +24,13 @@ from .reference import star as star_reference
 Tensor = torch.Tensor
 
 
+BODIES: dict[str, Callable[..., Any]] = {}
+"""What each op below runs, by its name: an exporter puts it in the op's place."""
+
+
 def _op(function: Callable[..., Any]) -> Callable[..., Any]:
     """Register `function` under its own name."""
+    BODIES[function.__name__] = function
     log = logging.getLogger("torch._library.triton")
     level = log.level
     log.setLevel(logging.ERROR)  # it warns where Triton is missing, which is no fault here
@@ -93,19 +98,26 @@ def star_scores(
     grid: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See `reference.star.star_scores`. Returns the final scores [B, P] and the four states."""
+    return scores_counting_by(  # type: ignore[return-value]
+        _kernels(attention).rank_histogram, attention, hidden, real, frame, row, column, current,
+        mi, mi_steps, pattern, pattern_count, pool, boost, boost_temperature, mi_weight,
+        mi_warm_steps, mi_ramp_steps, mi_decay, mi_temperature, frame_decay, frame_floor,
+        pattern_decay, stability_floor, entropy, entropy_low, entropy_high, grid,
+    )  # fmt: skip
+
+
+def scores_counting_by(count_ranks: Any, *arguments: Any) -> tuple[Tensor, ...]:
+    """`star_scores` of its `arguments`, with an implementation of `rank_histogram` to use."""
+    attention, hidden, real, *rest = arguments
     scores = star_reference.star_scores(
         attention,
         hidden,
         real,
-        star_reference.Layout(frame, row, column, current),
-        star_reference.State(mi, mi_steps, pattern, pattern_count),
-        star_reference.Hyper(
-            pool, boost, boost_temperature, mi_weight, mi_warm_steps, mi_ramp_steps, mi_decay,
-            mi_temperature, frame_decay, frame_floor, pattern_decay, stability_floor, entropy,
-            entropy_low, entropy_high, grid,
-        ),
-        _kernels(attention).rank_histogram,
-    )  # fmt: skip
+        star_reference.Layout(*rest[:4]),
+        star_reference.State(*rest[4:8]),
+        star_reference.Hyper(*rest[8:]),
+        count_ranks,
+    )
     return scores.final, *scores.state
 
 

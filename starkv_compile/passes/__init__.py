@@ -54,9 +54,16 @@ class Pipeline:
         steps = KEEP_ALL if config.keeps_everything else PIPELINE
         self.passes = [step(config) for step in steps]
 
-    def run(self, module: GraphModule, *, cache: Cache = "stock", layers: int = 0) -> GraphReport:
-        """Rewrite `module` in place and say what was done."""
-        context = Context(module, self.config, cache, layers)
+    def run(
+        self,
+        module: GraphModule,
+        *,
+        cache: Cache = "stock",
+        layers: int = 0,
+        every_length: bool = False,
+    ) -> GraphReport:
+        """Rewrite `module` in place and say what was done. Arguments as in `base.Context`."""
+        context = Context(module, self.config, cache, layers, every_length)
         folder = os.environ.get(DUMP_VARIABLE)
         for step in self.passes:
             step(context, dump=folder is not None)

@@ -27,12 +27,16 @@ class Context:
     written; any other write is left alone. "stock": nobody, so only what is right on any cache is
     rewritten. layers: how many layers that cache compresses, in this graph or another; 0: unknown.
     attentions: nodes that compute one of any kind, rewritten or not.
+
+    every_length: whether this one graph serves prompts of all lengths, as an exported one does; a
+    compiler makes another graph where a length asks for it.
     """
 
     module: GraphModule
     config: StarKVConfig
     cache: Cache
     layers: int = 0
+    every_length: bool = False
     sites: list[Site] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     notes: list[Refusal] = field(default_factory=list)

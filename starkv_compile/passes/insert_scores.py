@@ -36,7 +36,7 @@ class InsertScores(GraphPass):
                     state = tuple(context.proxy(a) for a in marker.args[STATE])
                     seen = context.proxy(marker.args[SEEN])
                 capacity = self.config.capacity(seen, self._token_bytes(context, site))
-                window = self._window(site)
+                window = self._window(context, site)
                 mask = _mask(context, site, window)
                 real = _real_tokens(context, site, mask)
                 scored = policy.score(
@@ -59,8 +59,10 @@ class InsertScores(GraphPass):
             context.update(site, scored=inserted)
             self.matched += 1
 
-    def _window(self, site: Site) -> int:
+    def _window(self, context: Context, site: Site) -> Any:
         """W, or all queries of a prompt that has fewer: such a length gets a graph of its own."""
+        if context.every_length:
+            return torch.sym_min(self.config.window, context.proxy(site.attention.query).shape[2])
         queries = fx.shape(site.attention.query)[2]
         return self.config.window if bool(queries >= self.config.window) else int(queries)
 
@@ -93,7 +95,7 @@ def _row_bytes(site: Site) -> int:
     return sum(t.shape[1] * t.shape[3] * t.element_size() for t in stored)
 
 
-def _mask(context: Context, site: Site, window: int) -> Any:
+def _mask(context: Context, site: Site, window: Any) -> Any:
     """The mask with the leading dimensions that attention would broadcast; None: causal."""
     attention = site.attention
     if attention.mask_function:
@@ -109,7 +111,7 @@ def _mask(context: Context, site: Site, window: int) -> Any:
     return mask[(None,) * missing] if missing else mask
 
 
-def _evaluated_mask(context: Context, attention: Attention, window: int) -> Any:
+def _evaluated_mask(context: Context, attention: Attention, window: Any) -> Any:
     """A mask function's values for the queries that score: bool [B, 1, W, L]."""
     function, *inputs = attention.mask_function
     query, key = context.proxy(attention.query), context.proxy(attention.key)

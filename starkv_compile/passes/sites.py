@@ -60,7 +60,7 @@ class Inserted:
     state: tuple[Any, ...]
     real: Any
     capacity: Any
-    window: int
+    window: Any
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+import torch
+
+_every_length: ContextVar[bool] = ContextVar("_every_length", default=False)
+
+
+@contextlib.contextmanager
+def every_length() -> Iterator[None]:
+    """Trace inside for all lengths at once: minima stay in the graph instead of being decided.
+
+    A compiler checks what was decided when a graph is called, and compiles another one; an
+    exported graph is called with any length and checks nothing.
+    """
+    token = _every_length.set(True)
+    try:
+        yield
+    finally:
+        _every_length.reset(token)
+
+
+def least(a: int, b: int) -> int:
+    """min(a, b); a value of the graph under `every_length`."""
+    if _every_length.get():
+        return torch.sym_min(a, b)
+    return a if a <= b else b
+
+
+def most(a: int, b: int) -> int:
+    """max(a, b); a value of the graph under `every_length`."""
+    if _every_length.get():
+        return torch.sym_max(a, b)
+    return a if a >= b else b
+
 
 def clip_window(window: int, capacity: int, length: int) -> int:
     """The window that fits: max(1, min(window, capacity - 2)), and shorter than `length`."""
-    if capacity - 2 < window:
-        window = max(1, capacity - 2)
-    return window if window < length else length - 1
+    return least(most(1, least(window, capacity - 2)), length - 1)
 
 
 def checked_window(window: int, capacity: int, length: int, queries: int) -> int:
@@ -29,6 +63,4 @@ def split_capacity(length: int, window: int, capacity: int) -> tuple[int, int]:
     where C < 3.
     """
     window = clip_window(window, capacity, length)
-    if capacity >= length:
-        return length - window, window
-    return max(1, capacity - window), window
+    return most(1, least(capacity - window, length - window)), window

@@ -22,13 +22,18 @@ def select_tokens(
         not finite ranks below every finite one; padding ranks below everything.
     """
     past = scores.shape[-1]
-    ranked = scores.masked_fill(~scores.isfinite(), torch.finfo(scores.dtype).min)
-    if real is not None:
-        ranked = ranked.masked_fill(~real[:, :past], float("-inf"))
     selected, _ = split_capacity(length, window, capacity)
-    best = ranked.sort(dim=-1, descending=True, stable=True).indices[:, :selected]
+    order = rank(scores, real).sort(dim=-1, descending=True, stable=True).indices
     tail = torch.arange(past, length, device=scores.device).expand(scores.shape[0], -1)
-    return torch.cat([best.sort(dim=-1).values, tail], dim=-1)
+    return torch.cat([order[:, :selected].sort(dim=-1).values, tail], dim=-1)
+
+
+def rank(scores: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
+    """What is sorted by: scores [B, P], those that are not finite last, then padding."""
+    ranked = scores.masked_fill(~scores.isfinite(), torch.finfo(scores.dtype).min)
+    if real is None:
+        return ranked
+    return ranked.masked_fill(~real[:, : scores.shape[-1]], float("-inf"))
 
 
 def gather_kv(

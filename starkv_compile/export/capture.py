@@ -1,0 +1,171 @@
+"""From a module to graphs ready for ONNX: capture, rewrite by the passes, bodies for our ops."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule, Node
+
+from ..config import StarKVConfig
+from ..errors import UnsupportedModel
+from ..kernels.ops import BODIES, scores_counting_by
+from ..kernels.reference.capacity import every_length
+from ..passes import Pipeline, fx
+from ..reporting import GraphReport
+from .carve import carve
+from .ports import Port
+from .select import Body
+
+EXAMPLE_SIZES = {"batch": 2, "new": 41, "stored": 53, "seen": 127, "counted": 109, "on_frame": 17}
+"""Lengths to trace with: no two equal, so that none is taken for another; none 0 or 1."""
+
+SHORTEST = {"seen": 5}
+"""Two new tokens after two stored of three: what tracing takes to be the least."""
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A prompt's graph in two parts. `calls`: by layer, what the cache part is given."""
+
+    answer: ExportedProgram
+    compact: ExportedProgram
+    calls: list[list[str]]
+    answer_outputs: list[str]
+    compact_inputs: list[str]
+    report: GraphReport
+
+
+def export_program(
+    module: torch.nn.Module,
+    ports: Sequence[Port],
+    *,
+    as_list: bool,
+    sizes: dict[str, int] = EXAMPLE_SIZES,
+    multiples: dict[str, int] | None = None,
+) -> ExportedProgram:
+    """`torch.export` for all lengths of a module that takes `ports`, as a list or one by one.
+
+    sizes: of the tensors to trace with; only their shapes and dtypes matter. multiples: what
+    a length is a multiple of.
+    """
+    names = dict.fromkeys(d for port in ports for d in port.dims if isinstance(d, str))
+    dims: dict[str, Any] = {name: Dim(name, min=SHORTEST.get(name, 0)) for name in names}
+    for name, unit in (multiples or {}).items():
+        dims[name] = unit * Dim(f"{name}_by_{unit}") if unit > 1 else dims[name]
+    shapes = [{i: dims[d] for i, d in enumerate(port.dims) if isinstance(d, str)} for port in ports]
+    inputs = [torch.zeros(port.shape(sizes), dtype=port.dtype) for port in ports]
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        return torch.export.export(
+            module,
+            (inputs,) if as_list else tuple(inputs),
+            dynamic_shapes=(shapes,) if as_list else tuple(shapes),
+            strict=False,
+            # Else it refuses lengths for which k could be 0 or 1; the ONNX graph has no such case.
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
+
+
+def capture_prompt(
+    module: torch.nn.Module,
+    inputs: Sequence[Port],
+    each: int,
+    config: StarKVConfig,
+    selection: tuple[Body, Body | None],
+) -> Captured:
+    """A prompt's program, its cache writes compacted by the graph passes.
+
+    Args:
+        module: `decoder.Prefill` or one like it: first the logits, then `each` outputs a layer.
+        inputs: its ports.
+        selection: an entry of `select.SELECTIONS`.
+
+    Raises:
+        UnsupportedModel: a layer is not compacted, or the layers are not alike.
+    """
+    program = export_program(module, inputs, as_list=True)
+    whole: GraphModule = program.module(check_guards=False)
+    report = Pipeline(config).run(whole, cache="marked", every_length=True)
+    _check(report)
+    answer, parts = carve(whole, 1, each)
+    for layer, part in enumerate(parts):
+        if not part.same_as(parts[0]):
+            raise UnsupportedModel(
+                f"layer {layer} is scored by another graph than layer 0; only models whose layers "
+                "are alike can be exported"
+            )
+    names = {node: port.name for node, port in zip(answer.reads, inputs, strict=True)}
+    lengths = _names_of_lengths(answer.reads, inputs)
+    outputs = [fx.outputs(whole.graph)[0]]
+    outputs += dict.fromkeys(n for p in parts for n in p.reads if n.op != "placeholder")
+    names.update({node: f"inner.{i}" for i, node in enumerate(outputs) if i > 0})
+    put_in_place(parts[0].module, _bodies(*selection))
+    ports = [_port(f"in_{i}", node, lengths) for i, node in enumerate(parts[0].reads)]
+    with every_length():
+        compact = export_program(parts[0].module, ports, as_list=False)
+    return Captured(
+        answer=export_program(answer.module, inputs, as_list=False),
+        compact=compact,
+        calls=[[names[node] for node in part.reads] for part in parts],
+        answer_outputs=["logits", *(names[node] for node in outputs[1:])],
+        compact_inputs=[port.name for port in ports],
+        report=report,
+    )
+
+
+def _bodies(select: Body, count_ranks: Body | None) -> dict[str, Callable[..., Any]]:
+    bodies = {**BODIES, "select_tokens": select}
+    if count_ranks is not None:
+
+        def star_scores(*arguments: Any) -> tuple[torch.Tensor, ...]:
+            return scores_counting_by(count_ranks, *arguments)
+
+        bodies["star_scores"] = star_scores
+    return bodies
+
+
+def _check(report: GraphReport) -> None:
+    left = sorted({site.reason for site in report.sites if site.reason})
+    if left or report.rewritten != report.found:
+        raise UnsupportedModel(
+            f"{report.rewritten} of {report.found} attentions can be compacted: {'; '.join(left)}"
+        )
+
+
+def _names_of_lengths(nodes: Sequence[Node], ports: Sequence[Port]) -> dict[str, str]:
+    """By the symbol that tracing gave each length, its name."""
+    return {
+        str(length): dim
+        for node, port in zip(nodes, ports, strict=True)
+        for length, dim in zip(fx.shape(node), port.dims, strict=True)
+        if isinstance(dim, str)
+    }
+
+
+def _port(name: str, node: Node, lengths: dict[str, str]) -> Port:
+    tensor = fx.value(node)
+    dims = tuple(n if isinstance(n, int) else lengths[str(n)] for n in tensor.shape)
+    return Port(name, dims, tensor.dtype)
+
+
+def put_in_place(module: GraphModule, bodies: dict[str, Callable[..., Any]]) -> None:
+    """Let every `torch.ops.starkv` call run the body of its name."""
+    for node in module.graph.nodes:
+        name = _name_of_ours(node.target) if node.op == "call_function" else None
+        if name is not None:
+            node.target = bodies[name]
+    module.recompile()
+
+
+def _name_of_ours(target: Any) -> str | None:
+    if isinstance(target, torch._ops.OpOverload):
+        target = target.overloadpacket
+    if not isinstance(target, torch._ops.OpOverloadPacket):
+        return None
+    namespace, _, name = target._qualified_op_name.partition("::")
+    return name if namespace == "starkv" else None

@@ -1,0 +1,162 @@
+"""A checkpoint as a folder that another runtime can serve."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import StarKVConfig
+from ..errors import OptionError, StarKVError, UnsupportedModel
+from .decoder import Decode, Decoder, Prefill, describe, traceable
+from .manifest import Manifest
+from .packages import needs
+from .ports import decode_ports, prefill_ports
+from .select import SELECTIONS, chosen
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+LEAST_SEQ = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What the command line gives."""
+
+    checkpoint: Path
+    out: Path
+    config: StarKVConfig
+    max_seq: int = 16384
+    dtype: str = "float32"
+    select: str = "auto"
+
+
+def export_checkpoint(options: ExportOptions, say: Callable[[str], Any] = print) -> Path:
+    """Write `options.out`, whole or not at all.
+
+    Raises:
+        StarKVError: a package is missing, an option is impossible, or the model cannot be exported.
+    """
+    for package in ("onnx", "onnxscript"):
+        needs(package)
+    _check(options)
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(options.checkpoint, local_files_only=True)
+    _check_positions(config, options)
+    model = _load(options, config)
+    return export_model(model, options, say)
+
+
+def export_model(model: Any, options: ExportOptions, say: Callable[[str], Any] = print) -> Path:
+    """The same for a model in memory; `options.checkpoint` gives the other files."""
+    _check(options)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{options.out.name}-", dir=options.out.parent))
+    try:
+        _write(model, options, work, say)
+        work.chmod(0o755)
+        work.rename(options.out)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    return options.out
+
+
+def _check(options: ExportOptions) -> None:
+    if not (options.checkpoint / "config.json").is_file():
+        raise StarKVError(
+            f"{options.checkpoint}: no checkpoint there (config.json is missing); give the folder "
+            "that `save_pretrained` wrote"
+        )
+    if options.out.exists():
+        raise StarKVError(f"{options.out}: exists already; remove it or give another folder")
+    if options.dtype not in DTYPES:
+        raise OptionError(f"dtype={options.dtype!r}: expected one of {', '.join(DTYPES)}")
+    chosen(options.select, options.config, options.max_seq)
+    if options.max_seq < LEAST_SEQ:
+        raise OptionError(f"max_seq={options.max_seq}: expected at least {LEAST_SEQ} tokens")
+    if options.config.debug:
+        raise OptionError("debug=True reads values on the host, which an exported graph cannot")
+    if options.config.keeps_everything:
+        raise OptionError("budget=1.0 keeps everything: there is nothing of ours to export")
+
+
+def _load(options: ExportOptions, config: Any) -> Any:
+    import transformers
+    from transformers.models.auto import modeling_auto as auto
+
+    families = {
+        **auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        **auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    }
+    name = families.get(config.model_type)
+    if name is None:
+        raise UnsupportedModel(
+            f"{options.checkpoint}: model type {config.model_type!r} is no language or "
+            "vision-language model of this transformers"
+        )
+    return (
+        getattr(transformers, name)
+        .from_pretrained(
+            options.checkpoint, local_files_only=True, dtype=DTYPES[options.dtype],
+            attn_implementation="sdpa",
+        )
+        .eval()
+    )  # fmt: skip
+
+
+def _write(model: Any, options: ExportOptions, folder: Path, say: Callable[[str], Any]) -> None:
+    from .capture import capture_prompt, export_program
+    from .onnx_graph import OPSET, prompt_model, save, tidy, to_onnx
+    from .visual import export_visual
+
+    decoder = Decoder(model)
+    shapes = describe(model, decoder)
+    select = chosen(options.select, options.config, options.max_seq)
+    inputs, outputs = prefill_ports(shapes)
+    each = (len(outputs) - 1) // len(shapes.layers)
+    with traceable(decoder.decoder):
+        say("prefill.onnx")
+        captured = capture_prompt(
+            Prefill(decoder, shapes).eval(), inputs, each, options.config, SELECTIONS[select]
+        )
+        save(prompt_model(captured, inputs, outputs), folder / "prefill.onnx")
+        say("decode.onnx")
+        inputs, outputs = decode_ports(shapes)
+        program = export_program(Decode(decoder, shapes).eval(), inputs, as_list=True)
+        one = to_onnx(program, [p.name for p in inputs], [p.name for p in outputs])
+        save(tidy(one), folder / "decode.onnx")
+    visual = export_visual(model, folder, say)
+    Manifest(
+        model_class=type(model).__name__,
+        shapes=shapes,
+        config=options.config,
+        max_seq=options.max_seq,
+        opset=OPSET,
+        select=select,
+        visual=visual,
+    ).write(folder)
+    _copy_files(model, options.checkpoint, folder)
+
+
+def _check_positions(config: Any, options: ExportOptions) -> None:
+    text = config.get_text_config(decoder=True)
+    most = getattr(text, "max_position_embeddings", None)
+    if most is not None and options.max_seq > most:
+        raise OptionError(
+            f"max_seq={options.max_seq}: the model has positions for {most} tokens only"
+        )
+
+
+def _copy_files(model: Any, checkpoint: Path, folder: Path) -> None:
+    """All but weights: configuration, tokenizer, processor, chat template."""
+    for file in sorted(checkpoint.iterdir()):
+        if file.suffix in (".json", ".jinja", ".txt", ".model") and "index" not in file.name:
+            shutil.copyfile(file, folder / file.name)
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)

@@ -1,0 +1,277 @@
+"""`OnnxSession`: an exported model that is called like the Hugging Face model it was.
+
+Configuration, processor, positions, `generate` and the cache are the library's own and ours; only
+what computes, the decoder and the vision tower, runs in ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from ..attach import Attachment
+from ..cache import StarKVCache, StarKVLayer
+from ..errors import StarKVError, UnsupportedModel
+from ..session import AgentSession
+from .graphs import Graph
+from .manifest import Manifest
+from .ports import Shapes, prefill_ports
+
+NARROWEST = 2
+"""Least width of `current` and `pattern`: a length of 1 is a case of its own in traced graphs."""
+
+
+class OnnxSession(AgentSession):
+    """Steps of one agent, its model an exported folder.
+
+    `step(content, max_new_tokens=..., streamer=...)` as in `AgentSession`, whose `fork`, `save`
+    and `history` work as well. `OnnxSession.model` is a model for `generate`, without a session.
+
+    Args:
+        folder: what `python -m starkv_compile export` wrote.
+        processor: default: the one in the folder.
+        provider: "cpu" or "cuda".
+        history: see `AgentSession`.
+
+    Raises:
+        StarKVError: the folder holds no export, or the runtime is missing.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        processor: Any = None,
+        provider: str = "cpu",
+        history: int | None = None,
+    ) -> None:
+        folder = Path(folder)
+        super().__init__(load_model(folder, provider), processor or load_processor(folder), history)
+
+
+def load_processor(folder: Path) -> Any:
+    """The processor whose files were exported along; text-only models: the tokenizer."""
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(folder, local_files_only=True)
+
+
+def load_model(folder: Path | str, provider: str = "cpu") -> Any:
+    """A Hugging Face model without weights, whose forward runs the folder's graphs."""
+    import transformers
+
+    folder = Path(folder)
+    manifest = Manifest.read(folder)
+    kind = getattr(transformers, manifest.model_class, None)
+    if kind is None:
+        raise UnsupportedModel(
+            f"{folder}: was exported from a {manifest.model_class}, which transformers "
+            f"{transformers.__version__} does not have"
+        )
+    config = kind.config_class.from_pretrained(folder, local_files_only=True)
+    with torch.device("meta"):
+        model = kind(config).eval()
+    model.generation_config = transformers.GenerationConfig.from_dict(
+        json.loads((folder / "generation_config.json").read_text())
+    )
+    model.__class__ = _runtime_class(kind)
+    model.runtime = Runtime(folder, manifest, provider)
+    model.attachment = Attachment(model, manifest.config)
+    tower = getattr(getattr(model, "model", None), "visual", None)
+    if tower is not None and manifest.visual:
+        visual = Graph(folder / "visual.onnx", provider)
+        from .visual import run_visual
+
+        tower.forward = MethodType(functools.partial(run_visual, visual), tower)
+    return model
+
+
+@functools.cache
+def _runtime_class(kind: type) -> type:
+    """A subclass of the model's class that computes by its `runtime`."""
+
+    @functools.wraps(kind.forward)  # type: ignore[attr-defined]
+    def forward(self: Any, *args: Any, **kwargs: Any) -> CausalLMOutputWithPast:
+        _, kwargs, _ = self.attachment.prepare(args, kwargs)
+        return self.runtime.forward(self, **kwargs)
+
+    return type(
+        kind.__name__,
+        (kind,),
+        {
+            "forward": forward,
+            "device": property(lambda self: torch.device("cpu")),
+            "dtype": property(lambda self: self.runtime.shapes.dtype),
+        },
+    )
+
+
+class Runtime:
+    """The graphs of a folder, and how a cache's contents get in and out of them."""
+
+    def __init__(self, folder: Path, manifest: Manifest, provider: str) -> None:
+        self.shapes: Shapes = manifest.shapes
+        self.max_seq = manifest.max_seq
+        self._prefill = Graph(folder / "prefill.onnx", provider)
+        self._decode = Graph(folder / "decode.onnx", provider)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        model: Any,
+        *,
+        input_ids: torch.Tensor,
+        past_key_values: StarKVCache,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        **named: Any,
+    ) -> CausalLMOutputWithPast:
+        """What the model's own forward returns, of the last token (of all, where drafts are)."""
+        cache = past_key_values
+        if not isinstance(cache, StarKVCache):
+            raise StarKVError(
+                f"past_key_values is a {type(cache).__name__}: pass a StarKVCache, or leave it out"
+            )
+        batch, new = input_ids.shape
+        seen = cache.get_seq_length()
+        self._check_length(seen + new)
+        if attention_mask is None:
+            attention_mask = torch.ones(batch, seen + new, dtype=torch.int64)
+        positions = self._positions(position_ids, attention_mask, seen)
+        common = {"input_ids": input_ids, "attention_mask": attention_mask.long()}
+        if new > 1 and not cache.session.appending:
+            features = self._features(model, input_ids, named)
+            logits = self._prompt(cache, {**common, "position_ids": positions, **features})
+            return CausalLMOutputWithPast(logits=logits[:, None], past_key_values=cache)
+        rows = [
+            self._further(
+                cache,
+                {
+                    "input_ids": input_ids[:, i : i + 1],
+                    "attention_mask": common["attention_mask"][:, : seen + i + 1],
+                    "position_ids": positions[..., i : i + 1],
+                },
+            )
+            for i in range(new)
+        ]
+        return CausalLMOutputWithPast(logits=torch.stack(rows, 1), past_key_values=cache)
+
+    def _check_length(self, tokens: int) -> None:
+        if tokens > self.max_seq:
+            raise StarKVError(
+                f"{tokens} tokens, but the model was exported for at most {self.max_seq}: export "
+                f"it again with --max-seq {tokens} or more"
+            )
+
+    def _positions(self, given: torch.Tensor | None, mask: torch.Tensor, seen: int) -> torch.Tensor:
+        if given is None:
+            given = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, seen:]
+        rows = self.shapes.position_rows
+        if not rows:
+            return given
+        return given.expand(rows, *given.shape) if given.dim() == 2 else given[-rows:]
+
+    def _prompt(self, cache: StarKVCache, feeds: dict[str, torch.Tensor]) -> torch.Tensor:
+        layout, seen = cache.session.layout, cache.get_seq_length()
+        batch, new = feeds["input_ids"].shape
+        if layout is None or layout.seen != seen + new:
+            raise StarKVError(
+                "nothing tells what the prompt's tokens are: pass input_ids, not embeddings"
+            )
+        width = max(NARROWEST, layout.current.shape[1])
+        retired = cache.compressed_layers[0].retired if cache.layers else 0
+        feeds |= {
+            "frame": layout.frame, "row": layout.row, "column": layout.column,
+            "current": F.pad(layout.current, (0, width - layout.current.shape[1]), value=-1),
+            "counted": torch.ones(layout.seen - retired, dtype=torch.bool),
+        }  # fmt: skip
+        layers = self._layers(cache, batch)
+        for i, layer in enumerate(layers):
+            assert layer.state is not None
+            mi, mi_steps, pattern, pattern_count = layer.state
+            feeds |= {
+                f"past.{i}.key": layer.keys, f"past.{i}.value": layer.values,
+                f"past.{i}.kept": layer.places(), f"past.{i}.mi": mi,
+                f"past.{i}.mi_steps": mi_steps, f"past.{i}.pattern_count": pattern_count,
+                f"past.{i}.pattern": F.pad(pattern, (0, width - pattern.shape[-1])),
+            }  # fmt: skip
+        found = self._prefill(feeds)
+        for i, layer in enumerate(layers):
+            layer.keys, layer.values, layer.kept, *state = (
+                found[f"present.{i}.{name}"]
+                for name in ("key", "value", "kept", "mi", "mi_steps", "pattern", "pattern_count")
+            )
+            layer.state = (*state[:2], state[2][..., : layout.current.shape[1]], state[3])
+            layer.seen = layout.seen
+        return found["logits"]
+
+    def _layers(self, cache: StarKVCache, batch: int) -> list[StarKVLayer]:
+        """The cache's layers; those of a new cache are made, empty."""
+        while len(cache.layers) < len(self.shapes.layers):
+            cache.layers.append(StarKVLayer(cache.session))
+        for layer, shape in zip(cache.compressed_layers, self.shapes.layers, strict=True):
+            if layer.is_initialized and layer.state is not None:
+                continue
+            key, value = (
+                torch.zeros(batch, shape.heads, 0, dim, dtype=self.shapes.dtype)
+                for dim in (shape.key_dim, shape.value_dim)
+            )
+            layer.lazy_initialization(key, value)
+            layer.keys, layer.values = key, value
+            layer.kept = torch.zeros(batch, 0, dtype=torch.int64)
+            zero = torch.zeros(batch, dtype=torch.int64)
+            mi = torch.zeros(batch, shape.heads)
+            layer.state = (mi, zero, torch.zeros(batch, shape.heads, 1), zero)
+        return cache.compressed_layers
+
+    def _further(self, cache: StarKVCache, feeds: dict[str, torch.Tensor]) -> torch.Tensor:
+        for i, layer in enumerate(cache.compressed_layers):
+            feeds |= {f"past.{i}.key": layer.keys, f"past.{i}.value": layer.values}
+        found = self._decode(feeds)
+        for i, layer in enumerate(cache.compressed_layers):
+            layer.keys, layer.values = found[f"present.{i}.key"], found[f"present.{i}.value"]
+            layer.seen += 1
+        return found["logits"]
+
+    def _features(
+        self, model: Any, ids: torch.Tensor, named: dict[str, Any]
+    ) -> dict[str, torch.Tensor]:
+        """Image features in the places of their tokens."""
+        if not self.shapes.images:
+            return {}
+        token = getattr(model.config, "image_token_id", None)
+        is_image = ids == (-1 if token is None else token)
+        encoded = (named.get("mm_encoder_outputs") or {}).get("image")
+        if encoded is None and named.get("pixel_values") is not None:
+            encoded = model.get_image_features(
+                named["pixel_values"], named.get("image_grid_thw"), return_dict=True
+            )
+        wide = (*ids.shape, self.shapes.hidden)
+        dense = [torch.zeros(wide, dtype=self.shapes.dtype)] * (1 + self.shapes.deepstack)
+        if encoded is None:
+            if bool(is_image.any()):
+                raise StarKVError("the prompt has image tokens, but no pixel_values came with it")
+        else:
+            parts = [encoded.pooler_output, *getattr(encoded, "deepstack_features", [])]
+            dense = [_scattered(part, is_image, self.shapes) for part in parts]
+        names = [port.name for port in prefill_ports(self.shapes)[0]]
+        wanted = [n for n in names if n == "image_embeds" or n.startswith("deepstack.")]
+        return {"image_mask": is_image, **dict(zip(wanted, dense, strict=True))}
+
+
+def _scattered(part: Any, is_image: torch.Tensor, shapes: Shapes) -> torch.Tensor:
+    """[B, S, E] with the features at the image tokens, zeros elsewhere."""
+    features = part if isinstance(part, torch.Tensor) else torch.cat(tuple(part))
+    features = features.reshape(-1, shapes.hidden)
+    tokens = int(is_image.sum())
+    if len(features) != tokens:
+        raise StarKVError(f"{len(features)} image features for {tokens} image tokens")
+    dense = torch.zeros(*is_image.shape, shapes.hidden, dtype=shapes.dtype)
+    dense[is_image] = features.to(shapes.dtype)
+    return dense

@@ -1,0 +1,157 @@
+"""The vision tower of Qwen-VL models as a graph of its own: one image a call, of any size."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import UnsupportedModel
+from .graphs import Graph
+from .ports import Port
+
+INDICES = "interp_indices"
+
+
+class OneImage:
+    """In the place of `cu_seqlens`, where images begin and end: there is one, of all patches.
+
+    The tower asks for the lengths between and splits by them; a list of values would tie the graph
+    to one size, this is the length itself.
+    """
+
+    def __init__(self, patches: int) -> None:
+        self.patches = patches
+
+    def __getitem__(self, part: slice) -> OneImage:
+        return self
+
+    def __sub__(self, other: OneImage) -> OneImage:
+        return self
+
+    def tolist(self) -> list[int]:
+        return [self.patches]
+
+
+class Visual(nn.Module):
+    """Ports as `visual_ports` lists them; what depends on the grid alone comes from the host."""
+
+    def __init__(self, tower: Any, with_table: bool) -> None:
+        super().__init__()
+        self.tower, self.with_table = tower, with_table
+
+    def forward(self, ports: list[torch.Tensor]) -> list[torch.Tensor]:
+        pixels, places, *table = ports
+        patches = pixels.shape[0]
+        named: dict[str, Any] = {"cu_seqlens": OneImage(patches), "position_ids": places}
+        if self.with_table:
+            named[INDICES], named["interp_weights"] = table
+        grid = torch.zeros(1, 3, dtype=torch.int64)  # not read: all that follows from it is given
+        found = self.tower(pixels, grid_thw=grid, return_dict=True, **named)
+        return [found.pooler_output, *getattr(found, "deepstack_features", [])]
+
+
+def visual_ports(tower: Any, dtype: torch.dtype) -> tuple[list[Port], list[str]]:
+    """(inputs, names of outputs) of the tower's graph."""
+    config = tower.config
+    width = config.in_channels * config.temporal_patch_size * config.patch_size**2
+    inputs = [
+        Port("pixel_values", ("patches", width), dtype),
+        Port("position_ids", ("patches", 2), torch.int64),
+    ]
+    if _has_table(tower):
+        side = 2 * tower.spatial_merge_size
+        taps = _grid_inputs(tower, torch.tensor([[1, side, side]]))[INDICES].shape[1]
+        inputs += [
+            Port(INDICES, ("patches", taps), torch.int64),
+            Port("interp_weights", ("patches", taps), torch.float32),
+        ]
+    deep = len(getattr(tower, "deepstack_visual_indexes", ()))
+    return inputs, ["image_embeds", *(f"deepstack.{i}" for i in range(deep))]
+
+
+def export_visual(model: Any, folder: Path, say: Callable[[str], Any]) -> bool:
+    """Write `visual.onnx`, if the model takes images. Whether it did.
+
+    Raises:
+        UnsupportedModel: a tower of another kind.
+    """
+    if not hasattr(model, "get_image_features"):
+        return False
+    from .capture import export_program
+    from .onnx_graph import save, tidy, to_onnx
+
+    tower = getattr(getattr(model, "model", None), "visual", None)
+    if tower is None or not _is_exportable(tower):
+        raise UnsupportedModel(
+            f"{type(model).__name__}: its vision tower cannot be exported yet; towers of Qwen2-VL "
+            "and Qwen3-VL can"
+        )
+    say("visual.onnx")
+    inputs, outputs = visual_ports(tower, tower.dtype)
+    unit = tower.spatial_merge_size**2
+    program = export_program(
+        Visual(tower, _has_table(tower)).eval(), inputs, as_list=True,
+        sizes={"patches": 6 * unit}, multiples={"patches": unit},
+    )  # fmt: skip
+    save(tidy(to_onnx(program, [p.name for p in inputs], outputs)), folder / "visual.onnx")
+    return True
+
+
+def run_visual(
+    graph: Graph, tower: Any, pixels: torch.Tensor, grid_thw: torch.Tensor, **named: Any
+) -> Any:
+    """What the tower's forward returns, image by image."""
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    frames = [(1, *hw) for t, *hw in grid_thw.tolist() for _ in range(t)]
+    found = []
+    start = 0
+    for frame in frames:
+        patches = frame[1] * frame[2]
+        grid = torch.tensor([frame])
+        feeds = {"pixel_values": pixels[start : start + patches], **_grid_inputs(tower, grid)}
+        found.append(graph(feeds))
+        start += patches
+    joined = [torch.cat([f[name] for f in found]) for name in graph.outputs]
+    output = BaseModelOutputWithPooling(pooler_output=joined[0])
+    output.deepstack_features = joined[1:]
+    return output
+
+
+def _has_table(tower: Any) -> bool:
+    """Whether learned positions are resampled to the image's grid."""
+    return hasattr(tower, "num_grid_per_side")
+
+
+def _is_exportable(tower: Any) -> bool:
+    parameters = inspect.signature(tower.forward).parameters
+    return (
+        "grid_thw" in parameters
+        and not hasattr(tower, "get_window_index")
+        and not hasattr(tower.config, "window_size")
+    )
+
+
+def _grid_inputs(tower: Any, grid: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What the tower computes from the grid alone, by the library's own functions."""
+    try:
+        from transformers import vision_utils
+    except ImportError as error:
+        raise UnsupportedModel(
+            "vision towers are exported with transformers 5.23 or later, whose towers take what "
+            f"follows from the grid as inputs ({error})"
+        ) from error
+    merge = tower.spatial_merge_size
+    inputs = {"position_ids": vision_utils.get_vision_position_ids(grid, merge)}
+    if _has_table(tower):
+        indices, weights = vision_utils.get_vision_interpolation_indices_and_weights(
+            grid, num_grid_per_side=tower.num_grid_per_side, mode=tower.interpolation_mode,
+            align_corners=tower.interpolation_align_corners, spatial_merge_size=merge,
+        )  # fmt: skip
+        inputs |= {INDICES: indices, "interp_weights": weights.float()}
+    return inputs

@@ -1,0 +1,109 @@
+"""Exported graphs against the compiled model: same kept tokens, same answers, same state."""
+
+import json
+
+import pytest
+import torch
+
+import starkv_compile
+from starkv_compile import CacheError, StarKVCache, StarKVError
+from starkv_compile.export.graphs import Graph
+from starkv_compile.export.runner import load_model
+from starkv_compile.testing import Prompt, generate, tiny_inputs
+
+
+@pytest.fixture
+def pair(exported):
+    """The compiled model, and the one that runs in ONNX Runtime."""
+    model, folder = exported
+    starkv_compile.compile(model, budget=0.3, inner="eager")
+    yield model, load_model(folder)
+    starkv_compile.undo(model)
+
+
+def assert_same_cache(left, right):
+    pairs = list(zip(left.compressed_layers, right.compressed_layers, strict=True))
+    assert len(pairs) == 2
+    for a, b in pairs:
+        assert (a.seen, a.stored) == (b.seen, b.stored)
+        assert torch.equal(a.places(), b.places())
+        torch.testing.assert_close(a.keys, b.keys, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(a.values, b.values, atol=1e-5, rtol=1e-5)
+        for mine, theirs in zip(a.state, b.state, strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+
+
+LENGTHS = {
+    "traced": Prompt(((4, 4), (3, 5)), text=20),
+    "one frame": Prompt(((6, 7),), text=12),
+    "many frames": Prompt(((4, 4), (2, 3), (5, 5), (4, 6)), text=150),
+    "text": Prompt((), text=40),
+    "shorter than the window": Prompt((), text=3),
+    "window clipped": Prompt((), text=18),
+    "one token on a frame": Prompt(((1, 1),), text=9),
+}
+
+
+@pytest.mark.parametrize("prompt", LENGTHS.values(), ids=LENGTHS)
+def test_one_prompt(pair, prompt):
+    inputs = tiny_inputs("qwen3_vl", prompt)
+    mine, theirs = (generate(model, inputs, tokens=5) for model in pair)
+    assert torch.equal(mine.sequences, theirs.sequences)
+    assert_same_cache(mine.past_key_values, theirs.past_key_values)
+    for a, b in zip(mine.logits, theirs.logits, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_rows_of_a_batch_padded_on_the_left(pair):
+    inputs = tiny_inputs("qwen3_vl", Prompt(((4, 4),), text=9), Prompt(((3, 4), (5, 5)), text=30))
+    mine, theirs = (generate(model, inputs) for model in pair)
+    assert torch.equal(mine.sequences, theirs.sequences)
+    assert_same_cache(mine.past_key_values, theirs.past_key_values)
+
+
+def steps(model, count):
+    """Turns of a session with a frame each, some of text alone, on one cache."""
+    cache, seen = StarKVCache(model.config), 0
+    for step in range(count):
+        frames = () if step % 4 == 3 else ((4, 4 + step % 2),)
+        new = tiny_inputs("qwen3_vl", Prompt(frames, text=5 + 3 * step, seed=step))
+        ids = new.pop("input_ids")
+        places = torch.arange(seen, seen + ids.shape[1]).expand(4, 1, -1)
+        new.pop("attention_mask")
+        with torch.no_grad():
+            out = model(input_ids=ids, position_ids=places, past_key_values=cache, **new)
+        seen += ids.shape[1]
+        yield out.logits[:, -1], cache
+
+
+def test_state_of_a_ten_step_trajectory(pair):
+    for (mine, left), (theirs, right) in zip(*(steps(m, 10) for m in pair), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+        assert_same_cache(left, right)
+    assert int(left.compressed_layers[0].state[1]) == 8, "frames profiled"
+
+
+def test_beams_and_right_padding(pair):
+    inputs = tiny_inputs("qwen3_vl", Prompt(((4, 4),), text=20))
+    mine, theirs = (generate(model, inputs, num_beams=3) for model in pair)
+    assert torch.equal(mine.sequences, theirs.sequences)
+    inputs["attention_mask"][:, -2:] = 0
+    with pytest.raises(CacheError, match="right-padded"):
+        generate(pair[1], inputs)
+
+
+def test_more_tokens_than_exported_for(exported):
+    model = load_model(exported[1])
+    with pytest.raises(StarKVError, match="--max-seq 1230"):
+        generate(model, tiny_inputs("qwen3_vl", Prompt((), text=1228)))
+
+
+def test_manifest_lists_what_the_graphs_have(exported):
+    folder = exported[1]
+    described = json.loads((folder / "export.json").read_text())
+    assert described["capacity"] == "counted * 3 // 10"
+    for name, ports in described["graphs"].items():
+        graph = Graph(folder / name)
+        assert graph.inputs == [port["name"] for port in ports["inputs"]]
+        assert graph.outputs == [port["name"] for port in ports["outputs"]]
+    assert {"torch", "transformers", "onnx"} <= described["versions"].keys()

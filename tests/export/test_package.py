@@ -1,0 +1,78 @@
+"""The command: mistakes named in one sentence with exit code 2, nothing half-written left."""
+
+import json
+
+import pytest
+
+from starkv_compile import StarKVConfig, StarKVError
+from starkv_compile.__main__ import main
+from starkv_compile.agent.checkpoints import SHIPPED
+from starkv_compile.export import package
+from starkv_compile.export.graphs import Graph
+from starkv_compile.export.manifest import Manifest
+from starkv_compile.export.packages import MissingPackage, needs
+from starkv_compile.export.runner import OnnxSession
+
+
+def run(capsys, *arguments):
+    code = main(["export", *map(str, arguments)])
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere"], "nowhere: no checkpoint there (config.json is missing)"),
+        ([SHIPPED, "--budget", "1.0"], "budget=1.0 keeps everything"),
+        ([SHIPPED, "--budget", "20"], "budget=20.0"),
+        ([SHIPPED, "--max-seq", "4"], "max_seq=4: expected at least 16"),
+        ([SHIPPED, "--max-seq", "9000"], "max_seq=9000: the model has positions for 8192 tokens"),
+    ],
+)
+def test_mistakes_are_named_and_leave_nothing(arguments, said, capsys, tmp_path):
+    pytest.importorskip("onnxscript")
+    code, err = run(capsys, *arguments, "-o", tmp_path / "out")
+    assert code == 2
+    assert said in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_model_types_and_folders_in_use(capsys, tmp_path):
+    pytest.importorskip("onnxscript")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    code, err = run(capsys, tmp_path, "-o", tmp_path / "out")
+    assert (code, "model type 'vit'" in err) == (2, True)
+    code, err = run(capsys, SHIPPED, "-o", tmp_path)
+    assert (code, "exists already" in err) == (2, True)
+
+
+def test_what_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
+    def breaks(model, options, folder, say):
+        (folder / "prefill.onnx").write_text("half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(package, "_write", breaks)
+    options = package.ExportOptions(
+        checkpoint=SHIPPED, out=tmp_path / "out", config=StarKVConfig(), max_seq=64
+    )
+    with pytest.raises(KeyboardInterrupt):
+        package.export_model(None, options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_export_says_how_to_make_one(tmp_path):
+    with pytest.raises(StarKVError, match="no export there"):
+        OnnxSession(tmp_path)
+    (tmp_path / "export.json").write_text('{"format": 0}')
+    with pytest.raises(StarKVError, match="export again"):
+        Manifest.read(tmp_path)
+
+
+def test_missing_runtimes_are_named(tmp_path):
+    with pytest.raises(MissingPackage, match="starkv-compile\\[export\\]"):
+        needs("a_package_that_nobody_has")
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(StarKVError, match="expected one of cpu, cuda"):
+        Graph(tmp_path / "prefill.onnx", "tpu")
+    with pytest.raises(StarKVError, match="no such file"):
+        Graph(tmp_path / "prefill.onnx")

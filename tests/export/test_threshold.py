@@ -1,0 +1,80 @@
+"""Selection and rank counting without a sort: equal to the reference, bit for bit."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from starkv_compile import StarKVConfig
+from starkv_compile.export.select import TENSORRT_TOPK, chosen, select_by_threshold
+from starkv_compile.export.threshold import bins, count_ranks
+from starkv_compile.kernels.reference.selection import select_tokens
+from starkv_compile.kernels.reference.spatial import rank_histogram
+
+any_score = st.one_of(
+    st.floats(width=32),
+    st.sampled_from([0.0, -0.0, 1.0, 1e-41, 3.4e38, float("nan"), float("inf"), float("-inf")]),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_any_scores_are_selected_as_by_the_reference(data):
+    scores = torch.tensor([data.draw(st.lists(any_score, min_size=2, max_size=60))])
+    window = data.draw(st.integers(1, 8))
+    length = scores.shape[1] + window
+    capacity = data.draw(st.integers(window + 2, length + 5))
+    real = torch.tensor([data.draw(st.lists(st.booleans(), min_size=length, max_size=length))])
+    for shown in (None, real):
+        expected = select_tokens(scores, shown, length, window, capacity)
+        assert torch.equal(select_by_threshold(scores, shown, length, window, capacity), expected)
+
+
+def sink(places):
+    scores = torch.softmax(torch.randn(places), 0)
+    scores[0] = 1e9
+    return scores
+
+
+@pytest.mark.parametrize("places", [777, 131072])
+@pytest.mark.parametrize(
+    "scores",
+    [
+        lambda n: torch.softmax(12 * torch.randn(n), 0),
+        lambda n: torch.softmax(torch.randn(n), 0).half().float(),
+        lambda n: torch.zeros(n),
+        lambda n: (8 * torch.rand(n)).floor(),
+        sink,
+    ],
+    ids=["heavy tail", "half precision", "zeros", "ties", "attention sink"],
+)
+def test_long_prompts_are_selected_as_by_a_stable_sort(scores, places):
+    torch.manual_seed(0)
+    values = scores(places)[None]
+    expected = select_tokens(values, None, places + 8, 8, places // 5)
+    assert torch.equal(select_by_threshold(values, None, places + 8, 8, places // 5), expected)
+
+
+def test_bins_ascend_and_meet():
+    first, step = bins()
+    assert list(first) == sorted(first)
+    ends = [a + 2**23 * s for a, s in zip(first, step, strict=True)]
+    assert all(
+        end == begin or begin == first[-1] for end, begin in zip(ends[2:-1], first[3:], strict=True)
+    )
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 15, 16, 17, 90, 400])
+def test_ranks_are_counted_as_by_sorting(tokens):
+    torch.manual_seed(tokens)
+    scores = torch.rand(2, 3, tokens)
+    scores[:, :, tokens // 2 :] = scores[:, :, : tokens - tokens // 2].clone()  # ties
+    valid = torch.arange(tokens) < torch.tensor([[tokens], [tokens // 2]])
+    place = torch.randint(0, 144, (2, tokens))
+    assert torch.equal(count_ranks(scores, place, valid), rank_histogram(scores, place, valid))
+
+
+def test_auto_takes_the_form_that_tensorrt_can_run():
+    config = StarKVConfig()
+    assert chosen("auto", config, TENSORRT_TOPK) == "topk"
+    assert chosen("auto", config, TENSORRT_TOPK + 1) == "threshold"
