@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Node
 
 from ..config import StarKVConfig
 from ..errors import UnsupportedModel
+from ..kernels.compiling import portable
 from ..kernels.ops import BODIES, scores_counting_by
 from ..kernels.reference.capacity import every_length
 from ..passes import Pipeline, fx
@@ -59,7 +60,7 @@ def export_program(
         dims[name] = unit * Dim(f"{name}_by_{unit}") if unit > 1 else dims[name]
     shapes = [{i: dims[d] for i, d in enumerate(port.dims) if isinstance(d, str)} for port in ports]
     inputs = [torch.zeros(port.shape(sizes), dtype=port.dtype) for port in ports]
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), portable():
         warnings.simplefilter("ignore")
         return torch.export.export(
             module,
@@ -90,7 +91,8 @@ def capture_prompt(
     """
     program = export_program(module, inputs, as_list=True)
     whole: GraphModule = program.module(check_guards=False)
-    report = Pipeline(config).run(whole, cache="marked", every_length=True)
+    # What inductor is told about order is not for a graph that it never sees.
+    report = Pipeline(replace(config, inner="eager")).run(whole, cache="marked", every_length=True)
     _check(report)
     answer, parts = carve(whole, 1, each)
     for layer, part in enumerate(parts):

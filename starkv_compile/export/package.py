@@ -82,6 +82,9 @@ def _check(options: ExportOptions) -> None:
         raise OptionError(f"max_seq={options.max_seq}: expected at least {LEAST_SEQ} tokens")
     if options.config.debug:
         raise OptionError("debug=True reads values on the host, which an exported graph cannot")
+    for name in ("budget_bytes", "decode_tokens"):
+        if getattr(options.config, name) is not None:
+            raise OptionError(f"{name} is not exported yet; use budget or budget_tokens")
     if options.config.keeps_everything:
         raise OptionError("budget=1.0 keeps everything: there is nothing of ours to export")
 

@@ -1,0 +1,50 @@
+"""Each form of selection as an ONNX graph of its own: ties, sinks and zeros go as in a sort."""
+
+import pytest
+import torch
+
+from starkv_compile.export.select import SELECTIONS
+from starkv_compile.kernels.reference.capacity import every_length
+from starkv_compile.kernels.reference.selection import select_tokens
+
+WINDOW = 4
+
+
+class Select(torch.nn.Module):
+    def __init__(self, form):
+        super().__init__()
+        self.form = form
+
+    def forward(self, scores, real):
+        length = real.shape[1]
+        window = torch.sym_max(1, torch.sym_min(WINDOW, length // 5 - 2))
+        return self.form(scores[:, : length - window], real, length, window, length // 5)
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_every_length_of_one_graph(name, tmp_path):
+    for package in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="pip install 'starkv-compile[export]'")
+    from starkv_compile.export.capture import export_program
+    from starkv_compile.export.graphs import Graph
+    from starkv_compile.export.onnx_graph import save, to_onnx
+    from starkv_compile.export.ports import Port
+
+    ports = [
+        Port("scores", ("batch", "seen"), torch.float32),
+        Port("real", ("batch", "seen"), torch.bool),
+    ]
+    with every_length():
+        program = export_program(Select(SELECTIONS[name][0]), ports, as_list=False)
+    save(to_onnx(program, ["scores", "real"], ["kept"]), tmp_path / "select.onnx")
+    graph = Graph(tmp_path / "select.onnx")
+    torch.manual_seed(0)
+    for length in (6, 16, 31, 500):
+        sink = torch.softmax(9 * torch.randn(2, length), -1)
+        ties = (4 * torch.rand(2, length)).floor()
+        real = torch.rand(2, length) > 0.2
+        for scores in (sink, ties, torch.zeros(2, length), torch.randn(2, length)):
+            kept = graph({"scores": scores, "real": real})["kept"]
+            window = max(1, min(WINDOW, length // 5 - 2))
+            past = scores[:, : length - window]
+            assert torch.equal(kept, select_tokens(past, real, length, window, length // 5))
