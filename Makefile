@@ -1,4 +1,6 @@
 PYTHON ?= python3
+# Processes that share the tests.
+JOBS ?= 2
 BIN := .venv/bin
 
 .PHONY: help venv demo test test-kernels test-models test-hf weights test-weights bench lint clean
@@ -29,8 +31,9 @@ venv: .venv/.installed
 demo: venv
 	$(BIN)/python -m starkv_compile demo
 
+# By file: what a file's tests share is made once.
 test: venv
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 # Kernels are told how to run when they are defined: each way needs a process of its own.
 test-kernels: venv
