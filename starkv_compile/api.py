@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, TypeVar
 
 import torch
@@ -37,7 +38,8 @@ def compile(model: Model, config: StarKVConfig | None = None, **options: Any) ->
     attachment = attach(model, config)
 
     decoder.compile(backend=decoder_backend, options=config.to_options(), dynamic=True)
-    attachment.undo.append(lambda: setattr(decoder, "_compiled_call_impl", None))
+    kept = weakref.ref(decoder)  # which may be the model itself, and then would live for ever
+    attachment.undo.append(lambda: setattr(kept(), "_compiled_call_impl", None))
     inner = model._compiled_call_impl or model._call_impl  # the former: it is its own decoder
 
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -147,17 +147,10 @@ class Attachment:
             return args, kwargs, None
         if tokens.shape[1] == 1:
             return args, kwargs, self._begin_step(model, named)
-        if model.training:
-            self.refuse("the model is in training mode; call model.eval() first")
-            return args, kwargs, None
-        if named.get("use_cache", getattr(model.config, "use_cache", True)) is False:
-            self.refuse("use_cache=False: there is no cache to compress")
-            return args, kwargs, None
-        if is_packed(named.get("position_ids"), named.get("attention_mask")):
-            self.refuse(
-                "several sequences are packed into one row, as its position_ids start again; pass "
-                "them as rows of a batch, padded on the left"
-            )
+        reason = _why_whole(model, named)
+        if reason is not None:
+            self.refuse(reason)
+            self._append(model, named)
             return args, kwargs, None
         cache = self._ready_cache(model, named.get("past_key_values"))
         if cache is None:
@@ -170,6 +163,15 @@ class Attachment:
         if named.get("past_key_values") is None:
             kwargs = {**kwargs, "past_key_values": cache}
         return args, kwargs, None if drafts else cache
+
+    def _append(self, model: Any, named: dict[str, Any]) -> None:
+        """Have a cache that compresses store the coming tokens as they are."""
+        from .cache import StarKVCache
+
+        cache = named.get("past_key_values")
+        if isinstance(cache, StarKVCache):
+            cache.session.appending = True
+            describe_chunk(cache, model, named)
 
     def _begin_step(self, model: Any, named: dict[str, Any]) -> StarKVCache | None:
         """The cache, if the coming token is decoded into buffers."""
@@ -249,6 +251,20 @@ class Attachment:
         if reason not in self.report.refusals:
             self.report.refusals.append(reason)
             warnings.warn(f"starkv left this call uncompressed: {reason}", stacklevel=4)
+
+
+def _why_whole(model: Any, named: dict[str, Any]) -> str | None:
+    """Why a prompt is left whole whatever its cache; None if it need not be."""
+    if model.training:
+        return "the model is in training mode; call model.eval() first"
+    if named.get("use_cache", getattr(model.config, "use_cache", True)) is False:
+        return "use_cache=False: there is no cache to compress"
+    if is_packed(named.get("position_ids"), named.get("attention_mask")):
+        return (
+            "several sequences are packed into one row, as its position_ids start again; pass "
+            "them as rows of a batch, padded on the left"
+        )
+    return None
 
 
 def _drafted_tokens(named: dict[str, Any]) -> int:

@@ -10,6 +10,7 @@ The cache holds all state of a session. A new cache is a new session.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -309,7 +310,9 @@ class StarKVCache(DynamicCache):
             )
         moved = [layer.make_room(tokens) for layer in layers]
         if self.session.slot is None:
-            self.session.slot = _fixed(torch.zeros(1, dtype=torch.int64, device=layers[0].device))
+            with torch.inference_mode(False):
+                slot = torch.zeros(1, dtype=torch.int64, device=layers[0].device)
+            self.session.slot = _fixed(slot)
         self.session.slot.fill_(stored.pop())
         self.session.stepping = True
         return any(moved)
@@ -370,7 +373,7 @@ class StarKVCache(DynamicCache):
         twin.__dict__.update(vars(self))
         twin.session = self.session.fork()
         twin.layers = [layer.fork(twin.session) for layer in self.compressed_layers]
-        twin.layer_class_to_replicate = lambda: StarKVLayer(twin.session)
+        twin.layer_class_to_replicate = functools.partial(StarKVLayer, twin.session)
         return twin
 
     def _check_only_ours(self, what: str) -> None:
@@ -454,8 +457,12 @@ class StarKVCache(DynamicCache):
             layout.select(rows.to(layout.frame.device))
 
 
+@torch.inference_mode(False)
 def _with_room(tokens: torch.Tensor, room: int) -> torch.Tensor:
-    """A copy of [B, G, stored, D] with `room` more slots, zero: a mask hides finite values only."""
+    """A copy of [B, G, stored, D] with `room` more slots, zero: a mask hides finite values only.
+
+    Not of inference mode, outside which nothing may write to what was made inside.
+    """
     batch, groups, stored, dim = tokens.shape
     buffer = tokens.new_zeros(batch, groups, stored + room, dim)
     buffer[:, :, :stored] = tokens
@@ -483,7 +490,7 @@ def adopt(cache: DynamicCache) -> StarKVCache:
             StarKVLayer(session) if type(layer) is DynamicLayer else layer for layer in cache.layers
         ]
     else:
-        cache.layer_class_to_replicate = lambda: StarKVLayer(session)
+        cache.layer_class_to_replicate = functools.partial(StarKVLayer, session)
     cache.__class__ = StarKVCache
     cache.session = session
     return cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,9 @@ import torch
 
 _LIBRARY = "transformers.modeling_flash_attention_utils"
 _QUESTION = "_is_packed_sequence"
+_lock = threading.Lock()
+_open: list[Any] = []
+"""What each call under way has found the question to be: at the bottom the library's own."""
 
 
 def is_packed(position_ids: Any, attention_mask: Any) -> bool:
@@ -34,12 +38,16 @@ def known_as_unpacked(known: bool) -> Iterator[None]:
     if not known or not hasattr(library, _QUESTION):
         yield
         return
-    asked = getattr(library, _QUESTION)
-    setattr(library, _QUESTION, _no)
+    with _lock:
+        _open.append(getattr(library, _QUESTION))
+        setattr(library, _QUESTION, _no)
     try:
         yield
     finally:
-        setattr(library, _QUESTION, asked)
+        with _lock:  # calls of several threads overlap: the last one out puts the first's back
+            asked = _open.pop()
+            if not _open:
+                setattr(library, _QUESTION, asked)
 
 
 def _no(position_ids: Any, batch_size: int) -> bool:

@@ -184,3 +184,51 @@ def test_a_cache_is_pickled_with_its_session(model):
     cache = pickle.loads(pickle.dumps(out.past_key_values))
     straight = generate(model, again, past_key_values=out.past_key_values)
     assert_same(generate(model, again, past_key_values=cache), straight)
+
+
+@pytest.mark.parametrize("inner", ["eager", "aot_eager"])
+def test_a_call_that_records_gradients(inner):
+    """The answer is as differentiable as without starkv, and the cache is compressed."""
+    inputs, gradients, out = tiny_inputs(FAMILY, Prompt((), 40)), [], None
+    for compiled in (False, True):
+        model = tiny_model(FAMILY)
+        if compiled:
+            starkv_compile.compile(model, budget=0.3, inner=inner)
+        out = model(**inputs)
+        out.logits.square().mean().backward()
+        gradients.append(model.get_output_embeddings().weight.grad)
+    torch.testing.assert_close(gradients[1], gradients[0])
+    assert [layer.stored for layer in out.past_key_values.layers] == [12, 12]
+    assert not out.past_key_values.layers[0].keys.requires_grad
+
+
+@pytest.mark.parametrize("case", ["training", "use_cache"])
+def test_what_is_left_uncompressed_is_so_in_a_cache_of_ours_too(model, case):
+    cache, inputs = StarKVCache(model.config), tiny_inputs(FAMILY)
+    length = inputs["input_ids"].shape[1]
+    more = {"use_cache": False} if case == "use_cache" else {}
+    model.train(case == "training")
+    with torch.no_grad(), pytest.warns(UserWarning, match="left this call uncompressed"):
+        model(**inputs, past_key_values=cache, **more)
+    assert {layer.stored for layer in cache.compressed_layers} <= {0, length}
+    assert cache.session.layout.frame.max() == 1, "where its images are, is known all the same"
+
+
+def test_a_model_that_is_its_own_decoder_is_gone_when_nobody_holds_it():
+    model = tiny_model(FAMILY).get_decoder()
+    starkv_compile.compile(model, budget=0.3, inner="eager")
+    held = weakref.ref(model)
+    del model
+    gc.collect()
+    assert held() is None
+
+
+def test_buffers_made_in_inference_mode_are_written_outside():
+    model = tiny_model(FAMILY)
+    starkv_compile.compile(model, budget=0.3, inner="eager", decode_tokens=8)
+    cache, inputs = StarKVCache(model.config), tiny_inputs(FAMILY, Prompt((), 40))
+    with torch.inference_mode():
+        first = generate(model, inputs, past_key_values=cache).sequences
+    longer = torch.nn.functional.pad(first, (0, 20), value=7)
+    again = {"input_ids": longer, "attention_mask": torch.ones_like(longer)}
+    assert generate(model, again, past_key_values=cache).sequences.shape[1] > longer.shape[1]

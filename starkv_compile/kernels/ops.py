@@ -44,7 +44,7 @@ def _op(function: Callable[..., Any]) -> Callable[..., Any]:
 def _kernels(tensor: Tensor) -> Any:
     """The module of kernels for `tensor`'s device. On a GPU there is no falling back."""
     if not tensor.is_cuda:  # true on AMD's GPUs as well
-        return cpp if runs_cpp() else reference
+        return cpp if tensor.device.type == "cpu" and runs_cpp() else reference
     from . import triton
 
     return triton

@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Node, Proxy
 from torch.fx.proxy import GraphAppendingTracer
 
 from ..config import StarKVConfig
+from . import fx
 from .sites import Refusal, Site
 
 Cache = Literal["caller", "marked", "stock"]
@@ -68,6 +69,17 @@ class Context:
         if isinstance(value, Node):
             return Proxy(value, self._tracer)
         return value
+
+
+def without_gradient(value: Any, like: Node | None = None) -> Any:
+    """A proxy that nothing is differentiated through: scores and what is cached carry no gradient.
+
+    Nothing is inserted where there is none, as under `torch.no_grad`. like: the node that tells, if
+    nothing is recorded for the value's own.
+    """
+    if isinstance(value, Proxy) and fx.has_gradient(like or value.node):
+        return value.detach()
+    return value
 
 
 class GraphPass:

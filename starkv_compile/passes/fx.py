@@ -71,6 +71,11 @@ def shape(node: Any) -> tuple[Any, ...]:
     return tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else ()
 
 
+def has_gradient(node: Node) -> bool:
+    """Whether the node's tensor was differentiable when the graph was captured."""
+    return bool(getattr(value(node), "requires_grad", False))
+
+
 def bind(node: Node, *names: str) -> dict[str, Any]:
     """Positional and keyword arguments of a call under `names`; the absent ones are left out."""
     return {**dict(zip(names, node.args, strict=False)), **node.kwargs}

@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from ..kernels.ops import STARKV
 from . import fx
-from .base import Context, GraphPass
+from .base import Context, GraphPass, without_gradient
 from .sites import CacheWrite, Inserted
 
 INDEX = 2  # argument of starkv.cache_write
@@ -33,7 +33,8 @@ class InsertCompaction(GraphPass):
             assert write is not None
             assert scored is not None
             with context.graph.inserting_before(_end_of_scores(scored)):
-                key, value = context.proxy(write.key), context.proxy(write.value)
+                key = without_gradient(context.proxy(write.key))
+                value = without_gradient(context.proxy(write.value))
                 kept = STARKV.select_tokens(
                     scored.scores, scored.real, key.shape[2], scored.window, scored.capacity
                 )
@@ -77,6 +78,8 @@ def _end_of_scores(scored: Inserted) -> Node:
 def _wait(context: Context, attention: Node, key: Node, value: Node) -> None:
     """Let nothing read the attention's result before key and value exist."""
     result = _result(attention)
+    if fx.has_gradient(result):
+        return  # to be differentiated, and then nothing may seem to write to it
     with context.graph.inserting_after(max(result, key, value)):
         context.graph.call_function(STARKV.after.default, (result, key, value))
 

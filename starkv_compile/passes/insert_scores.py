@@ -9,7 +9,7 @@ import torch
 from ..kernels.ops import STARKV
 from ..policies import POLICIES, ScoreInputs
 from . import fx
-from .base import Context, GraphPass
+from .base import Context, GraphPass, without_gradient
 from .sites import Attention, Inserted, Site
 
 STATE = slice(7, 11)  # arguments of starkv.cache_write
@@ -27,7 +27,9 @@ class InsertScores(GraphPass):
             assert site.layout is not None
             marker = write.marker
             with context.graph.inserting_before(attention.node.next):
-                query, key = context.proxy(attention.query), context.proxy(attention.key)
+                query = without_gradient(context.proxy(attention.query))
+                key = without_gradient(context.proxy(attention.key))
+                log_sum_exp = context.proxy(site.log_sum_exp)
                 if marker is None:
                     state = STARKV.fresh_state(key, site.layout[3])
                     state = tuple(state[i] for i in range(4))
@@ -45,8 +47,8 @@ class InsertScores(GraphPass):
                         key=self._checked(key, f"layer {site.index}, keys"),
                         mask=mask,
                         scale=context.proxy(attention.scale),
-                        log_sum_exp=context.proxy(site.log_sum_exp),
-                        hidden=context.proxy(site.hidden),
+                        log_sum_exp=without_gradient(log_sum_exp, like=attention.query),
+                        hidden=without_gradient(context.proxy(site.hidden)),
                         real=real,
                         layout=site.layout,
                         state=state,

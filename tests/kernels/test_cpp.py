@@ -89,6 +89,15 @@ def test_masks(vectors, additive, shared, per_head):
     assert (ours[1, :, :23] == 0).all()
 
 
+@pytest.mark.parametrize("per_head", [False, True])
+def test_a_mask_of_the_keys_alone(vectors, per_head):
+    query, key = inputs(batch=2, length=70)
+    mask = (torch.arange(70) >= torch.tensor([[0], [23]]))[:, None, None]
+    ours = window_attention(query, key, mask, 0.2, 8, 40, per_head)
+    expected = exact(query, key, mask.expand(2, 1, 70, 70), 0.2, 8)
+    check(ours, expected if per_head else by_group(expected, 2))
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_given_log_sum_exp_is_used(vectors, monkeypatch, masked):
     query, key = inputs(heads=6, length=90)

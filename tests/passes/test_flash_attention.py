@@ -10,7 +10,7 @@ import starkv_compile
 from starkv_compile.kernels.ops import STARKV
 from starkv_compile.passes import apply
 from starkv_compile.testing import Prompt, generate, tiny_inputs, tiny_model
-from starkv_compile.unpacked import is_packed
+from starkv_compile.unpacked import is_packed, known_as_unpacked
 from tests.passes.one_layer import CONFIG, Attention, D, G, H, S, X, capture
 
 OPS = torch.library.Library("starkv_test_flash_attn2", "DEF")
@@ -247,3 +247,14 @@ def test_what_is_switched_on_is_refused_by_name(name):
     assert (report.found, report.rewritten) == (1, 0)
     assert reason in report.sites[0].reason
     assert 'attn_implementation="sdpa"' in report.sites[0].reason
+
+
+def test_calls_of_two_threads_give_the_library_its_question_back():
+    before = library._is_packed_sequence
+    first, second = known_as_unpacked(True), known_as_unpacked(True)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert library._is_packed_sequence is not before
+    second.__exit__(None, None, None)
+    assert library._is_packed_sequence is before

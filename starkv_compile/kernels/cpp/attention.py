@@ -50,7 +50,9 @@ def window_attention(
         key = key.float()
     if key.stride(3) != 1:
         key = key.contiguous()
-    shown = None if mask is None else _added(mask[:, :, -window:])
+    shown = None
+    if mask is not None:
+        shown = _added(mask.expand(-1, -1, queries, length)[:, :, -window:])
     work = _Work(
         batch, groups, heads, window, past, dim, key.stride(0), key.stride(1), key.stride(2),
         groups // key_heads, *_strides(shown), key.dtype == torch.bfloat16,
@@ -90,9 +92,9 @@ def _log_sum(
     parts = library(SOURCE).starkv_parts(ctypes.c_int64(work.past))
     largest, total = torch.empty(2, batch, groups, parts, rows)
     library(SOURCE).starkv_row_sums(ctypes.byref(work), pointer(largest), pointer(total))
-    key = key.repeat_interleave(work.key_share, 1) if work.key_share > 1 else key
+    key = key[:, :, work.past :].repeat_interleave(work.key_share, 1)
     if shown is not None:
-        shown = shown.transpose(2, 3)
+        shown = shown[:, :, work.past :].transpose(2, 3)
         shown = shown.expand(batch, work.heads * groups, -1, -1).reshape(batch, groups, rows, -1)
     inside = window_logits(packed, key, shown, work.window)
     top = torch.maximum(largest.amax(2), inside.amax(3))

@@ -19,7 +19,7 @@ def select_tokens(
     """As `reference.selection.select_tokens`, on values, not while a graph is traced."""
     batch, past = scores.shape
     selected, _ = split_capacity(length, window, capacity)
-    scores = scores.contiguous()
+    scores = scores.float().contiguous()
     if real is not None:
         real = real.contiguous()
     kept = torch.empty(batch, selected + length - past, dtype=torch.int64)
