@@ -56,7 +56,9 @@ def _plain():
         torch._dynamo.reset()
         model.get_decoder().compile(backend="eager", dynamic=True)
 
-    return dict(outputs(prepare))
+    # At Dynamo's own limit the last calls run uncompiled, and differ in the last bit.
+    with torch._dynamo.config.patch(recompile_limit=64):
+        return dict(outputs(prepare))
 
 
 def test_at_budget_one_every_call_is_compiled_and_bit_identical(tmp_path, plain):
