@@ -73,11 +73,13 @@ class FindCacheWrites(GraphPass):
 
 
 def _has_bias(mask: Node | None) -> bool:
-    """Whether a mask [B, H, S, L] holds numbers of each head's own."""
+    """Whether a mask, [B, H, S, L] or [H, S, L], holds numbers of each head's own."""
+    while fx.is_op(mask, fx.EXPAND):
+        mask = fx.operand(mask)  # type: ignore[arg-type]
     tensor = fx.value(mask)
     if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
         return False
-    return tensor.dim() == 4 and bool(tensor.shape[1] != 1) and not fx.is_op(mask, fx.EXPAND)
+    return tensor.dim() >= 3 and bool(tensor.shape[-3] != 1)
 
 
 def _marked(attention: Attention, markers: list[Node]) -> CacheWrite | None:

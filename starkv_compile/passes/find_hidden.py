@@ -34,7 +34,9 @@ class FindHidden(GraphPass):
         for node in _backwards(fx.newest(site.write.key)):
             if not fx.is_op(node, fx.LINEAR):
                 continue
-            source = node.args[1] if node.target is fx.aten.addmm.default else node.args[0]
+            source = fx.operand(node)
+            if node.target is fx.aten.addmm.default:
+                source = fx.bind(node, "input", "mat1", "mat2")["mat1"]
             for read in fx.through(source, fx.see_through_copies, _before_view):
                 dims = fx.shape(read)
                 if len(dims) == 3 and bool(dims[0] == batch) and bool(dims[1] == new_tokens):
@@ -44,7 +46,7 @@ class FindHidden(GraphPass):
 
 def _before_view(node: Node) -> Node | None:
     """[B, S, E], where ATen's linear layers read [B * S, E]."""
-    return node.args[0] if fx.is_op(node, fx.RESHAPE) else None  # type: ignore[return-value]
+    return fx.operand(node) if fx.is_op(node, fx.RESHAPE) else None
 
 
 def _backwards(start: Node) -> list[Node]:

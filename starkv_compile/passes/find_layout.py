@@ -73,7 +73,8 @@ def _image_mask(graph: torch.fx.Graph, batch: Any, tokens: Any) -> Node | None:
     for node in graph.nodes:
         if not fx.is_op(node, fx.MASKED_SCATTER):
             continue
-        for source in fx.through(node.args[1], lambda n: next(iter(fx.producers(n)), None)):
+        mask = fx.bind(node, "input", "mask", "source")["mask"]
+        for source in fx.through(mask, lambda n: next(iter(fx.producers(n)), None)):
             tensor = fx.value(source)
             if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.bool:
                 break

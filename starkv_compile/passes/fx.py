@@ -96,6 +96,21 @@ def bind_schema(node: Node) -> dict[str, Any]:
     return bind(node, *argument_names(node))
 
 
+def operand(node: Node) -> Any:
+    """What a call works on: its first argument, or the one it names `input`."""
+    return bind(node, "input").get("input")
+
+
+def operands(node: Node) -> tuple[Any, Any] | None:
+    """(left, right) of a sum, a product and the like; None if it is told more than these two."""
+    args = bind(node, "input", "other")
+    if "mat2" in args:  # as torch.bmm has it
+        args["other"] = args.pop("mat2")
+    if len(node.args) > 2 or set(args) != {"input", "other"}:
+        return None
+    return args["input"], args["other"]
+
+
 def agree(*shapes: tuple[str, Any]) -> bool:
     """Whether nodes have the shapes their letters say: a letter a dimension, a size a letter."""
     sizes: dict[str, Any] = {}
@@ -136,9 +151,10 @@ def newest(tokens: Node) -> Node:
 
 def scaled(node: Node) -> tuple[Node, float] | None:
     """(x, factor) of `x * factor`, `factor * x` or `x / divisor`."""
-    if not is_op(node, MULTIPLY + DIVIDE) or len(node.args) != 2 or node.kwargs:
+    sides = operands(node) if is_op(node, MULTIPLY + DIVIDE) else None
+    if sides is None:
         return None
-    left, right = node.args
+    left, right = sides
     if is_op(node, MULTIPLY) and isinstance(right, Node):
         left, right = right, left
     if not isinstance(left, Node) or not isinstance(right, (int, float)):
@@ -157,11 +173,12 @@ def swaps_last_two(node: Node) -> bool:
 
 def order_of_dims(node: Node) -> list[int]:
     """Which dimension of its first argument each of the node's is; [] if it is no transpose."""
-    if not is_op(node, TRANSPOSE + PERMUTE) or node.kwargs or not shape(node):
+    if not is_op(node, TRANSPOSE + PERMUTE) or not shape(node):
         return []
     order = list(range(len(shape(node))))
-    given: Any = node.args[1:] if isinstance(node.args[1], int) else node.args[1]
-    dims = [dim % len(order) for dim in given]
+    named = [dim for name, dim in node.kwargs.items() if name != "input"]
+    given: Any = [*node.args[1:], *named]  # two to exchange, in either order; or all
+    dims = [dim % len(order) for dim in (given if isinstance(given[0], int) else given[0])]
     if is_op(node, PERMUTE):
         return dims
     order[dims[0]], order[dims[1]] = dims[1], dims[0]
@@ -170,28 +187,29 @@ def order_of_dims(node: Node) -> list[int]:
 
 def see_through_copies(node: Node) -> Node | None:
     """The source of a cast or copy."""
-    return node.args[0] if is_op(node, CAST + COPY) else None  # type: ignore[return-value]
+    return operand(node) if is_op(node, CAST + COPY) else None
 
 
 def see_through_folding(node: Node) -> Node | None:
     """The source of a reshape of leading dimensions alone, or of an expand that adds nothing."""
-    if not is_op(node, RESHAPE + EXPAND) or not isinstance(node.args[0], Node):
+    if not is_op(node, RESHAPE + EXPAND):
         return None
-    new, old = shape(node), shape(node.args[0])
+    source: Node = operand(node)
+    new, old = shape(node), shape(source)
     if not old or not bool(new[-2:] == old[-2:]) or (is_op(node, EXPAND) and not bool(new == old)):
         return None
-    return node.args[0]
+    return source
 
 
 def see_through_padding(node: Node) -> Node | None:
     """The source of vectors made longer by zeros, which no product notices."""
-    if not is_op(node, PAD) or len(node.args) < 2 or len(node.args[1]) != 2:  # type: ignore[arg-type]
+    if not is_op(node, PAD):
         return None
-    more = bind(node, "input", "pad", "mode", "value")
+    args = bind(node, "input", "pad", "mode", "value")
     if node.target is aten.constant_pad_nd.default:
-        more = bind(node, "input", "pad", "value")
-    plain = node.args[1][0] == 0 and more.get("mode", "constant") == "constant"  # type: ignore[index]
-    return node.args[0] if plain and not more.get("value") else None  # type: ignore[return-value]
+        args = bind(node, "input", "pad", "value")
+    plain = len(args["pad"]) == 2 and args["pad"][0] == 0 and not args.get("value")
+    return args["input"] if plain and args.get("mode", "constant") == "constant" else None
 
 
 def cached_of(chain: list[Node]) -> Node:
@@ -214,25 +232,43 @@ def _is_returned(node: Node) -> bool:
 def see_through_repeat_kv(node: Node) -> Node | None:
     """The source of keys or values repeated once per query head of a group.
 
-    `repeat_interleave(x, n, dim=1)`, or unsqueeze / index with None, expand, reshape back to 4-D.
-    Told apart from any other reshape by the shapes: [B, G, L, D] becomes [B, G * r, L, D].
+    `repeat_interleave(x, n, dim=1)`, or unsqueeze / index with None, expand, reshape back to 4-D:
+    [B, G, L, D] becomes [B, G, 1, L, D], [B, G, r, L, D], [B, G * r, L, D]. Heads laid out as whole
+    sets one after another (from [B, 1, G, L, D]) are others: query head h reads h % G, not h // r.
     """
     if is_op(node, REPEAT):
-        return node.args[0]  # type: ignore[return-value]
+        return _see_through_repeat(node)
     if not is_op(node, RESHAPE) or len(shape(node)) != 4:
         return None
-    expanded = node.args[0]
-    if not (is_op(expanded, EXPAND) or is_op(expanded, COPY)) or len(shape(expanded)) != 5:
+    copies = through(operand(node), see_through_copies)
+    expanded = next((n for n in copies if is_op(n, EXPAND) and len(shape(n)) == 5), None)
+    if expanded is None:
         return None
-    source = next((n for n in through(expanded, _first_input) if len(shape(n)) == 4), None)
+    widened = operand(expanded)
+    source = next((n for n in through(widened, _see_through_widening) if len(shape(n)) == 4), None)
     if source is None:
         return None
-    batch, _, length, dim = shape(source)
-    if shape(node)[0] == batch and shape(node)[2:] == (length, dim):
-        return source
-    return None
+    batch, groups, length, dim = shape(source)
+    beside_heads = all(
+        (shape(n)[0], *shape(n)[-2:]) == (batch, length, dim) for n in (expanded, node)
+    )
+    return source if beside_heads and shape(widened) == (batch, groups, 1, length, dim) else None
 
 
-def _first_input(node: Node) -> Node | None:
-    inputs = producers(node)
-    return inputs[0] if inputs else None
+def _see_through_repeat(node: Node) -> Node | None:
+    """The source of a repeat, as often for each, along the heads: the third dimension from last."""
+    args = bind(node, "input", "repeats", "dim")
+    dim, rank = args.get("dim"), len(shape(node))
+    often = isinstance(value(args.get("repeats")), (int, torch.SymInt))
+    along_heads = isinstance(dim, int) and rank >= 3 and dim % rank == rank - 3
+    return args["input"] if often and along_heads else None
+
+
+def _see_through_widening(node: Node) -> Node | None:
+    """The source of a tensor given further dimensions of size 1, its elements in their order."""
+    if node.target is operator.getitem or node.target == "__getitem__":
+        index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+        plain = all(i is None or i is ... or isinstance(i, slice) for i in index)
+        return operand(node) if plain else None
+    whole = is_op(node, SLICE) and shape(node) == shape(operand(node))
+    return operand(node) if whole or is_op(node, UNSQUEEZE + RESHAPE + COPY) else None

@@ -10,7 +10,7 @@ from ..kernels.ops import STARKV
 from ..policies import POLICIES, ScoreInputs
 from . import fx
 from .base import Context, GraphPass, without_gradient
-from .sites import Attention, Inserted, Site
+from .sites import HIDDEN, Attention, Inserted, Site
 
 STATE = slice(7, 11)  # arguments of starkv.cache_write
 SEEN = 11
@@ -142,5 +142,5 @@ def _real_tokens(context: Context, site: Site, mask: Any) -> Any:
     last = mask[:, 0, -1, :]
     dtype = torch.bool if attention.mask is None else fx.value(attention.mask).dtype
     if dtype != torch.bool:
-        last = last > torch.finfo(dtype).min / 2
+        last = last > HIDDEN
     return last.expand(context.proxy(site.attention.query).shape[0], -1)

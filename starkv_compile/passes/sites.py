@@ -7,6 +7,9 @@ from typing import Any
 
 from torch.fx import Node
 
+HIDDEN = -9984.0
+"""What hides a key from a query is at most this: -1e4, as bfloat16 rounds it."""
+
 
 @dataclass(frozen=True)
 class Attention:

@@ -232,6 +232,11 @@ def in_another_layout(q, k, v):
 
 REFUSED = {
     "a sliding window": (lambda *t: call(*t, window_size=(7, 0)), "window_size_left"),
+    "a window to the right": (
+        lambda *t: call(*t, causal=False, window_size=(-1, 0)),
+        "window_size_right",
+    ),
+    "a window of one": (lambda *t: call(*t, window_size=(0, -1)), "window_size_left"),
     "a soft cap": (lambda *t: call(*t, softcap=30.0), "softcap"),
     "slopes": (lambda *t: call(*t, alibi_slopes=torch.ones(H)), "alibi_slopes"),
     "a sink": (lambda *t: call_of_hub(*t, s_aux=torch.ones(H)), "s_aux"),

@@ -276,3 +276,95 @@ def test_what_is_cached_counts_not_what_it_was_made_of():
         graph = capture(Repeated(), X, how=how)
         assert apply(graph, CONFIG).rewritten == 1, how
         assert graph(X)[1].shape == (2, H, S // 2, D)
+
+
+def sets_of_heads(t):
+    """[B, G, L, D] as [B, H, L, D] where head h is h % G, not h // (H // G)."""
+    batch, groups, length, dim = t.shape
+    t = t.unsqueeze(1).expand(batch, H // G, groups, length, dim)
+    return t.reshape(batch, H, length, dim)
+
+
+OTHER_REPEATS = {
+    "sets": sets_of_heads,
+    "sets, copied": lambda t: (
+        t[:, None].expand(-1, H // G, -1, -1, -1).contiguous().view(2, H, S, D)
+    ),
+    "uneven": lambda t: t.repeat_interleave(torch.tensor([1, 3]), dim=1, output_size=H),
+    "permuted": lambda t: (
+        t[:, [1, 0], None].expand(-1, -1, H // G, -1, -1).reshape(2, H, S, D)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["dynamo", "export", "core"])
+@pytest.mark.parametrize("name", OTHER_REPEATS)
+def test_heads_repeated_in_another_order_are_left(name, how):
+    class Repeated(Attention):
+        def repeated(self, q, k, v, mask):
+            k, v = OTHER_REPEATS[name](k), OTHER_REPEATS[name](v)
+            return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    report = apply(capture(Repeated("repeated"), X, how=how), CONFIG)
+    assert (report.found, report.rewritten) == (1, 0), str(report)
+
+
+def test_repeats_of_tokens_are_no_repeats_of_heads():
+    class Longer(Attention):
+        def longer(self, q, k, v, mask):
+            k, v = (t.repeat_interleave(2, dim=-2) for t in (k, v))
+            seen = SEEN.repeat_interleave(2, dim=-1)
+            return nn.functional.scaled_dot_product_attention(q, k, v, seen, enable_gqa=True)
+
+    report = apply(capture(Longer("longer"), X), CONFIG)
+    assert (report.found, report.rewritten) == (1, 0), str(report)
+
+
+class Named(Attention):
+    """Calls whose arguments are all given by name."""
+
+    def forward(self, x, mask=None):
+        q, k, v = (
+            nn.functional.linear(input=x, weight=f.weight, bias=f.bias)
+            .unflatten(-1, (-1, D))
+            .transpose(dim0=1, dim1=2)
+            for f in (self.q, self.k, self.v)
+        )
+        return getattr(self, self.form)(q, k, v, mask), k, v
+
+    def repeats(self, q, k, v, mask):
+        k, v = (torch.repeat_interleave(input=t, repeats=H // G, dim=-3) for t in (k, v))
+        return nn.functional.scaled_dot_product_attention(query=q, key=k, value=v, is_causal=True)
+
+    def product(self, q, k):
+        k = torch.transpose(input=repeat_kv(k), dim0=2, dim1=3)
+        return torch.mul(input=torch.matmul(input=q, other=k), other=D**-0.5)
+
+    def filled(self, q, k, v, mask):
+        weights = self.product(q, k).masked_fill(~SEEN, value=float("-inf"))
+        return torch.matmul(other=repeat_kv(v), input=torch.softmax(input=weights, dim=-1))
+
+    def chosen(self, q, k, v, mask):
+        weights = self.product(q, k)
+        weights = torch.where(input=weights, condition=SEEN, other=float("-inf"))
+        return torch.softmax(input=weights, dim=-1) @ repeat_kv(v)
+
+    def methods(self, q, k, v, mask):
+        weights = (q @ repeat_kv(k).permute(dims=(0, 1, 3, 2))).mul(other=D**-0.5)
+        return weights.where(SEEN, torch.full([], float("-inf"))).softmax(dim=-1) @ repeat_kv(v)
+
+
+@pytest.mark.parametrize("form", ["repeats", "filled", "chosen", "methods"])
+def test_arguments_given_by_name(form):
+    reports = []
+
+    def backend(graph, _):  # export would put them into their places
+        reports.append(apply(graph, CONFIG))
+        return graph
+
+    kept = torch.compile(Named(form).eval(), backend=backend, fullgraph=True)(X)[1]
+    assert [report.rewritten for report in reports] == [1], str(reports[0])
+    assert reports[0].sites[0].note is None, "the key projection's input was found"
+    expected = capture(Named("sdpa"), X, how="export")
+    apply(expected, CONFIG)
+    assert torch.equal(kept, expected(X)[1])

@@ -37,6 +37,32 @@ def test_masks_of_any_rank(shape):
     assert torch.equal(graph(X, mask)[1], causal(X)[1])
 
 
+@pytest.mark.parametrize("low", [float("-inf"), -1e9, -65504.0, -1e4])
+def test_padding_is_not_real_whatever_number_hides_it(low):
+    seen = torch.ones(S, S, dtype=torch.bool).tril().expand(2, 1, S, S).clone()
+    seen[0, ..., : S - 10] = False
+    additive = torch.zeros(seen.shape).masked_fill(~seen, low)
+    kept = []
+    for mask in (seen, additive, additive.bfloat16().float()):
+        graph = capture(Attention(), X, mask, how="export")
+        assert apply(graph, CONFIG).rewritten == 1
+        kept.append(graph(X, mask)[1])
+    assert torch.equal(kept[1], kept[0])
+    assert torch.equal(kept[2], kept[0]), "-1e4 is -9984 in bfloat16"
+
+
+@pytest.mark.parametrize("shape", [(H, S, S), (1, H, S, S)], ids=str)
+@pytest.mark.parametrize("form", ["sdpa", "expanded"])
+def test_a_bias_of_each_head_is_known_in_masks_of_any_rank(form, shape):
+    class Expanded(Attention):
+        def expanded(self, q, k, v, mask):
+            return self.sdpa(q, k, v, mask.expand(2, H, S, S))
+
+    graph = capture(Expanded(form), X, torch.randn(shape))
+    report = Pipeline(CONFIG).run(graph, cache="stock")
+    assert "another bias for each head" in report.sites[0].reason
+
+
 def test_uncached_attention_is_refused_with_node_and_reason():
     report = apply(capture(Attention(cached=False), X), CONFIG)
     assert (report.found, report.rewritten) == (1, 0)

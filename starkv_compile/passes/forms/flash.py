@@ -23,6 +23,7 @@ NO_MATTER = {  # where results go, how work is shared out, whether more is retur
     "is_rotary_interleaved", "rotary_interleaved", "gen", "gen_",
 }  # fmt: skip
 OFF: tuple[Any, ...] = (None, 0, -1)  # and so 0.0 and False
+NO_WINDOW: tuple[Any, ...] = (None, -1)  # 0 is one that ends at the query's own place
 UNPADDED = (
     "FlashAttention of padded or packed prompts (sequences laid end to end) is not read: pass one "
     f"prompt at a time, or {SDPA_WAY_OUT}"
@@ -81,18 +82,21 @@ def _switched_on(node: Node) -> list[str]:
     """Arguments that ask for more than this form has: windows, caps, biases, sinks, lengths."""
     args = fx.bind_schema(node)
     more = set(args) - READ - NO_MATTER
-    return sorted(name for name in more if not _is_off(args[name]))
+    if args.get("causal", args.get("is_causal")) and args.get("window_size_right") == 0:
+        more.remove("window_size_right")  # what causal says already
+    return sorted(name for name in more if not _is_off(name, args[name]))
 
 
-def _is_off(value: Any) -> bool:
-    return not isinstance(value, (Node, str, list, tuple)) and value in OFF
+def _is_off(name: str, value: Any) -> bool:
+    off = NO_WINDOW if name.startswith("window_size") else OFF
+    return not isinstance(value, (Node, str, list, tuple)) and value in off
 
 
 def _heads_first(node: Any) -> Node | None:
     """[B, H, S, D] where `node` is that with heads and tokens exchanged."""
     for source in fx.through(node, fx.see_through_copies, fx.see_through_padding):
         if fx.order_of_dims(source) == [0, 2, 1, 3]:
-            return source.args[0]  # type: ignore[return-value]
+            return fx.operand(source)
     return None
 
 

@@ -43,7 +43,7 @@ def steps_behind(node: Any) -> Iterator[Step]:
         if scaled is not None:
             node, factor = scaled[0], factor * scaled[1]
         elif fx.swaps_last_two(node):
-            node, swapped = node.args[0], not swapped
+            node, swapped = fx.operand(node), not swapped
         else:
             steps = (fx.see_through_copies, fx.see_through_repeat_kv, fx.see_through_folding)
             node = next((inner for step in steps if (inner := step(node)) is not None), None)

@@ -12,23 +12,23 @@ from typing import Any, NamedTuple
 from torch.fx import Node
 
 from .. import fx
-from ..sites import Attention
+from ..sites import HIDDEN, Attention
 from .operands import NO_BIAS, NO_VALUES, SDPA_WAY_OUT, steps_behind
-
-HIDDEN = -1e4  # what is filled in where keys are hidden is at most this
 
 
 def read(node: Node) -> Attention | None:
     """`node` as an attention if it is the second product. Its mask says what is hidden."""
-    if not fx.is_op(node, fx.MATMUL) or len(node.args) < 2:
+    factors = fx.operands(node) if fx.is_op(node, fx.MATMUL) else None
+    if factors is None:
         return None
-    softmax = _softmax_behind(node.args[0])
+    softmax = _softmax_behind(factors[0])
     logits = None if softmax is None else _read_logits(_input_of(softmax))
-    if logits is None:
+    of_logits = None if logits is None else fx.operands(logits.product)
+    if logits is None or of_logits is None:
         return None
-    queries = [step for step in steps_behind(logits.product.args[0]) if _is_4d(step, False)]
-    keys = [step for step in steps_behind(logits.product.args[1]) if _is_4d(step, True)]
-    values = [step.node for step in steps_behind(node.args[1]) if step[1:] == (1.0, False)]
+    queries = [step for step in steps_behind(of_logits[0]) if _is_4d(step, False)]
+    keys = [step for step in steps_behind(of_logits[1]) if _is_4d(step, True)]
+    values = [step.node for step in steps_behind(factors[1]) if step[1:] == (1.0, False)]
     if not queries or not keys:
         return None
     query = queries[-1]
@@ -50,7 +50,7 @@ def why_not(node: Node) -> str | None:
     """What stands between the two products beside a scale and a mask."""
     if not fx.is_op(node, fx.MATMUL):
         return None
-    softmax = _softmax_behind(node.args[0])
+    softmax = _softmax_behind(fx.operand(node))
     if softmax is None:
         return None
     if not fx.shape(softmax):
@@ -74,13 +74,13 @@ def _is_4d(step: Any, swapped: bool) -> bool:
 
 def _first_operand(node: Node) -> Node | None:
     """Of sums, products and the like."""
-    if fx.is_op(node, fx.ADD + fx.SUBTRACT + fx.MULTIPLY + fx.DIVIDE + fx.IN_PLACE):
-        return node.args[0] if isinstance(node.args[0], Node) else None
-    if fx.is_op(node, fx.MASKED_FILL):
-        return node.args[0] if isinstance(node.args[0], Node) else None
-    if fx.is_op(node, fx.WHERE):
-        return next((n for n in node.args[1:] if _filled_with(n) is None), None)  # type: ignore[return-value]
-    return None
+    arithmetic = fx.ADD + fx.SUBTRACT + fx.MULTIPLY + fx.DIVIDE + fx.IN_PLACE
+    first = None
+    if fx.is_op(node, arithmetic + fx.MASKED_FILL):
+        first = fx.operand(node)
+    elif (choice := _choice(node)) is not None:
+        first = next((n for n in choice[1:] if _filled_with(n) is None), None)
+    return first if isinstance(first, Node) else None
 
 
 # --- the softmax
@@ -96,15 +96,16 @@ def _softmax_behind(weights: Any) -> Node | None:
 
 def _see_through_weights(node: Node) -> Node | None:
     if fx.is_op(node, fx.DROPOUT + fx.SLICE):
-        return node.args[0]  # type: ignore[return-value]
+        return fx.operand(node)
     return _see_through_safety(node)
 
 
 def _see_through_safety(node: Node) -> Node | None:
     """The softmax in `where(sees nothing, 0, softmax)`: such a query does not vote anyway."""
-    if not fx.is_op(node, fx.WHERE) or len(node.args) != 3:
+    choice = _choice(node)
+    if choice is None:
         return None
-    condition, zeros, softmax = node.args
+    condition, zeros, softmax = choice
     logits = _input_of(softmax)
     if logits is None or _filled_with(zeros) != 0:
         return None
@@ -119,14 +120,16 @@ def _input_of(softmax: Any) -> Node | None:
         dim = args.get("dim")
         last = isinstance(dim, int) and dim in (-1, len(fx.shape(softmax)) - 1)
         return args["input"] if last else None
-    if not fx.is_op(softmax, fx.DIVIDE) or not fx.is_op(softmax.args[0], fx.EXP):
+    sides = fx.operands(softmax) if fx.is_op(softmax, fx.DIVIDE) else None
+    if sides is None or not fx.is_op(sides[0], fx.EXP):
         return None
-    exponential, total = softmax.args
-    if not fx.is_op(total, fx.SUM) or total.args[0] is not exponential or not _is_a_row(total):
+    exponential, total = sides
+    if not fx.is_op(total, fx.SUM) or fx.operand(total) is not exponential or not _is_a_row(total):
         return None
-    inner = exponential.args[0]
-    if fx.is_op(inner, fx.SUBTRACT) and _is_a_row(inner.args[1]):
-        return inner.args[0]  # the same for every key, the largest logit as a rule
+    inner: Node = fx.operand(exponential)
+    sides = fx.operands(inner) if fx.is_op(inner, fx.SUBTRACT) else None
+    if sides is not None and _is_a_row(sides[1]):
+        return sides[0]  # the same for every key, the largest logit as a rule
     return inner
 
 
@@ -168,17 +171,29 @@ def _read_logits(node: Any) -> _Logits | None:
 def _mask_in(node: Node) -> tuple[Node, Node, bool] | None:
     """(logits, mask, whether it is True where hidden) of `node`, if a mask comes in there."""
     if fx.is_op(node, fx.MASKED_FILL):
-        logits, hidden, filler = node.args
-        return _where(logits, hidden, filler, True)
-    if fx.is_op(node, fx.WHERE) and len(node.args) == 3:
-        condition, left, right = node.args
+        args = fx.bind(node, "input", "mask", "value")
+        return _where(args["input"], args["mask"], args["value"], True)
+    if (choice := _choice(node)) is not None:
+        condition, left, right = choice
         return _where(left, condition, right, False) or _where(right, condition, left, True)
-    if not fx.is_op(node, fx.ADD) or node.kwargs:
+    sides = fx.operands(node) if fx.is_op(node, fx.ADD) else None
+    if sides is None:
         return None
-    left, right = node.args
+    left, right = sides
     if not isinstance(left, Node) or not isinstance(right, Node):
         return None
     return (right, left, False) if _is_scaled_product(right) else (left, right, False)
+
+
+def _choice(node: Node) -> tuple[Any, Any, Any] | None:
+    """(condition, what is chosen where it holds, what elsewhere) of `node`, if it chooses."""
+    if not fx.is_op(node, fx.WHERE):
+        return None
+    method = node.op == "call_method"  # x.where(condition, other)
+    names = ("input", "condition", "other") if method else ("condition", "input", "other")
+    args = fx.bind(node, *names)
+    complete = set(args) == set(names)
+    return (args["condition"], args["input"], args["other"]) if complete else None
 
 
 def _where(logits: Any, mask: Any, filler: Any, hides: bool) -> tuple[Node, Node, bool] | None:
