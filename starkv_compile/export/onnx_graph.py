@@ -30,7 +30,26 @@ def sort_stable(values: Any, stable: bool = True, dim: int = -1, descending: boo
     return op.TopK(values, length, axis=dim, largest=descending, sorted=True)
 
 
-TRANSLATIONS: dict[Any, Any] = {torch.ops.aten.sort.stable: sort_stable}
+def conv3d(
+    values: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Sequence[int] = (1, 1, 1),
+    padding: Sequence[int] = (0, 0, 0),
+    dilation: Sequence[int] = (1, 1, 1),
+    groups: int = 1,
+) -> Any:
+    """aten.conv3d: onnxscript's gives one without a bias (Qwen2-VL's) zeros of a wrong shape."""
+    return op.Conv(
+        values, weight, bias, strides=list(stride), pads=[*padding, *padding],
+        dilations=list(dilation), group=groups,
+    )  # fmt: skip
+
+
+TRANSLATIONS: dict[Any, Any] = {
+    torch.ops.aten.sort.stable: sort_stable,
+    torch.ops.aten.conv3d.default: conv3d,
+}
 
 
 def to_onnx(program: ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:

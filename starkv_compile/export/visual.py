@@ -119,7 +119,8 @@ def run_visual(
         start += patches
     joined = [torch.cat([f[name] for f in found]) for name in graph.outputs]
     output = BaseModelOutputWithPooling(pooler_output=joined[0])
-    output.deepstack_features = joined[1:]
+    if joined[1:]:  # `generate` looks into such a list where there is one: Qwen2-VL has none
+        output.deepstack_features = joined[1:]
     return output
 
 

@@ -1,18 +1,63 @@
-"""Exporting takes half a minute of one core, so a model is exported once for all tests."""
+"""Exporting takes up to a minute of one core, so each form is exported once for all tests."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+import starkv_compile
 from starkv_compile import StarKVConfig
-from starkv_compile.export.package import ExportOptions, export_model
 from starkv_compile.testing import tiny_model
+
+MODELS = {"topk": ("qwen2_vl", 2), "threshold": ("qwen3_vl", 1)}
+"""By form of selection: family and layers. Two layers share a cache part; deep features: Qwen3."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A tiny model compiled at budget 0.3, its folder, and the same model in ONNX Runtime."""
+
+    family: str
+    layers: int
+    compiled: Any
+    folder: Path
+    onnx: Any
+
+    @property
+    def pair(self):
+        return self.compiled, self.onnx
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory):
-    """(model, folder) of a tiny Qwen3-VL at budget 0.3."""
+def exports(tmp_path_factory):
+    """By form of selection, what was exported in it: made when first asked for."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="pip install 'starkv-compile[export]'")
-    model = tiny_model("qwen3_vl")
+    made = {}
+
+    def of(form):
+        if form not in made:
+            made[form] = _export(form, tmp_path_factory)
+        return made[form]
+
+    yield of
+    for exported in made.values():
+        starkv_compile.undo(exported.compiled)
+
+
+@pytest.fixture
+def exported(request, exports):
+    """In the form that a test is parametrized with, by default `topk`."""
+    return exports(getattr(request, "param", "topk"))
+
+
+def _export(form, tmp_path_factory):
+    from starkv_compile.export.package import ExportOptions, export_model
+    from starkv_compile.export.runner import load_model
+
+    family, layers = MODELS[form]
+    model = tiny_model(family, num_hidden_layers=layers)
     checkpoint = tmp_path_factory.mktemp("checkpoint")
     model.config.save_pretrained(checkpoint)
     options = ExportOptions(
@@ -20,5 +65,8 @@ def exported(tmp_path_factory):
         out=tmp_path_factory.mktemp("exported") / "folder",
         config=StarKVConfig(budget=0.3),
         max_seq=1024,
+        select=form,
     )
-    return model, export_model(model, options, lambda text: None)
+    folder = export_model(model, options, lambda text: None)
+    starkv_compile.compile(model, budget=0.3, inner="eager")
+    return Exported(family, layers, model, folder, load_model(folder))

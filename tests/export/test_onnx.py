@@ -5,25 +5,14 @@ import json
 import pytest
 import torch
 
-import starkv_compile
 from starkv_compile import CacheError, StarKVCache, StarKVError
 from starkv_compile.export.graphs import Graph
-from starkv_compile.export.runner import load_model
 from starkv_compile.testing import Prompt, generate, tiny_inputs
 
 
-@pytest.fixture
-def pair(exported):
-    """The compiled model, and the one that runs in ONNX Runtime."""
-    model, folder = exported
-    starkv_compile.compile(model, budget=0.3, inner="eager")
-    yield model, load_model(folder)
-    starkv_compile.undo(model)
-
-
-def assert_same_cache(left, right):
+def assert_same_cache(left, right, layers):
     pairs = list(zip(left.compressed_layers, right.compressed_layers, strict=True))
-    assert len(pairs) == 2
+    assert len(pairs) == layers
     for a, b in pairs:
         assert (a.seen, a.stored) == (b.seen, b.stored)
         assert torch.equal(a.places(), b.places())
@@ -44,29 +33,44 @@ LENGTHS = {
 }
 
 
-@pytest.mark.parametrize("prompt", LENGTHS.values(), ids=LENGTHS)
-def test_one_prompt(pair, prompt):
-    inputs = tiny_inputs("qwen3_vl", prompt)
-    mine, theirs = (generate(model, inputs, tokens=5) for model in pair)
+CASES = [
+    *(("topk", length) for length in LENGTHS),
+    *(
+        ("threshold", length)
+        for length in ("many frames", "window clipped", "one token on a frame")
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("exported", "prompt"),
+    [pytest.param(form, LENGTHS[length], id=f"{form}, {length}") for form, length in CASES],
+    indirect=["exported"],
+)
+def test_one_prompt(exported, prompt):
+    inputs = tiny_inputs(exported.family, prompt)
+    mine, theirs = (generate(model, inputs, tokens=5) for model in exported.pair)
     assert torch.equal(mine.sequences, theirs.sequences)
-    assert_same_cache(mine.past_key_values, theirs.past_key_values)
+    assert_same_cache(mine.past_key_values, theirs.past_key_values, exported.layers)
     for a, b in zip(mine.logits, theirs.logits, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
-def test_rows_of_a_batch_padded_on_the_left(pair):
-    inputs = tiny_inputs("qwen3_vl", Prompt(((4, 4),), text=9), Prompt(((3, 4), (5, 5)), text=30))
-    mine, theirs = (generate(model, inputs) for model in pair)
+def test_rows_of_a_batch_padded_on_the_left(exported):
+    inputs = tiny_inputs(
+        exported.family, Prompt(((4, 4),), text=9), Prompt(((3, 4), (5, 5)), text=30)
+    )
+    mine, theirs = (generate(model, inputs) for model in exported.pair)
     assert torch.equal(mine.sequences, theirs.sequences)
-    assert_same_cache(mine.past_key_values, theirs.past_key_values)
+    assert_same_cache(mine.past_key_values, theirs.past_key_values, exported.layers)
 
 
-def steps(model, count):
+def steps(model, family, count):
     """Turns of a session with a frame each, some of text alone, on one cache."""
     cache, seen = StarKVCache(model.config), 0
     for step in range(count):
         frames = () if step % 4 == 3 else ((4, 4 + step % 2),)
-        new = tiny_inputs("qwen3_vl", Prompt(frames, text=5 + 3 * step, seed=step))
+        new = tiny_inputs(family, Prompt(frames, text=5 + 3 * step, seed=step))
         ids = new.pop("input_ids")
         places = torch.arange(seen, seen + ids.shape[1]).expand(4, 1, -1)
         new.pop("attention_mask")
@@ -76,30 +80,32 @@ def steps(model, count):
         yield out.logits[:, -1], cache
 
 
-def test_state_of_a_ten_step_trajectory(pair):
-    for (mine, left), (theirs, right) in zip(*(steps(m, 10) for m in pair), strict=True):
+@pytest.mark.parametrize("exported", ["threshold"], indirect=True)
+def test_state_of_a_ten_step_trajectory(exported):
+    for (mine, left), (theirs, right) in zip(
+        *(steps(m, exported.family, 10) for m in exported.pair), strict=True
+    ):
         torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
-        assert_same_cache(left, right)
+        assert_same_cache(left, right, exported.layers)
     assert int(left.compressed_layers[0].state[1]) == 8, "frames profiled"
 
 
-def test_beams_and_right_padding(pair):
-    inputs = tiny_inputs("qwen3_vl", Prompt(((4, 4),), text=20))
-    mine, theirs = (generate(model, inputs, num_beams=3) for model in pair)
+def test_beams_and_right_padding(exported):
+    inputs = tiny_inputs(exported.family, Prompt(((4, 4),), text=20))
+    mine, theirs = (generate(model, inputs, num_beams=3) for model in exported.pair)
     assert torch.equal(mine.sequences, theirs.sequences)
     inputs["attention_mask"][:, -2:] = 0
     with pytest.raises(CacheError, match="right-padded"):
-        generate(pair[1], inputs)
+        generate(exported.onnx, inputs)
 
 
 def test_more_tokens_than_exported_for(exported):
-    model = load_model(exported[1])
     with pytest.raises(StarKVError, match="--max-seq 1230"):
-        generate(model, tiny_inputs("qwen3_vl", Prompt((), text=1228)))
+        generate(exported.onnx, tiny_inputs(exported.family, Prompt((), text=1228)))
 
 
 def test_manifest_lists_what_the_graphs_have(exported):
-    folder = exported[1]
+    folder = exported.folder
     described = json.loads((folder / "export.json").read_text())
     assert described["capacity"] == "counted * 3 // 10"
     for name, ports in described["graphs"].items():
