@@ -3,6 +3,9 @@
 import json
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from starkv_compile import StarKVConfig, StarKVError
 from starkv_compile.__main__ import main
@@ -11,7 +14,7 @@ from starkv_compile.export import package
 from starkv_compile.export.graphs import Graph
 from starkv_compile.export.manifest import Manifest
 from starkv_compile.export.packages import MissingPackage, needs
-from starkv_compile.export.runner import OnnxSession
+from starkv_compile.export.runner import OnnxSession, load_processor
 
 
 def run(capsys, *arguments):
@@ -66,6 +69,13 @@ def test_what_is_no_export_says_how_to_make_one(tmp_path):
     (tmp_path / "export.json").write_text('{"format": 0}')
     with pytest.raises(StarKVError, match="export again"):
         Manifest.read(tmp_path)
+
+
+def test_a_model_without_images_has_its_tokenizer_for_a_processor(tmp_path):
+    LlamaConfig().save_pretrained(tmp_path)
+    words = Tokenizer(WordLevel({"left": 0, "right": 1}, "left"))
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(tmp_path)
+    assert load_processor(tmp_path)("right")["input_ids"] == [1]
 
 
 def test_missing_runtimes_are_named(tmp_path):

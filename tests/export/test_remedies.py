@@ -1,0 +1,70 @@
+"""What exporters get wrong or cannot do, each as a graph of a few operations."""
+
+import pytest
+import torch
+
+from starkv_compile.export.capture import export_program
+from starkv_compile.export.carve import carve
+from starkv_compile.export.ports import Port
+
+
+class Module(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, values):
+        return self.function(values * self.weight)
+
+
+def in_onnx(function, port, values, folder):
+    """What the function returns in ONNX Runtime."""
+    for package in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="pip install 'starkv-compile[export]'")
+    from starkv_compile.export.graphs import Graph
+    from starkv_compile.export.onnx_graph import save, tidy, to_onnx
+
+    program = export_program(Module(function).eval(), [port], as_list=False)
+    save(tidy(to_onnx(program, ["values"], ["found"])), folder / "graph.onnx")
+    return Graph(folder / "graph.onnx")({"values": values})["found"]
+
+
+LINE = Port("values", ("batch", "seen"), torch.float32)
+
+
+def test_a_small_constant_stays(tmp_path):
+    values = torch.zeros(2, 5)
+    found = in_onnx(lambda x: (x + 1e-12).log(), LINE, values, tmp_path)
+    torch.testing.assert_close(found, (values + 1e-12).log())
+
+
+def test_a_stable_sort_gives_ties_in_order(tmp_path):
+    values = (3 * torch.rand(2, 300)).floor()
+    found = in_onnx(lambda x: x.sort(dim=-1, stable=True).indices, LINE, values, tmp_path)
+    assert torch.equal(found, values.sort(dim=-1, stable=True).indices)
+
+
+@pytest.mark.parametrize("bias", [None, torch.randn(6)])
+def test_a_convolution_of_patches(bias, tmp_path):
+    weight = torch.randn(6, 3, 2, 4, 4)
+
+    def patches(x):
+        return torch.nn.functional.conv3d(x, weight, bias, stride=(2, 4, 4))[:, :, 0, 0, 0]
+
+    port = Port("values", ("batch", 3, 2, 4, 4), torch.float32)
+    values = torch.randn(5, 3, 2, 4, 4)
+    found = in_onnx(patches, port, values, tmp_path)
+    torch.testing.assert_close(found, patches(values), atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_written_in_place_is_not_cut_off():
+    def function(x):
+        view = x + 1
+        view[:, :1].mul_(3)
+        return view.sum(1), x * 2
+
+    program = export_program(Module(function).eval(), [LINE], as_list=False)
+    answer, _ = carve(program.module(check_guards=False), 1, 1)
+    values = torch.rand(2, 4)
+    torch.testing.assert_close(answer.module(values)[0], function(values)[0])
