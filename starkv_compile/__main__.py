@@ -76,6 +76,11 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     add("--out", type=Path, metavar="DIR", default=Path("demo-output"), help="for the pictures")
     add("--agent", type=Path, metavar="DIR", default=argparse.SUPPRESS,
         help="checkpoint folder of the agent (default: the one shipped)")  # fmt: skip
+    add("--runtime", choices=("torch", "onnx"), default="torch",
+        help="onnx: exported first, some minutes, then run by ONNX Runtime")  # fmt: skip
+    add("--exported", type=Path, metavar="DIR", default=argparse.SUPPRESS,
+        help="with --runtime onnx: keep the graphs there, and use those that are "
+        "(default: a temporary folder)")  # fmt: skip
     demo.set_defaults(run=_demo)
 
 
@@ -95,6 +100,8 @@ def _demo(args: argparse.Namespace) -> int:
             inner=args.inner,
             out=args.out,
             agent=getattr(args, "agent", None),
+            runtime=args.runtime,
+            exported=getattr(args, "exported", None),
         )
     )
     return 0
@@ -164,6 +171,10 @@ def _export(args: argparse.Namespace) -> int:
         )
     )
     print(f"written: {folder}")
+    from .export.trt_rules import report  # imports onnx: `export_checkpoint` says if it is missing
+
+    for line in report(folder, args.max_seq):
+        print(line)
     return 0
 
 

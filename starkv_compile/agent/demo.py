@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,9 +12,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..errors import StarKVError
+from ..export.packages import needs
 from .checkpoints import agent_folder
 from .kept import frame_grids, kept_by_layer
 from .picture import Shot, draw_kept
+from .runtimes import export_agent
 from .tables import NOTES, answer_table, cost_table
 from .turns import Turn, episode_turns, image_turns
 from .ways import RUNS, Measured, Way, measure, ways
@@ -21,7 +24,10 @@ from .ways import RUNS, Measured, Way, measure, ways
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions:
-    """What the command line gives. `agent`: a checkpoint folder, None for the shipped one."""
+    """What the command line gives. `agent`: a checkpoint folder, None for the shipped one.
+
+    exported: with the runtime "onnx", where the graphs go; None: a folder removed at the end.
+    """
 
     images: Sequence[Path] = ()
     question: str | None = None
@@ -31,6 +37,8 @@ class DemoOptions:
     inner: str = "eager"
     out: Path = Path("demo-output")
     agent: Path | None = None
+    runtime: str = "torch"
+    exported: Path | None = None
 
     def turns(self) -> list[Turn]:
         """What is put to the agent.
@@ -57,8 +65,14 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> list[Measu
     chosen = ways(options.budget, options.inner)
     turns = options.turns()
     agent_folder(options.agent)
+    if options.runtime == "onnx":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            needs(package)
+    elif options.exported is not None:
+        raise StarKVError("--exported goes with --runtime onnx: it is where the graphs go")
     _make_folder(options.out)
-    results = _measure_all(chosen, turns, options, console)
+    with tempfile.TemporaryDirectory() as temporary:
+        results = _measure_all(chosen, turns, options, console, Path(temporary))
     console.print(answer_table(turns, results))
     if options.images:
         console.print("The agent is tiny and knows only its own world: on real screens its answers "
@@ -79,21 +93,33 @@ def _make_folder(folder: Path) -> None:
 
 
 def _measure_all(
-    chosen: Sequence[Way], turns: Sequence[Turn], options: DemoOptions, console: Console
+    chosen: Sequence[Way],
+    turns: Sequence[Turn],
+    options: DemoOptions,
+    console: Console,
+    temporary: Path,
 ) -> list[Measured]:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # its "Loading weights" would cut through ours
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     asked = f"{len(turns)} turn{'s' * (len(turns) > 1)}"
+    runs = RUNS[options.runtime]
+    exported: dict[str, Path] = {}
+    if options.runtime == "onnx":
+        console.print("Exporting the agent for each way, about a minute each on one core.")
+        for way in chosen:
+            exported[way.name] = (options.exported or temporary) / way.name
+            say = partial(console.print, f"{way.title}:")
+            export_agent(way.config, options.agent, exported[way.name], say)
     results = []
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         for way in chosen:
-            task = progress.add_task(f"{way.title}: {asked}, {RUNS} runs",
-                                     total=RUNS * len(turns))  # fmt: skip
+            task = progress.add_task(f"{way.title}: {asked}, {runs} runs",
+                                     total=runs * len(turns))  # fmt: skip
 
             advance = partial(progress.advance, task)
-            results.append(measure(way, turns, options.agent, advance))
+            results.append(measure(way, turns, options.agent, advance, exported.get(way.name)))
     return results
 
 

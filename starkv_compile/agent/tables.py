@@ -42,6 +42,10 @@ def _score(turns: Sequence[Turn], result: Measured) -> str:
     return f"{sum(judged)} of {len(judged)}"
 
 
+def _number(value: int | None) -> str:
+    return "not known" if value is None else f"{value:,}"
+
+
 def cost_table(results: Sequence[Measured]) -> Table:
     """One row a measure, one column a way."""
     table = Table(title="Cost of the session", title_justify="left")
@@ -53,7 +57,7 @@ def cost_table(results: Sequence[Measured]) -> Table:
         "tokens kept, each layer": lambda r: f"{r.stored:,} ({r.stored / r.seen:.0%})",
         "cache, bytes": lambda r: f"{r.nbytes:,}",
         "the same tokens uncompressed, bytes": lambda r: f"{r.full_nbytes:,}",
-        "peak of all tensors, bytes": lambda r: f"{r.peak_nbytes:,}",
+        "peak of all tensors, bytes": lambda r: _number(r.peak_nbytes),
         "prefill, to the first token, ms a turn": lambda r: f"{1000 * r.first_token_seconds:.1f}",
         "decoding, ms a token": lambda r: f"{1000 * r.token_seconds:.1f}",
         "compiling, s": lambda r: f"{max(0.0, r.first_run_seconds - r.run_seconds):.1f}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,17 +13,16 @@ from typing import Any
 import torch
 from transformers.generation.streamers import BaseStreamer
 
-from ..api import compile, undo
 from ..cache import StarKVCache
 from ..config import StarKVConfig
 from ..errors import OptionError
 from ..memory import peak_bytes
 from ..session import AgentSession
-from .checkpoints import load_agent
+from .runtimes import in_onnx, in_torch
 from .turns import Turn
 
 MAX_REPLY = 12  # tokens; the longest right answer has 10
-RUNS = 3
+RUNS = {"torch": 3, "onnx": 2}
 """Runs of one way: the first compiles, the second is timed, the third has its memory recorded."""
 
 
@@ -41,7 +41,8 @@ class Measured:
 
     stored, seen: tokens of one layer at the end. nbytes, full_nbytes: storage of all keys and
     values, and what the tokens seen would need uncompressed. peak_nbytes: most memory that
-    tensors made during a run held at once; weights not counted. first_token_seconds: mean over
+    tensors made during a run held at once; weights not counted; None in ONNX Runtime, whose
+    memory torch does not see. first_token_seconds: mean over
     turns, from question (and screenshot) to the first token of the reply. token_seconds: mean
     over the other tokens. first_run_seconds, run_seconds: all turns, with compiling and without.
     """
@@ -53,7 +54,7 @@ class Measured:
     seen: int
     nbytes: int
     full_nbytes: int
-    peak_nbytes: int
+    peak_nbytes: int | None
     first_token_seconds: float
     token_seconds: float
     first_run_seconds: float
@@ -81,13 +82,29 @@ def measure(
     turns: Sequence[Turn],
     checkpoint: Path | None = None,
     advance: Callable[[], Any] = lambda: None,
+    exported: Path | None = None,
 ) -> Measured:
-    """Run `turns` `RUNS` times, each in a new session; `advance` is called after every turn."""
-    model, processor = load_agent(checkpoint)
-    compile(model, way.config)
+    """Run `turns` `RUNS` times, each in a new session; `advance` is called after every turn.
 
+    exported: a folder of `export_agent`, to run that in place of the checkpoint.
+    """
+    with contextlib.ExitStack() as stack:
+        if exported is None:
+            agent = stack.enter_context(in_torch(way.config, checkpoint))
+        else:
+            agent = in_onnx(exported)
+        return _measure(way, agent, turns, advance, peak=exported is None)
+
+
+def _measure(
+    way: Way,
+    agent: tuple[Any, Any],
+    turns: Sequence[Turn],
+    advance: Callable[[], Any],
+    peak: bool,
+) -> Measured:
     def run() -> tuple[AgentSession, tuple[str, ...], list[_Clock]]:
-        session, replies, clocks = AgentSession(model, processor), [], []
+        session, replies, clocks = AgentSession(*agent), [], []
         for turn in turns:
             clocks.append(_Clock())
             reply = session.step(
@@ -97,15 +114,11 @@ def measure(
             advance()
         return session, tuple(replies), clocks
 
-    try:
-        started = time.perf_counter()
-        run()
-        compiled = time.perf_counter()
-        session, replies, clocks = run()
-        finished = time.perf_counter()
-        peak = peak_bytes(run)
-    finally:
-        undo(model)
+    started = time.perf_counter()
+    run()
+    compiled = time.perf_counter()
+    session, replies, clocks = run()
+    finished = time.perf_counter()
     cache = session.cache
     layer = cache.compressed_layers[0]
     later = [seconds for clock in clocks for seconds in clock.later]
@@ -117,7 +130,7 @@ def measure(
         seen=layer.seen,
         nbytes=cache.nbytes,
         full_nbytes=sum(_uncompressed(layer) for layer in cache.compressed_layers),
-        peak_nbytes=peak,
+        peak_nbytes=peak_bytes(run) if peak else None,
         first_token_seconds=sum(clock.first for clock in clocks) / len(clocks),
         token_seconds=sum(later) / max(1, len(later)),
         first_run_seconds=compiled - started,

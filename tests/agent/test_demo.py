@@ -1,6 +1,7 @@
 """The demo, on an agent with random weights: pictures, tables, and how it fails."""
 
 import io
+import sys
 
 import numpy as np
 import pytest
@@ -173,6 +174,7 @@ def test_default_question_is_in_the_agents_words(tmp_path):
         (["--frames", "0"], "1 to 8 screenshots"),
         (["--question", "click step 1 red star"], "--question goes with --image"),
         (["--image", "a.png", "--frames", "2"], "--frames is for a generated episode"),
+        (["--exported", "a"], "--exported goes with --runtime onnx"),
         (["--agent", "nowhere"], "python -m starkv_compile.agent.train --out FOLDER"),
     ],
 )
@@ -185,6 +187,18 @@ def test_mistakes_are_one_sentence_and_exit_code_2(arguments, message, capsys, t
     assert message in captured.err
     assert captured.out == ""
     assert not out.exists()
+
+
+def test_a_missing_runtime_is_one_sentence(capsys, tmp_path, monkeypatch):
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    code = main(["demo", "--runtime", "onnx", "--out", str(tmp_path / "out")])
+    captured = capsys.readouterr()
+    assert code == 2
+    assert captured.err.startswith("starkv: onnxruntime is not installed: pip install")
+    assert captured.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_output_folder_that_is_a_file(agent, capsys, tmp_path):
