@@ -44,9 +44,7 @@ def export_checkpoint(options: ExportOptions, say: Callable[[str], Any] = print)
     for package in ("onnx", "onnxscript"):
         needs(package)
     _check(options)
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(options.checkpoint, local_files_only=True)
+    config = _read_config(options.checkpoint)
     _check_positions(config, options)
     model = _load(options, config)
     return export_model(model, options, say)
@@ -87,6 +85,18 @@ def _check(options: ExportOptions) -> None:
             raise OptionError(f"{name} is not exported yet; use budget or budget_tokens")
     if options.config.keeps_everything:
         raise OptionError("budget=1.0 keeps everything: there is nothing of ours to export")
+
+
+def _read_config(checkpoint: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        why = str(error).strip().split("\n")[0]
+        raise UnsupportedModel(
+            f"{checkpoint}: config.json is none that this transformers can read ({why})"
+        ) from error
 
 
 def _load(options: ExportOptions, config: Any) -> Any:
@@ -152,7 +162,8 @@ def _check_positions(config: Any, options: ExportOptions) -> None:
     most = getattr(text, "max_position_embeddings", None)
     if most is not None and options.max_seq > most:
         raise OptionError(
-            f"max_seq={options.max_seq}: the model has positions for {most} tokens only"
+            f"max_seq={options.max_seq}: the model has positions for {most} tokens only; give "
+            f"--max-seq {most} or less"
         )
 
 

@@ -30,6 +30,7 @@ def run(capsys, *arguments):
         ([SHIPPED, "--budget", "20"], "budget=20.0"),
         ([SHIPPED, "--max-seq", "4"], "max_seq=4: expected at least 16"),
         ([SHIPPED, "--max-seq", "9000"], "max_seq=9000: the model has positions for 8192 tokens"),
+        ([SHIPPED, "--max-seq", "9000"], "--max-seq 8192 or less"),
     ],
 )
 def test_mistakes_are_named_and_leave_nothing(arguments, said, capsys, tmp_path):
@@ -38,6 +39,16 @@ def test_mistakes_are_named_and_leave_nothing(arguments, said, capsys, tmp_path)
     assert code == 2
     assert said in err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("config", ['{"model_type": "nobodys"}', "{}", "not json"])
+def test_configurations_that_transformers_cannot_read(config, capsys, tmp_path):
+    pytest.importorskip("onnxscript")
+    (tmp_path / "config.json").write_text(config)
+    code, err = run(capsys, tmp_path, "-o", tmp_path / "out")
+    assert code == 2
+    assert err.startswith(f"starkv: {tmp_path}: config.json is none")
+    assert err.count("\n") == 1
 
 
 def test_unknown_model_types_and_folders_in_use(capsys, tmp_path):
