@@ -111,10 +111,14 @@ class AgentSession:
     def load(cls, file: Path | str, model: Any, processor: Any) -> AgentSession:
         """The session that `save` wrote. `model` and `processor` as it was made with."""
         state = torch.load(file, map_location=model.device, weights_only=True)
-        session = cls(model, processor, state.pop("history"))
-        session.cache.load_state_dict(state.pop("cache"))
-        session.__dict__.update(state)
+        session = cls(model, processor)
+        session._restore(state)
         return session
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Take what `save` wrote in the place of what a new session holds."""
+        self.cache.load_state_dict(state.pop("cache"))
+        self.__dict__.update(state)
 
     def _prompt(self, message: dict[str, Any]) -> str:
         """The text of a new turn: what the chat template puts after the last reply.

@@ -52,7 +52,21 @@ class OnnxSession(AgentSession):
         history: int | None = None,
     ) -> None:
         folder = Path(folder)
-        super().__init__(load_model(folder, provider), processor or load_processor(folder), history)
+        processor = load_processor(folder) if processor is None else processor
+        super().__init__(load_model(folder, provider), processor, history)
+
+    @classmethod
+    def load(
+        cls,
+        file: Path | str,
+        folder: Path | str,
+        processor: Any = None,
+        provider: str = "cpu",
+    ) -> OnnxSession:
+        """The session that `save` wrote to `file`; the rest as for a new one."""
+        session = cls(folder, processor, provider)
+        session._restore(torch.load(file, map_location="cpu", weights_only=True))
+        return session
 
 
 def load_processor(folder: Path) -> Any:
