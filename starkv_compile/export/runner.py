@@ -7,6 +7,7 @@ what computes, the decoder and the vision tower, runs in ONNX Runtime.
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 from pathlib import Path
 from types import MethodType
@@ -14,10 +15,11 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
+from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..attach import Attachment
-from ..cache import StarKVCache, StarKVLayer
+from ..cache import StarKVCache, StarKVLayer, adopt
 from ..errors import StarKVError, UnsupportedModel
 from ..session import AgentSession
 from .graphs import Graph
@@ -26,6 +28,9 @@ from .ports import Shapes, prefill_ports
 
 NARROWEST = 2
 """Least width of `current` and `pattern`: a length of 1 is a case of its own in traced graphs."""
+
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+"""What the tower encodes, and the argument it comes in."""
 
 
 class OnnxSession(AgentSession):
@@ -110,10 +115,17 @@ def load_model(folder: Path | str, provider: str = "cpu") -> Any:
 def _runtime_class(kind: type) -> type:
     """A subclass of the model's class that computes by its `runtime`."""
 
+    signature = inspect.signature(kind.forward)  # type: ignore[attr-defined]
+
     @functools.wraps(kind.forward)  # type: ignore[attr-defined]
     def forward(self: Any, *args: Any, **kwargs: Any) -> CausalLMOutputWithPast:
-        _, kwargs, _ = self.attachment.prepare(args, kwargs)
-        return self.runtime.forward(self, **kwargs)
+        named = signature.bind(self, *args, **kwargs).arguments
+        named = {**named, **named.pop("kwargs", {})}
+        del named["self"]
+        _check_call(named)
+        named["past_key_values"] = _own_cache(self, named.get("past_key_values"))
+        self.attachment.prepare((), named)
+        return self.runtime.forward(self, **named)
 
     return type(
         kind.__name__,
@@ -124,6 +136,40 @@ def _runtime_class(kind: type) -> type:
             "dtype": property(lambda self: self.runtime.shapes.dtype),
         },
     )
+
+
+def _check_call(named: dict[str, Any]) -> None:
+    """Raise `StarKVError` for what the graphs have no input or output for."""
+    if named.get("input_ids") is None:
+        raise StarKVError(
+            "an exported model embeds tokens itself: pass input_ids, inputs_embeds cannot be given"
+        )
+    if named.get("inputs_embeds") is not None:
+        raise StarKVError("inputs_embeds: an exported model embeds tokens itself; leave them out")
+    if named.get("use_cache") is False:
+        raise StarKVError("use_cache=False: an exported model always has a cache; leave it out")
+    if named.get("labels") is not None:
+        raise StarKVError("labels: an exported model has no loss; train the model it was made from")
+    wanted = named.get("logits_to_keep", 0)
+    if not isinstance(wanted, int) or (wanted == 0 and named["input_ids"].shape[1] > 1):
+        raise StarKVError(
+            f"logits_to_keep={wanted}: an exported model gives a prompt's last logits alone; "
+            "pass logits_to_keep=1, as generate does"
+        )
+
+
+def _own_cache(model: Any, cache: Any) -> StarKVCache:
+    """`cache`, if need be made one of ours while it is empty."""
+    if cache is None:
+        return StarKVCache(model.config)
+    if type(cache) is DynamicCache and cache.get_seq_length() == 0 and not cache.offloading:
+        return adopt(cache)
+    if not isinstance(cache, StarKVCache):
+        raise StarKVError(
+            f"past_key_values is a {type(cache).__name__}: pass a StarKVCache or an empty "
+            "DynamicCache without offloading, or leave it out"
+        )
+    return cache
 
 
 class Runtime:
@@ -148,21 +194,21 @@ class Runtime:
     ) -> CausalLMOutputWithPast:
         """What the model's own forward returns, of the last token (of all, where drafts are)."""
         cache = past_key_values
-        if not isinstance(cache, StarKVCache):
-            raise StarKVError(
-                f"past_key_values is a {type(cache).__name__}: pass a StarKVCache, or leave it out"
-            )
         batch, new = input_ids.shape
+        self._layers(cache, batch)
         seen = cache.get_seq_length()
         self._check_length(seen + new)
         if attention_mask is None:
             attention_mask = torch.ones(batch, seen + new, dtype=torch.int64)
-        positions = self._positions(position_ids, attention_mask, seen)
+        if position_ids is None:
+            position_ids = self._counted(model, cache, input_ids, attention_mask, named)
+        positions = self._positions(position_ids)
         common = {"input_ids": input_ids, "attention_mask": attention_mask.long()}
         if new > 1 and not cache.session.appending:
             features = self._features(model, input_ids, named)
             logits = self._prompt(cache, {**common, "position_ids": positions, **features})
             return CausalLMOutputWithPast(logits=logits[:, None], past_key_values=cache)
+        self._check_text(model, input_ids, seen, named)
         rows = [
             self._further(
                 cache,
@@ -183,9 +229,46 @@ class Runtime:
                 f"it again with --max-seq {tokens} or more"
             )
 
-    def _positions(self, given: torch.Tensor | None, mask: torch.Tensor, seen: int) -> torch.Tensor:
-        if given is None:
-            given = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, seen:]
+    def _counted(
+        self,
+        model: Any,
+        cache: StarKVCache,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        named: dict[str, Any],
+    ) -> torch.Tensor:
+        """Positions of a call that gives none, as the model's own forward would count them."""
+        seen, layout = cache.get_seq_length(), cache.session.layout
+        plain = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, seen:]
+        pictures = _visual_tokens(model, ids).any() or (
+            layout is not None and (layout.frame[:, :seen] >= 0).any()
+        )
+        if not self.shapes.position_rows or not pictures:
+            return plain
+        types = named.get("mm_token_type_ids")
+        grids = {name: named.get(name) for name in ("image_grid_thw", "video_grid_thw")}
+        if seen or types is None or all(grid is None for grid in grids.values()):
+            raise StarKVError(
+                "position_ids are missing, and with images they cannot be counted from the tokens: "
+                "pass position_ids, in a first prompt mm_token_type_ids and image_grid_thw will "
+                "do; generate and OnnxSession pass them"
+            )
+        return model.model.get_rope_index(ids, types, **grids, attention_mask=mask)[0]
+
+    def _check_text(self, model: Any, ids: torch.Tensor, seen: int, named: dict[str, Any]) -> None:
+        """Raise for images in a chunk that is stored token by token, which embeds tokens as text.
+
+        Those a model itself wrote, or that were drafted, are text to the model as well.
+        """
+        drafted = max(1, named.get("logits_to_keep", 1))
+        prompt = ids[:, : ids.shape[1] - drafted] if seen else ids
+        if bool(_visual_tokens(model, prompt).any()):
+            raise StarKVError(
+                "images cannot come together with drafted tokens, or as a prompt of one token: "
+                "leave out assistant_model and prompt_lookup_num_tokens"
+            )
+
+    def _positions(self, given: torch.Tensor) -> torch.Tensor:
         rows = self.shapes.position_rows
         if not rows:
             return given
@@ -256,36 +339,50 @@ class Runtime:
     def _features(
         self, model: Any, ids: torch.Tensor, named: dict[str, Any]
     ) -> dict[str, torch.Tensor]:
-        """Image features in the places of their tokens."""
+        """Features of images and videos in the places of their tokens."""
         if not self.shapes.images:
             return {}
-        token = getattr(model.config, "image_token_id", None)
-        is_image = ids == (-1 if token is None else token)
-        encoded = (named.get("mm_encoder_outputs") or {}).get("image")
-        if encoded is None and named.get("pixel_values") is not None:
-            encoded = model.get_image_features(
-                named["pixel_values"], named.get("image_grid_thw"), return_dict=True
-            )
         wide = (*ids.shape, self.shapes.hidden)
-        dense = [torch.zeros(wide, dtype=self.shapes.dtype)] * (1 + self.shapes.deepstack)
-        if encoded is None:
-            if bool(is_image.any()):
-                raise StarKVError("the prompt has image tokens, but no pixel_values came with it")
-        else:
+        dense = [
+            torch.zeros(wide, dtype=self.shapes.dtype) for _ in range(1 + self.shapes.deepstack)
+        ]
+        for kind, pixels in PIXELS.items():
+            places = ids == _token(model, kind)
+            encoded = (named.get("mm_encoder_outputs") or {}).get(kind)
+            if encoded is None and named.get(pixels) is not None:
+                encode = getattr(model, f"get_{kind}_features")
+                encoded = encode(named[pixels], named.get(f"{kind}_grid_thw"), return_dict=True)
+            if encoded is None:
+                if bool(places.any()):
+                    raise StarKVError(f"the prompt has {kind} tokens, but no {pixels} came with it")
+                continue
             parts = [encoded.pooler_output, *getattr(encoded, "deepstack_features", [])]
-            dense = [_scattered(part, is_image, self.shapes) for part in parts]
+            for whole, part in zip(dense, parts, strict=True):
+                _scatter(whole, part, places, kind)
         names = [port.name for port in prefill_ports(self.shapes)[0]]
         wanted = [n for n in names if n == "image_embeds" or n.startswith("deepstack.")]
-        return {"image_mask": is_image, **dict(zip(wanted, dense, strict=True))}
+        return {
+            "image_mask": _visual_tokens(model, ids),
+            **dict(zip(wanted, dense, strict=True)),
+        }
 
 
-def _scattered(part: Any, is_image: torch.Tensor, shapes: Shapes) -> torch.Tensor:
-    """[B, S, E] with the features at the image tokens, zeros elsewhere."""
+def _token(model: Any, kind: str) -> int:
+    """Id of the token in whose place features go; -1, which no token has, if there is none."""
+    token = getattr(model.config, f"{kind}_token_id", None)
+    return -1 if token is None else token
+
+
+def _visual_tokens(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """[B, S] bool."""
+    return torch.isin(ids, torch.tensor([_token(model, kind) for kind in PIXELS]))
+
+
+def _scatter(whole: torch.Tensor, part: Any, places: torch.Tensor, kind: str) -> None:
+    """Write features into [B, S, E] at the tokens they belong to."""
     features = part if isinstance(part, torch.Tensor) else torch.cat(tuple(part))
-    features = features.reshape(-1, shapes.hidden)
-    tokens = int(is_image.sum())
+    features = features.reshape(-1, whole.shape[-1])
+    tokens = int(places.sum())
     if len(features) != tokens:
-        raise StarKVError(f"{len(features)} image features for {tokens} image tokens")
-    dense = torch.zeros(*is_image.shape, shapes.hidden, dtype=shapes.dtype)
-    dense[is_image] = features.to(shapes.dtype)
-    return dense
+        raise StarKVError(f"{len(features)} {kind} features for {tokens} {kind} tokens")
+    whole[places] = features.to(whole.dtype)

@@ -75,7 +75,9 @@ def steps(model, family, count):
         places = torch.arange(seen, seen + ids.shape[1]).expand(4, 1, -1)
         new.pop("attention_mask")
         with torch.no_grad():
-            out = model(input_ids=ids, position_ids=places, past_key_values=cache, **new)
+            out = model(
+                input_ids=ids, position_ids=places, past_key_values=cache, logits_to_keep=1, **new
+            )
         seen += ids.shape[1]
         yield out.logits[:, -1], cache
 

@@ -1,0 +1,120 @@
+"""Ways of calling an exported model: as the stock one answers, or refused by name."""
+
+import pytest
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import StaticCache
+
+from starkv_compile import StarKVCache, StarKVError
+from starkv_compile.export.runner import load_model
+from starkv_compile.testing import VIDEO_TOKEN, Prompt, generate, tiny_inputs, tiny_model
+
+
+@pytest.fixture(scope="module")
+def stock():
+    return tiny_model("qwen3_vl")
+
+
+@pytest.fixture
+def onnx(exported):
+    return load_model(exported[1])
+
+
+TEXT = torch.arange(10, 30)[None]
+
+
+def as_video(inputs):
+    ids = inputs["input_ids"]
+    return {
+        "input_ids": torch.where(inputs["mm_token_type_ids"] > 0, VIDEO_TOKEN, ids),
+        "attention_mask": inputs["attention_mask"],
+        "mm_token_type_ids": inputs["mm_token_type_ids"] * 2,
+        "pixel_values_videos": inputs["pixel_values"] * 9,
+        "video_grid_thw": inputs["image_grid_thw"],
+    }
+
+
+def test_videos(stock, onnx):
+    inputs = as_video(tiny_inputs("qwen3_vl", Prompt(((4, 4),))))
+    mine, theirs = (generate(model, inputs, tokens=1).logits[0] for model in (onnx, stock))
+    torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+    del inputs["pixel_values_videos"], inputs["video_grid_thw"]
+    with pytest.raises(StarKVError, match="video tokens, but no pixel_values_videos"):
+        generate(onnx, inputs)
+
+
+@pytest.mark.parametrize("cache", [None, DynamicCache, StarKVCache])
+def test_a_prompt_of_one_token(stock, onnx, cache):
+    inputs = {"input_ids": torch.tensor([[11]])}
+    if cache is not None:
+        inputs["past_key_values"] = cache(config=onnx.config)
+    mine, theirs = generate(onnx, inputs), generate(stock, {"input_ids": inputs["input_ids"]})
+    assert torch.equal(mine.sequences, theirs.sequences)
+    assert isinstance(mine.past_key_values, StarKVCache)
+    assert mine.past_key_values.get_seq_length() == theirs.past_key_values.get_seq_length()
+
+
+@pytest.mark.filterwarnings("ignore:starkv left this call uncompressed")
+def test_a_prompt_with_drafts(stock, onnx):
+    inputs = {"input_ids": TEXT.repeat(1, 3)}
+    mine = generate(onnx, inputs, tokens=8, prompt_lookup_num_tokens=3)
+    assert torch.equal(mine.sequences, generate(stock, inputs, tokens=8).sequences)
+
+
+def test_images_with_drafts_are_refused(onnx):
+    inputs = tiny_inputs("qwen3_vl", Prompt(((2, 2),)))
+    with (
+        pytest.warns(UserWarning, match="drafted tokens"),
+        pytest.raises(StarKVError, match="leave out assistant_model"),
+    ):
+        onnx(**inputs, logits_to_keep=3)
+
+
+def test_direct_calls_count_positions_as_the_model_does(stock, onnx):
+    for inputs in (
+        tiny_inputs("qwen3_vl"),
+        tiny_inputs("qwen3_vl", Prompt(((4, 4),), text=9), Prompt(((3, 4), (5, 5)), text=30)),
+        as_video(tiny_inputs("qwen3_vl", Prompt(((4, 4),)))),
+    ):
+        stock.model.rope_deltas = None
+        with torch.no_grad():
+            theirs = stock(**inputs, logits_to_keep=1).logits
+        mine = onnx(**inputs, logits_to_keep=1)
+        torch.testing.assert_close(mine.logits, theirs, atol=1e-4, rtol=1e-4)
+        with pytest.raises(StarKVError, match="position_ids are missing"):
+            onnx(input_ids=inputs["input_ids"][:, -1:], past_key_values=mine.past_key_values)
+    del inputs["mm_token_type_ids"]
+    with pytest.raises(StarKVError, match="position_ids are missing"):
+        onnx(**inputs, logits_to_keep=1)
+
+
+def test_arguments_by_place(stock, onnx):
+    with torch.no_grad():
+        theirs = stock(TEXT).logits[:, -1:]
+    mine = onnx(TEXT, torch.ones_like(TEXT), logits_to_keep=1).logits
+    torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"input_ids": None, "inputs_embeds": torch.zeros(1, 9, 64)}, "pass input_ids"),
+        ({"inputs_embeds": torch.zeros(1, 20, 64)}, "leave them out"),
+        ({"use_cache": False}, "use_cache=False"),
+        ({"labels": TEXT}, "labels"),
+        ({"logits_to_keep": 0}, "pass logits_to_keep=1"),
+        ({"logits_to_keep": torch.tensor([3])}, "pass logits_to_keep=1"),
+    ],
+)
+def test_what_the_graphs_cannot_do(onnx, arguments, said):
+    with pytest.raises(StarKVError, match=said):
+        onnx(**{"input_ids": TEXT, "logits_to_keep": 1, **arguments})
+
+
+def test_caches_of_other_kinds(onnx):
+    full = DynamicCache()
+    full.update(torch.zeros(1, 2, 3, 16), torch.zeros(1, 2, 3, 16), 0)
+    static = StaticCache(onnx.config.get_text_config(), max_cache_len=64)
+    for cache in (full, static):
+        with pytest.raises(StarKVError, match=r"is a \w+Cache: pass a StarKVCache"):
+            onnx(TEXT, past_key_values=cache, logits_to_keep=1)
