@@ -17,7 +17,7 @@ def stock():
 
 @pytest.fixture
 def onnx(exported):
-    return load_model(exported[1])
+    return load_model(exported.folder)
 
 
 TEXT = torch.arange(10, 30)[None]

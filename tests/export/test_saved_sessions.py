@@ -8,11 +8,11 @@ from starkv_compile.testing import generate, tiny_inputs
 
 def test_a_saved_session_is_loaded(exported, tmp_path):
     processor = object()
-    session = OnnxSession(exported[1], processor, history=2)
+    session = OnnxSession(exported.folder, processor, history=2)
     inputs = tiny_inputs("qwen3_vl")
     session.input_ids = generate(session.model, inputs, past_key_values=session.cache).sequences
     session.save(tmp_path / "session")
-    loaded = OnnxSession.load(tmp_path / "session", exported[1], processor)
+    loaded = OnnxSession.load(tmp_path / "session", exported.folder, processor)
     assert (loaded.history, loaded.processor) == (2, processor)
     more = {"input_ids": torch.cat([session.input_ids, torch.arange(10, 30)[None]], 1)}
     more["position_ids"] = torch.arange(more["input_ids"].shape[1]).expand(4, 1, -1)
