@@ -57,8 +57,9 @@ class OnnxSession(AgentSession):
         history: int | None = None,
     ) -> None:
         folder = Path(folder)
+        model = load_model(folder, provider)  # first: it says if this is no export
         processor = load_processor(folder) if processor is None else processor
-        super().__init__(load_model(folder, provider), processor, history)
+        super().__init__(model, processor, history)
 
     @classmethod
     def load(

@@ -9,10 +9,18 @@ from starkv_compile import StarKVCache, StarKVError
 from starkv_compile.export.runner import load_model
 from starkv_compile.testing import VIDEO_TOKEN, Prompt, generate, tiny_inputs, tiny_model
 
+FAMILY = "qwen3_vl"
+
 
 @pytest.fixture(scope="module")
-def stock():
-    return tiny_model("qwen3_vl")
+def exported(exports):
+    return exports("threshold")
+
+
+@pytest.fixture(scope="module")
+def stock(exported):
+    assert exported.family == FAMILY
+    return tiny_model(FAMILY, num_hidden_layers=exported.layers)
 
 
 @pytest.fixture
@@ -35,7 +43,7 @@ def as_video(inputs):
 
 
 def test_videos(stock, onnx):
-    inputs = as_video(tiny_inputs("qwen3_vl", Prompt(((4, 4),))))
+    inputs = as_video(tiny_inputs(FAMILY, Prompt(((4, 4),))))
     mine, theirs = (generate(model, inputs, tokens=1).logits[0] for model in (onnx, stock))
     torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
     del inputs["pixel_values_videos"], inputs["video_grid_thw"]
@@ -62,7 +70,7 @@ def test_a_prompt_with_drafts(stock, onnx):
 
 
 def test_images_with_drafts_are_refused(onnx):
-    inputs = tiny_inputs("qwen3_vl", Prompt(((2, 2),)))
+    inputs = tiny_inputs(FAMILY, Prompt(((2, 2),)))
     with (
         pytest.warns(UserWarning, match="drafted tokens"),
         pytest.raises(StarKVError, match="leave out assistant_model"),
@@ -72,9 +80,9 @@ def test_images_with_drafts_are_refused(onnx):
 
 def test_direct_calls_count_positions_as_the_model_does(stock, onnx):
     for inputs in (
-        tiny_inputs("qwen3_vl"),
-        tiny_inputs("qwen3_vl", Prompt(((4, 4),), text=9), Prompt(((3, 4), (5, 5)), text=30)),
-        as_video(tiny_inputs("qwen3_vl", Prompt(((4, 4),)))),
+        tiny_inputs(FAMILY),
+        tiny_inputs(FAMILY, Prompt(((4, 4),), text=9), Prompt(((3, 4), (5, 5)), text=30)),
+        as_video(tiny_inputs(FAMILY, Prompt(((4, 4),)))),
     ):
         stock.model.rope_deltas = None
         with torch.no_grad():
