@@ -52,7 +52,7 @@ def window_attention(
         key = key.contiguous()
     shown = None
     if mask is not None:
-        shown = _added(mask.expand(-1, -1, queries, length)[:, :, -window:])
+        shown = _added(mask[:, :, -window:].expand(-1, -1, window, length))
     work = _Work(
         batch, groups, heads, window, past, dim, key.stride(0), key.stride(1), key.stride(2),
         groups // key_heads, *_strides(shown), key.dtype == torch.bfloat16,
