@@ -197,10 +197,11 @@ def test_debug_names_the_layer_of_a_score_that_is_not_finite():
 @pytest.mark.parametrize("form", ["sdpa", "repeat_kv"])
 def test_under_inductor_nothing_reads_attention_before_its_layer_is_compacted(form):
     """A graph rewritten for its owner has no such order: it may be exported."""
-    graphs = {
-        (inner, cache): capture(Attention(form), X)
-        for inner, cache in (("inductor", "stock"), ("eager", "stock"), ("inductor", "caller"))
-    }
+    with torch.no_grad():
+        graphs = {
+            (inner, cache): capture(Attention(form), X)
+            for inner, cache in (("inductor", "stock"), ("eager", "stock"), ("inductor", "caller"))
+        }
     for (inner, cache), graph in graphs.items():
         config = StarKVConfig(budget=0.5, inner=inner)
         assert Pipeline(config).run(graph, cache=cache).rewritten == 1
@@ -209,3 +210,10 @@ def test_under_inductor_nothing_reads_attention_before_its_layer_is_compacted(fo
         for wait in waits:
             assert all(wait < user for user in wait.args[0].users if user is not wait)
             assert [n.target for n in wait.args[1:]] == [operator.getitem] * 2
+
+
+def test_an_attention_to_be_differentiated_is_not_written_to():
+    graph = capture(Attention(), X)
+    config = StarKVConfig(budget=0.5, inner="inductor")
+    assert Pipeline(config).run(graph, cache="stock").rewritten == 1
+    assert count(graph, STARKV.after) == 0

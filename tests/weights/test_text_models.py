@@ -19,9 +19,8 @@ from starkv_compile import StarKVCache
 from starkv_compile.cache import StarKVLayer
 
 FULL_ATTENTION = {"smollm2": 30, "gemma3": 3}
-NEEDLES = Needles.of(
-    2, sentences=70
-)  # in tokens, longer than Gemma 3's sliding window of 512 tokens
+# Longer than Gemma 3's sliding window of 512 tokens.
+NEEDLES = Needles.of(2, sentences=70)
 CONTEXT, REST = 256, 32
 
 

@@ -51,11 +51,12 @@ def window_attention(
     if key.stride(3) != 1:
         key = key.contiguous()
     shown = None
-    if mask is not None:
+    if mask is not None:  # shared by rows or heads: a stride of 0
         shown = _added(mask[:, :, -window:].expand(-1, -1, window, length))
+        shown = shown.expand(batch, query_heads, length, window)
     work = _Work(
         batch, groups, heads, window, past, dim, key.stride(0), key.stride(1), key.stride(2),
-        groups // key_heads, *_strides(shown), key.dtype == torch.bfloat16,
+        groups // key_heads, *(shown.stride()[:2] if shown is not None else (0, 0)), key.dtype == torch.bfloat16,
         torch.get_num_threads(), packed.data_ptr(), key.data_ptr(),
         0 if shown is None else shown.data_ptr(),
     )  # fmt: skip
@@ -77,13 +78,6 @@ def _added(mask: torch.Tensor) -> torch.Tensor:
     return mask.float().transpose(2, 3).contiguous()
 
 
-def _strides(shown: torch.Tensor | None) -> tuple[int, int]:
-    if shown is None:
-        return 0, 0
-    batch, head = (0 if shown.shape[i] == 1 else shown.stride(i) for i in (0, 1))
-    return batch, head
-
-
 def _log_sum(
     work: _Work, packed: torch.Tensor, key: torch.Tensor, shown: torch.Tensor | None
 ) -> torch.Tensor:
@@ -94,8 +88,7 @@ def _log_sum(
     library(SOURCE).starkv_row_sums(ctypes.byref(work), pointer(largest), pointer(total))
     key = key[:, :, work.past :].repeat_interleave(work.key_share, 1)
     if shown is not None:
-        shown = shown[:, :, work.past :].transpose(2, 3)
-        shown = shown.expand(batch, work.heads * groups, -1, -1).reshape(batch, groups, rows, -1)
+        shown = shown[:, :, work.past :].transpose(2, 3).reshape(batch, groups, rows, -1)
     inside = window_logits(packed, key, shown, work.window)
     top = torch.maximum(largest.amax(2), inside.amax(3))
     total = (total * (largest - top[:, :, None]).exp()).sum(2)
