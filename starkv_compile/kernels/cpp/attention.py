@@ -56,8 +56,8 @@ def window_attention(
         shown = shown.expand(batch, query_heads, length, window)
     work = _Work(
         batch, groups, heads, window, past, dim, key.stride(0), key.stride(1), key.stride(2),
-        groups // key_heads, *(shown.stride()[:2] if shown is not None else (0, 0)), key.dtype == torch.bfloat16,
-        torch.get_num_threads(), packed.data_ptr(), key.data_ptr(),
+        groups // key_heads, *(shown.stride()[:2] if shown is not None else (0, 0)),
+        key.dtype == torch.bfloat16, torch.get_num_threads(), packed.data_ptr(), key.data_ptr(),
         0 if shown is None else shown.data_ptr(),
     )  # fmt: skip
     if log_sum_exp is None:
