@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Any, TypeVar
 
 import torch
 
-from .attach import attach, attached, detach
+from .attach import attach_compiled, attached, detach, find_decoder
 from .backend import decoder_backend, last_graphs
 from .config import StarKVConfig
 from .errors import UnsupportedModel
@@ -33,35 +32,21 @@ def compile(model: Model, config: StarKVConfig | None = None, **options: Any) ->
     if config is not None and options:
         raise TypeError("give either a StarKVConfig or options, not both")
     config = config or StarKVConfig.from_options(options)
-    decoder = _decoder_of(model)
+    if find_decoder(model) is None:
+        raise UnsupportedModel(
+            f"{type(model).__name__} has no get_decoder() that gives its language model, so that "
+            'cannot be found. Compile the model whole with torch.compile(model, backend="starkv"), '
+            "or rewrite your own graph with starkv_compile.passes.apply"
+        )
     undo(model)
-    attachment = attach(model, config)
 
-    decoder.compile(backend=decoder_backend, options=config.to_options(), dynamic=True)
-    kept = weakref.ref(decoder)  # which may be the model itself, and then would live for ever
-    attachment.undo.append(lambda: setattr(kept(), "_compiled_call_impl", None))
-    inner = model._compiled_call_impl or model._call_impl  # the former: it is its own decoder
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return attachment.call(inner, args, kwargs)
+    def compiler(call: Any) -> Any:
+        options = config.to_options()
+        return torch.compile(call, backend=decoder_backend, options=options, dynamic=True)
 
     # Not hooks: those run neither after a KeyboardInterrupt nor in a way a copy could leave behind.
-    model._compiled_call_impl = call
+    model._compiled_call_impl = attach_compiled(model, config, model._call_impl, compiler)
     return model
-
-
-def _decoder_of(model: torch.nn.Module) -> torch.nn.Module:
-    name = type(model).__name__
-    if not hasattr(model, "get_decoder"):
-        raise UnsupportedModel(
-            f"{name} has no get_decoder(), so its language model cannot be found. Compile it whole "
-            'with torch.compile(model, backend="starkv"), or rewrite your own graph with '
-            "starkv_compile.passes.apply"
-        )
-    decoder = model.get_decoder()  # type: ignore[operator]
-    if not isinstance(decoder, torch.nn.Module):
-        raise UnsupportedModel(f"{name}.get_decoder() gives no module but {decoder!r}")
-    return decoder
 
 
 def undo(model: torch.nn.Module) -> bool:

@@ -43,6 +43,8 @@ SETTINGS = {
 MASKED_FORMS = ("sdpa", "eager", "flex_attention")
 """The library's attention functions that read a mask over all keys."""
 
+Call = Callable[..., Any]
+
 _attachments: weakref.WeakKeyDictionary[torch.nn.Module, Attachment] = weakref.WeakKeyDictionary()
 
 
@@ -282,16 +284,54 @@ def attach(model: torch.nn.Module, config: StarKVConfig) -> Attachment:
 
 
 def attach_compiled(
-    model: torch.nn.Module, options: dict[str, Any] | None, compiled: Callable[..., Any]
-) -> Callable[..., Any]:
-    """Wrap the compiled call of `model`; options are validated here, at once."""
-    attachment = attach(model, StarKVConfig.from_options(options))
+    model: torch.nn.Module, config: StarKVConfig, call: Call, compiler: Callable[[Call], Call]
+) -> Call:
+    """`call`, a bound method of `model`, compiled by `compiler` and with its cache looked after.
 
-    @functools.wraps(compiled)
+    What is compiled is the language model, where one is to be found in the model. The rest runs
+    as it is: vision towers split their patches, and Qwen-VL counts its positions, by the values
+    of tensors, at which Dynamo ends the graph or the program.
+    """
+    attachment = attach(model, config)
+    decoder = find_decoder(model)
+    if decoder is None or decoder is model:
+        inner = compiler(call)
+    else:
+        inner = call
+        attachment.undo.append(_compile_inside(decoder, attachment, compiler))
+
+    @functools.wraps(call)
+    def attached_call(*args: Any, **kwargs: Any) -> Any:
+        return attachment.call(inner, args, kwargs)
+
+    return attached_call
+
+
+def _compile_inside(
+    decoder: torch.nn.Module, attachment: Attachment, compiler: Callable[[Call], Call]
+) -> Callable[[], None]:
+    """Have `decoder` run compiled within calls of the attached model alone; returns undo."""
+    compiled, report = compiler(decoder._call_impl), attachment.report
+    kept = weakref.ref(decoder)  # else the function it holds would keep it alive
+
     def call(*args: Any, **kwargs: Any) -> Any:
-        return attachment.call(compiled, args, kwargs)
+        if current_report.get() is report:
+            return compiled(*args, **kwargs)
+        return kept()._call_impl(*args, **kwargs)  # type: ignore[union-attr]
 
-    return call
+    decoder._compiled_call_impl = call
+
+    def undo() -> None:
+        kept()._compiled_call_impl = None  # type: ignore[union-attr]
+
+    return undo
+
+
+def find_decoder(model: torch.nn.Module) -> torch.nn.Module | None:
+    """The language model that writes the cache, or None where nothing tells."""
+    find = getattr(model, "get_decoder", None)
+    decoder = find() if find is not None else None
+    return decoder if isinstance(decoder, torch.nn.Module) else None
 
 
 def attached(model: torch.nn.Module) -> Attachment | None:
@@ -311,4 +351,4 @@ def detach(model: torch.nn.Module) -> bool:
     return True
 
 
-__all__ = ["Attachment", "attach", "attach_compiled", "attached", "detach"]
+__all__ = ["Attachment", "attach", "attach_compiled", "attached", "detach", "find_decoder"]

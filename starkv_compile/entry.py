@@ -19,6 +19,7 @@ from torch._dynamo import eval_frame
 
 from .attach import attach_compiled
 from .backend import starkv_backend
+from .config import StarKVConfig
 
 
 def _is_ours(callback: Any) -> bool:
@@ -34,18 +35,21 @@ def _install() -> None:
 
     @functools.wraps(original)
     def call(self: Any, fn: Any) -> Any:
-        compiled = original(self, fn)
         if not callable(self.callback) or not _is_ours(self.callback):
-            return compiled
+            return original(self, fn)
         options = getattr(eval_frame.innermost_backend(self.callback), "kwargs", {}).get("options")
+        compiler = functools.partial(original, self)
         if isinstance(fn, torch.nn.Module):  # torch.compile(model)
-            fn._compiled_call_impl = attach_compiled(fn, options, original(self, fn._call_impl))
+            config = StarKVConfig.from_options(options)
+            fn._compiled_call_impl = attach_compiled(fn, config, fn._call_impl, compiler)
+            compiled = original(self, fn)
             compiled.forward = fn._compiled_call_impl
             return compiled
         module, name = getattr(fn, "__self__", None), getattr(fn, "__name__", "")
         if isinstance(module, torch.nn.Module) and name in ("_call_impl", "forward"):
-            return attach_compiled(module, options, compiled)  # model.compile() is the former
-        return compiled
+            config = StarKVConfig.from_options(options)  # model.compile() is the former
+            return attach_compiled(module, config, fn, compiler)
+        return original(self, fn)
 
     call._starkv = True  # type: ignore[attr-defined]
     context.__call__ = call  # type: ignore[method-assign]

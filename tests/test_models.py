@@ -57,17 +57,42 @@ def test_compresses(family, way):
     assert report.layout in (("square",) if family == "llava" else ("grid", "positions"))
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pixels_given_to_the_model_itself(family, way):
+    """Without `generate`, which may encode images first: the tower runs inside the call."""
+    model, inputs = tiny_model(family), tiny_inputs(family)
+    compiled = enter(way, model, budget=0.3, inner="eager")
+    torch._dynamo.utils.counters.clear()
+    with torch.no_grad():
+        logits = model(**inputs).logits
+        cache = compiled(**inputs).past_key_values
+    assert_compressed(starkv_compile.report(compiled), cache, StarKVConfig(budget=0.3), 68)
+    assert not torch._dynamo.utils.counters["graph_break"]
+    starkv_compile.undo(compiled)
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, logits)
+
+
+def test_the_decoder_called_by_itself_is_left_alone():
+    model = tiny_model("llava")
+    for way in WAYS:
+        enter(way, model, budget=0.3, inner="eager")
+        ids = tiny_inputs("llava", Prompt((), 40))["input_ids"]
+        cache = model.get_decoder()(input_ids=ids).past_key_values
+        assert not isinstance(cache, StarKVCache)
+        assert cache.get_seq_length() == ids.shape[1]
+
+
 @pytest.mark.parametrize("inner", ["eager", "aot_eager", "inductor"])
 @pytest.mark.parametrize("way", WAYS)
 def test_budget_one_is_bit_identical(way, inner):
-    """Against the same model compiled by the inner backend, without the pass."""
+    """Against the same decoder compiled by the inner backend, without the pass."""
     family = "qwen2_5_vl"
     inputs = tiny_inputs(family)
     plain = tiny_model(family)
-    if way == "starkv_compile.compile":
-        plain.get_decoder().compile(backend=inner, dynamic=True)
-    else:
-        plain.compile(backend=inner)
+    dynamic = True if way == "starkv_compile.compile" else None
+    plain.get_decoder().compile(backend=inner, dynamic=dynamic)
     expected = generate(plain, inputs)
     torch._dynamo.reset()
     ours = generate(enter(way, tiny_model(family), budget=1.0, inner=inner), inputs)
