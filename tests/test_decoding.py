@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -16,6 +18,12 @@ PADDED = (Prompt(), Prompt(((4, 4),), 16, seed=3))
 def compiled(family=FAMILY, room=ROOM, model=None, **options):
     options = {"budget": BUDGET, "inner": "eager", "decode_tokens": room, **options}
     return starkv_compile.compile(tiny_model(family) if model is None else model, **options)
+
+
+no_mask_without_padding = pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.23"),
+    reason="generate passes a mask that grows, which is one more length in the graph",
+)
 
 
 def assert_same(ours, theirs):
@@ -54,6 +62,7 @@ def test_no_address_no_shape_and_no_graph_changes(family):
     assert out.past_key_values.get_seq_length() == expected.past_key_values.get_seq_length()
 
 
+@no_mask_without_padding
 def test_a_full_buffer_is_replaced_by_a_larger_one():
     inputs = tiny_inputs(FAMILY)
     expected = generate(compiled(room=None), inputs, TOKENS)
@@ -138,6 +147,7 @@ def test_a_later_turn_takes_the_tokens_out_and_makes_new_buffers():
         torch.testing.assert_close(left.keys, right.keys)
 
 
+@no_mask_without_padding
 def test_nothing_in_the_graph_waits_for_a_value(monkeypatch):
     """What a CUDA graph asks for: no read by the host, no number that changes with the token."""
     modules, calls = [], []
