@@ -11,12 +11,15 @@ from __future__ import annotations
 from .age_decay import AgeDecay
 from .base import Policy
 from .current_frame import CurrentFrame
+from .expected_attention import ExpectedAttention
+from .gui_kv import GuiKV
 from .inputs import Scored, ScoreInputs
 from .key_novelty import KeyNovelty
 from .random import Random
 from .snapkv import SnapKV
 from .snapkv_boost import SnapKVBoost
 from .snapkv_mean import SnapKVMean
+from .st_lite import STLite
 from .starkv import StarKV
 from .streaming_llm import StreamingLLM
 from .tova import Tova
@@ -26,9 +29,12 @@ POLICIES: dict[str, type[Policy]] = {
     "snapkv": SnapKV,
     "snapkv_mean": SnapKVMean,
     "snapkv_boost": SnapKVBoost,
+    "gui_kv": GuiKV,
+    "st_lite": STLite,
     "key_novelty": KeyNovelty,
     "age_decay": AgeDecay,
     "current_frame": CurrentFrame,
+    "expected_attention": ExpectedAttention,
     "tova": Tova,
     "streaming_llm": StreamingLLM,
     "random": Random,

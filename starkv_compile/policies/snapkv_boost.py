@@ -35,15 +35,15 @@ class SnapKVBoost(Policy):
     """
 
     def score(self, inputs: ScoreInputs) -> Scored:
-        scores = pool(inputs.window_attention(), self.config.pool).mean(1)
-        return Scored(scores + self.boost(inputs, scores.shape[-1]), inputs.state)
+        scores = pool(inputs.window_attention(), self.config.pool)
+        return Scored((scores + self.boost(inputs, scores.shape[-1])).mean(1), inputs.state)
 
     def boost(self, inputs: ScoreInputs, past: Any) -> Any:
-        """[B, P], or 0 where there is nothing to boost by."""
+        """[B, 1, P], or 0 where there is nothing to boost by."""
         if inputs.hidden is None or self.config.boost == 0:
             return 0.0
         frame, _, _, current = inputs.layout
         added = STARKV.current_frame_boost(
             inputs.hidden, frame, current, past, self.config.boost_temperature
         )
-        return self.config.boost * added
+        return self.config.boost * added[:, None]

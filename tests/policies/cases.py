@@ -47,10 +47,14 @@ def kept(policy, query, key, capacity, layout=None, **changes):
     scorer = POLICIES[policy](config)
     length = key.shape[2]
     layout = layout or text(length)
+    state = tuple(fresh_state(key, layout[3]))
+    if scorer.per_head:
+        heads = key.shape[1]
+        layout = (*(t[:, None].expand(-1, heads, -1) for t in layout[:3]), layout[3])
     inputs = {
         "query": query, "key": key, "value": torch.ones_like(key), "mask": None, "scale": 1.0,
         "log_sum_exp": None, "hidden": None, "real": None, "layout": layout, "layer": 0,
-        "state": tuple(fresh_state(key, layout[3])), "index": None, "capacity": capacity,
+        "state": state, "index": None, "capacity": capacity,
         "window": scorer.window or config.window, **inputs,
     }  # fmt: skip
     given = ScoreInputs(**inputs)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from starkv_compile.kernels.ops import STARKV
 from starkv_compile.policies import POLICIES
 from tests.policies.cases import attended, frames, kept
 
@@ -170,3 +171,70 @@ def test_starkv_without_the_other_axes_keeps_the_same(name, options):
     for capacity in (12, 30, 60):
         expected = kept("starkv", query, key, capacity, layout, **common, **axes_off(**options))
         assert kept(name, query, key, capacity, layout, **common, **options) == expected
+
+
+def test_expected_attention_weighs_mean_spread_and_value():
+    query, key = torch.zeros(1, 1, 9, 8), torch.zeros(1, 1, 9, 8)
+    query[0, 0, 4:, 0] = 1.0  # mean 1 along axis 0
+    query[0, 0, 4::2, 1], query[0, 0, 5::2, 1] = 2.0, -3.0  # mean 0, variance 6 along axis 1
+    query[0, 0, :4, 2] = 100.0  # the first four do not count
+    value = torch.ones_like(key)
+    policy = ("expected_attention", query, key)
+    key[0, 0, 5, 0] = 2.0  # expected logit 2
+    key[0, 0, 6, 1] = 0.8  # 0.5 * 6 * 0.64 = 1.92
+    key[0, 0, 7, 2] = 9.0  # 0
+    assert kept(*policy, 6, value=value) == [0, 1, 2, 3, 5, 8]
+    key[0, 0, 6, 1] = 0.85  # 2.1675
+    assert kept(*policy, 6, value=value) == [0, 1, 2, 3, 6, 8]
+    assert kept(*policy, 7, value=value) == [0, 1, 2, 3, 5, 6, 8]
+    value[0, 0, 5] = 2.0
+    assert kept(*policy, 6, value=value) == [0, 1, 2, 3, 5, 8]
+
+
+def unlike(length, *odd, dim=4):
+    """Keys all alike but for those at `odd`, each along an axis of its own. Attention is even."""
+    key = torch.zeros(1, 1, length, dim)
+    key[..., 0] = 1.0
+    for axis, place in enumerate(odd, 1):
+        key[0, 0, place] = torch.eye(dim)[axis]
+    return torch.zeros_like(key), key
+
+
+def test_st_lite_keeps_what_is_unlike_its_neighbours():
+    """A frame of 3 x 3 at 1 to 9, one cell of it another: its middle, or its corner."""
+    layout = frames(12, (1, 10), columns=3)
+    # All 8 neighbours of the middle have one unlike neighbour, of 3 or 5. Text counts 1.
+    assert kept("st_lite", *unlike(12, 5), 4, layout) == [0, 5, 10, 11]
+    assert kept("st_lite", *unlike(12, 5), 5, layout) == [0, 1, 5, 10, 11], "a corner: 1 of 3"
+    # Of a corner's neighbours two are on an edge (1 of 5), the middle has 1 of 8.
+    assert kept("st_lite", *unlike(12, 1), 6, layout) == [0, 1, 2, 4, 10, 11]
+
+
+def test_st_lite_takes_no_cell_of_the_row_above_for_a_neighbour():
+    """Two columns: the right end of a row and the left end of the next are not side by side."""
+    layout = frames(8, (1, 7), columns=2)
+    # Token 2 is unlike: of 1 and 4, ends of its column and row, 1 of 3 neighbours; of 3, 1 of 5.
+    assert kept("st_lite", *unlike(8, 2), 4, layout) == [0, 1, 2, 7]
+
+
+def test_st_lite_drops_what_the_current_frame_repeats():
+    """Two frames of 2 x 2 and nothing else; the same odd token stands at 1 and, now, at 5."""
+    layout = frames(8, (0, 4), (4, 8), columns=2)
+    query, key = unlike(8, 1)
+    key[0, 0, 5] = key[0, 0, 1]
+    key[0, 0, 2] = torch.tensor([0.5, 0, 0, 0.75**0.5])  # cosine 0.5 with all that is now
+    frame, _, _, current = layout
+    drops = {c: STARKV.repeats_current(key[0], frame, current, c)[0] for c in (1, 2, 3, 4)}
+    dropped = {c: flags.nonzero().flatten().tolist() for c, flags in drops.items()}
+    assert dropped == {1: [0, 1, 3], 2: [1, 3], 3: [3], 4: []}
+    # Tokens 1 and 5 are equally unlike their neighbours; a tie would go to the first.
+    assert kept("st_lite", query, key, 2, layout) == [5, 7]
+
+
+def test_without_a_current_frame_nothing_repeats_it():
+    frame, row, column, _ = frames(10, (1, 3), (4, 6))
+    later = (frame, row, column, torch.full((1, 2), -1))
+    key = unlike(10)[1]
+    assert STARKV.repeats_current(key[0], frame, frames(10, (1, 3), (4, 6))[3], 1).any()
+    assert not STARKV.repeats_current(key[0], frame, later[3], 1).any()
+    assert not STARKV.repeated_tokens(key, frame[:, None], later[3], 5).any()
