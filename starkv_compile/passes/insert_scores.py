@@ -45,7 +45,7 @@ class InsertScores(GraphPass):
                 if weights is not None:
                     with every_length():  # minima of proxies: there is nothing to decide by
                         capacity = layer_capacity(key.shape[2], window, capacity, weights, place)
-                mask = _mask(context, site, policy.observers or window)
+                mask = _mask(context, site, window, policy.observers)
                 real = _real_tokens(context, site, mask)
                 layout, index = _stored_places(context, site, policy.per_head)
                 scored = policy.score(
@@ -146,18 +146,19 @@ def _row_bytes(site: Site) -> int:
     return sum(t.shape[1] * t.shape[3] * t.element_size() for t in stored)
 
 
-def _mask(context: Context, site: Site, observers: Any) -> Any:
+def _mask(context: Context, site: Site, window: Any, observers: int) -> Any:
     """The mask with the leading dimensions that attention would broadcast; None: causal.
 
-    Of the last `observers` queries at least.
+    Or None where the log-sum-exp knows who sees what, unless more than the window observe.
     """
     attention = site.attention
     if attention.mask_function:
-        return _evaluated_mask(context, attention, observers)
+        return _evaluated_mask(context, attention, observers or window)
     mask = context.proxy(attention.mask)
     if attention.mask_hides:
         mask = torch.logical_not(mask)
-    if mask is None and not attention.causal and site.log_sum_exp is None:
+    told = site.log_sum_exp is not None and not observers
+    if mask is None and not attention.causal and not told:
         query, key = context.proxy(attention.query), context.proxy(attention.key)
         everything = query.new_ones((1, 1, 1, 1), dtype=torch.bool)
         return everything.expand(1, 1, query.shape[2], key.shape[2])
