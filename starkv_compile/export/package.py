@@ -78,9 +78,14 @@ def _check(options: ExportOptions) -> None:
     chosen(options.select, options.config, options.max_seq)
     if options.max_seq < LEAST_SEQ:
         raise OptionError(f"max_seq={options.max_seq}: expected at least {LEAST_SEQ} tokens")
+    if options.config.policy != "starkv":
+        raise OptionError(
+            f"policy={options.config.policy!r} is not exported yet, only 'starkv'; "
+            "starkv_compile.compile runs the others"
+        )
     if options.config.debug:
         raise OptionError("debug=True reads values on the host, which an exported graph cannot")
-    for name in ("budget_bytes", "decode_tokens"):
+    for name in ("budget_bytes", "decode_tokens", "layer_budgets"):
         if getattr(options.config, name) is not None:
             raise OptionError(f"{name} is not exported yet; use budget or budget_tokens")
     if options.config.keeps_everything:

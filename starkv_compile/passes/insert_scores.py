@@ -7,10 +7,12 @@ from typing import Any
 import torch
 
 from ..kernels.ops import STARKV
-from ..policies import POLICIES, ScoreInputs
+from ..kernels.reference.capacity import every_length, layer_capacity
+from ..policies import POLICIES, Policy, ScoreInputs
 from . import fx
 from .base import Context, GraphPass, without_gradient
-from .sites import HIDDEN, Attention, Inserted, Site
+from .find_cache_writes import WAY_OUT
+from .sites import HIDDEN, INDEX, Attention, Inserted, Site
 
 STATE = slice(7, 11)  # arguments of starkv.cache_write
 SEEN = 11
@@ -21,7 +23,8 @@ class InsertScores(GraphPass):
 
     def run(self, context: Context) -> None:
         policy = POLICIES[self.config.policy](self.config)
-        for site in list(context.sites):
+        weights = self._layer_weights(context, policy)
+        for place, site in enumerate(list(context.sites)):
             attention, write = site.attention, site.write
             assert write is not None
             assert site.layout is not None
@@ -38,35 +41,59 @@ class InsertScores(GraphPass):
                     state = tuple(context.proxy(a) for a in marker.args[STATE])
                     seen = context.proxy(marker.args[SEEN])
                 capacity = self.config.capacity(seen, self._token_bytes(context, site))
-                window = self._window(context, site)
-                mask = _mask(context, site, window)
+                window = self._window(context, site, policy.window or self.config.window)
+                if weights is not None:
+                    with every_length():  # minima of proxies: there is nothing to decide by
+                        capacity = layer_capacity(key.shape[2], window, capacity, weights, place)
+                mask = _mask(context, site, window, policy.observers)
                 real = _real_tokens(context, site, mask)
+                layout, index = _stored_places(context, site, policy.per_head)
                 scored = policy.score(
                     ScoreInputs(
                         query=self._checked(query, f"layer {site.index}, queries"),
                         key=self._checked(key, f"layer {site.index}, keys"),
+                        value=without_gradient(context.proxy(attention.value)),
                         mask=mask,
                         scale=context.proxy(attention.scale),
                         log_sum_exp=without_gradient(log_sum_exp, like=attention.query),
                         hidden=without_gradient(context.proxy(site.hidden)),
                         real=real,
-                        layout=site.layout,
+                        layout=layout,
                         state=state,
+                        index=index,
+                        layer=site.index,
                         window=window,
                         capacity=capacity,
                         sharing=_sharing(site),
                     )
                 )
-            inserted = Inserted(scored.scores, scored.state, real, capacity, window)
+            inserted = Inserted(scored.scores, scored.state, index, real, capacity, window)
             context.update(site, scored=inserted)
             self.matched += 1
 
-    def _window(self, context: Context, site: Site) -> Any:
+    def _layer_weights(self, context: Context, policy: Policy) -> tuple[int, ...] | None:
+        """How the layers share the budget, if unevenly; refuses them where that cannot be right."""
+        if not policy.is_uneven():
+            return None
+        reason = None
+        if context.cache == "stock":
+            reason = f"layers that keep different numbers of tokens need another cache; {WAY_OUT}"
+        elif context.layers not in (0, len(context.sites)):
+            reason = (
+                f"{len(context.sites)} of {context.layers} layers can be compressed in this graph, "
+                "and what each keeps depends on all; use a policy with one budget for every layer"
+            )
+        if reason is not None:
+            for site in list(context.sites):
+                context.refuse(reason, site.attention.node, site)
+        return policy.layer_weights(len(context.sites)) if context.sites else None
+
+    def _window(self, context: Context, site: Site, wanted: int) -> Any:
         """W, or all queries of a prompt that has fewer: such a length gets a graph of its own."""
         if context.every_length:
-            return torch.sym_min(self.config.window, context.proxy(site.attention.query).shape[2])
+            return torch.sym_min(wanted, context.proxy(site.attention.query).shape[2])
         queries = fx.shape(site.attention.query)[2]
-        return self.config.window if bool(queries >= self.config.window) else int(queries)
+        return wanted if bool(queries >= wanted) else int(queries)
 
     def _token_bytes(self, context: Context, site: Site) -> Any:
         """Bytes of one token in all layers that are compressed, if the budget is in bytes.
@@ -90,6 +117,28 @@ class InsertScores(GraphPass):
         return STARKV.check_finite(tensor, name) if self.config.debug else tensor
 
 
+def _stored_places(
+    context: Context, site: Site, per_head: bool
+) -> tuple[tuple[Any, Any, Any, Any], Any]:
+    """The layout, and each stored token's place in the stream: of each head, if each has a set."""
+    assert site.write is not None
+    assert site.layout is not None
+    marker = site.write.marker
+    index = None if marker is None else context.proxy(marker.args[INDEX])
+    *described, current = site.layout
+    if per_head:
+        heads = int(fx.shape(site.write.key)[1])
+        described = [_for_heads(tokens, heads) for tokens in described]
+        index = None if index is None else _for_heads(index, heads)
+    return (*described, current), index
+
+
+def _for_heads(tokens: Any, heads: int) -> Any:
+    """[B, G, L] of [B, L]; what is by head already stays as it is."""
+    by_head = len(fx.shape(tokens.node)) == 3
+    return tokens if by_head else tokens[:, None].expand(-1, heads, -1)
+
+
 def _row_bytes(site: Site) -> int:
     """Bytes of one token of one batch row in this layer's cache."""
     assert site.write is not None
@@ -97,15 +146,19 @@ def _row_bytes(site: Site) -> int:
     return sum(t.shape[1] * t.shape[3] * t.element_size() for t in stored)
 
 
-def _mask(context: Context, site: Site, window: Any) -> Any:
-    """The mask with the leading dimensions that attention would broadcast; None: causal."""
+def _mask(context: Context, site: Site, window: Any, observers: int) -> Any:
+    """The mask with the leading dimensions that attention would broadcast; None: causal.
+
+    Or None where the log-sum-exp knows who sees what, unless more than the window observe.
+    """
     attention = site.attention
     if attention.mask_function:
-        return _evaluated_mask(context, attention, window)
+        return _evaluated_mask(context, attention, observers or window)
     mask = context.proxy(attention.mask)
     if attention.mask_hides:
         mask = torch.logical_not(mask)
-    if mask is None and not attention.causal and site.log_sum_exp is None:
+    told = site.log_sum_exp is not None and not observers
+    if mask is None and not attention.causal and not told:
         query, key = context.proxy(attention.query), context.proxy(attention.key)
         everything = query.new_ones((1, 1, 1, 1), dtype=torch.bool)
         return everything.expand(1, 1, query.shape[2], key.shape[2])
@@ -113,15 +166,15 @@ def _mask(context: Context, site: Site, window: Any) -> Any:
     return mask[(None,) * missing] if missing else mask
 
 
-def _evaluated_mask(context: Context, attention: Attention, window: Any) -> Any:
-    """A mask function's values for the queries that score: bool [B, 1, W, L]."""
+def _evaluated_mask(context: Context, attention: Attention, observers: Any) -> Any:
+    """A mask function's values for the queries that score: bool [B, 1, observers, L]."""
     function, *inputs = attention.mask_function
     query, key = context.proxy(attention.query), context.proxy(attention.key)
     batch, places, keys = (
         torch.ones_like(line, dtype=torch.int64).cumsum(0) - 1
         for line in (query[:, 0, 0, 0], query[0, 0, :, 0], key[0, 0, :, 0])
     )
-    batch, rows = batch[:, None, None], places[-window:][:, None]
+    batch, rows = batch[:, None, None], places[-observers:][:, None]
     arguments = (batch, batch * 0, rows, keys, *map(context.proxy, inputs))
     nodes = tuple(a.node for a in arguments)
     seen = context.proxy(context.graph.call_module(function.target, nodes))  # type: ignore[arg-type]
