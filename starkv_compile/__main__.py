@@ -151,6 +151,11 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         default="auto",
         help="form of the selection; auto: threshold where TensorRT's TopK could not follow",
     )
+    add("--cache", choices=("dynamic", "static"), default="dynamic",
+        help="static: buffers of fixed length, by TensorScatter (opset 24)")  # fmt: skip
+    add("--slots", type=int, metavar="N", default=argparse.SUPPRESS,
+        help="with --cache static: tokens that the buffers have room for "
+        "(default: what the budget keeps of --max-seq, and a reply)")  # fmt: skip
     export.set_defaults(run=_export)
 
 
@@ -168,6 +173,8 @@ def _export(args: argparse.Namespace) -> int:
             max_seq=args.max_seq,
             dtype=args.dtype,
             select=args.select,
+            cache=args.cache,
+            slots=getattr(args, "slots", None),
         )
     )
     print(f"written: {folder}")

@@ -32,9 +32,40 @@ class Graph:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = torch.get_num_threads()
-        self._session = ort.InferenceSession(str(file), options, providers=wanted)
+        try:
+            self._session = ort.InferenceSession(str(file), options, providers=wanted)
+        except Exception as error:  # its classes are not public, and have no base of their own
+            why = str(error).strip().split("\n")[0]
+            raise StarKVError(
+                f"{file}: ONNX Runtime {ort.__version__} cannot run it with {wanted[0]} ({why}); "
+                "TensorScatter of a static cache needs a recent one, bfloat16 a GPU's provider"
+            ) from error
         self.inputs = [port.name for port in self._session.get_inputs()]
         self.outputs = [port.name for port in self._session.get_outputs()]
+
+    def in_place(
+        self, feeds: Mapping[str, torch.Tensor], buffers: Mapping[str, str]
+    ) -> dict[str, torch.Tensor]:
+        """Run it with outputs written over inputs. buffers: the output of each such input.
+
+        Only for graphs that read these inputs no more once the output is written. A buffer that is
+        not contiguous is replaced by a copy: go on with what is returned.
+        """
+        binding = self._session.io_binding()
+        inputs = {name: feeds[name].detach().cpu().contiguous() for name in self.inputs}
+        for name, tensor in inputs.items():
+            binding.bind_input(*_bound(name, tensor))
+        written = {buffers[name]: inputs[name] for name in buffers}
+        for name in self.outputs:
+            if name in written:
+                binding.bind_output(*_bound(name, written[name]))
+            else:
+                binding.bind_output(name, "cpu")
+        self._session.run_with_iobinding(binding)
+        return {
+            name: written[name] if name in written else torch.from_numpy(value.numpy())
+            for name, value in zip(self.outputs, binding.get_outputs(), strict=True)
+        }
 
     def __call__(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Run it. Inputs the graph does not have are left out."""
@@ -43,6 +74,12 @@ class Graph:
         return {
             name: torch.from_numpy(value) for name, value in zip(self.outputs, results, strict=True)
         }
+
+
+def _bound(name: str, tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Arguments of ONNX Runtime's binding to a tensor's own memory."""
+    kind = torch.empty(0, dtype=tensor.dtype).numpy().dtype
+    return name, "cpu", 0, kind, tuple(tensor.shape), tensor.data_ptr()
 
 
 def _array(tensor: torch.Tensor) -> Any:

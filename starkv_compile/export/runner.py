@@ -179,6 +179,11 @@ class Runtime:
     def __init__(self, folder: Path, manifest: Manifest, provider: str) -> None:
         self.shapes: Shapes = manifest.shapes
         self.max_seq = manifest.max_seq
+        self._past = {
+            f"past.{i}.{name}": f"present.{i}.{name}"
+            for i in range(len(self.shapes.layers))
+            for name in ("key", "value")
+        }
         self._prefill = Graph(folder / "prefill.onnx", provider)
         self._decode = Graph(folder / "decode.onnx", provider)
 
@@ -290,6 +295,7 @@ class Runtime:
             "counted": torch.ones(layout.seen - retired, dtype=torch.bool),
         }  # fmt: skip
         layers = self._layers(cache, batch)
+        self._arrange(layers)
         for i, layer in enumerate(layers):
             assert layer.state is not None
             mi, mi_steps, pattern, pattern_count = layer.state
@@ -307,7 +313,30 @@ class Runtime:
             )
             layer.state = (*state[:2], state[2][..., : layout.current.shape[1]], state[3])
             layer.seen = layout.seen
+            if self.shapes.slots:
+                layer.filled = layer.kept.shape[1]
+                layer.dropped = layer.seen - layer.filled
         return found["logits"]
+
+    def _arrange(self, layers: list[StarKVLayer], new: int = 0) -> None:
+        """Keys and values as the graphs take them: in buffers with room for `new` tokens, or alone.
+
+        Raises:
+            StarKVError: the buffers have no such room.
+        """
+        for layer in layers:
+            if layer.keys.shape[2] != self.shapes.slots:
+                layer.settle()
+            if not self.shapes.slots:
+                continue
+            if layer.stored + new > self.shapes.slots:
+                raise StarKVError(
+                    f"{layer.stored + new} tokens to store, but the model was exported with "
+                    f"{self.shapes.slots} slots: export it again with --slots "
+                    f"{layer.stored + new} or more, or generate fewer tokens"
+                )
+            if layer.filled is None:
+                layer.make_room(self.shapes.slots - layer.stored)
 
     def _layers(self, cache: StarKVCache, batch: int) -> list[StarKVLayer]:
         """The cache's layers; those of a new cache are made, empty."""
@@ -329,13 +358,28 @@ class Runtime:
         return cache.compressed_layers
 
     def _further(self, cache: StarKVCache, feeds: dict[str, torch.Tensor]) -> torch.Tensor:
-        for i, layer in enumerate(cache.compressed_layers):
+        layers = cache.compressed_layers
+        self._arrange(layers, 1)
+        for i, layer in enumerate(layers):
             feeds |= {f"past.{i}.key": layer.keys, f"past.{i}.value": layer.values}
-        found = self._decode(feeds)
-        for i, layer in enumerate(cache.compressed_layers):
+        if self.shapes.slots:
+            feeds |= self._slot(layers[0].stored, feeds["attention_mask"])
+            found = self._decode.in_place(feeds, self._past)
+        else:
+            found = self._decode(feeds)
+        for i, layer in enumerate(layers):
             layer.keys, layer.values = found[f"present.{i}.key"], found[f"present.{i}.value"]
             layer.seen += 1
+            if layer.filled is not None:
+                layer.filled += 1
         return found["logits"]
+
+    def _slot(self, stored: int, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Where the next token goes, and which slots it reads: padding dropped was on the left."""
+        read = mask[:, mask.shape[1] - stored - 1 :]
+        room = self.shapes.slots - stored - 1
+        slot = torch.full((len(mask),), stored)
+        return {"attention_mask": F.pad(read, (0, room)), "slot": slot}
 
     def _features(
         self, model: Any, ids: torch.Tensor, named: dict[str, Any]

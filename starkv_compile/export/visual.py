@@ -74,7 +74,7 @@ def visual_ports(tower: Any, dtype: torch.dtype) -> tuple[list[Port], list[str]]
     return inputs, ["image_embeds", *(f"deepstack.{i}" for i in range(deep))]
 
 
-def export_visual(model: Any, folder: Path, say: Callable[[str], Any]) -> bool:
+def export_visual(model: Any, folder: Path, opset: int, say: Callable[[str], Any]) -> bool:
     """Write `visual.onnx`, if the model takes images. Whether it did.
 
     Raises:
@@ -98,7 +98,8 @@ def export_visual(model: Any, folder: Path, say: Callable[[str], Any]) -> bool:
         Visual(tower, _has_table(tower)).eval(), inputs, as_list=True,
         sizes={"patches": 6 * unit}, multiples={"patches": unit},
     )  # fmt: skip
-    save(tidy(to_onnx(program, [p.name for p in inputs], outputs)), folder / "visual.onnx")
+    made = to_onnx(program, [p.name for p in inputs], outputs, opset)
+    save(tidy(made), folder / "visual.onnx")
     return True
 
 

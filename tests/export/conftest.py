@@ -10,8 +10,12 @@ import starkv_compile
 from starkv_compile import StarKVConfig
 from starkv_compile.testing import tiny_model
 
-MODELS = {"topk": ("qwen2_vl", 2), "threshold": ("qwen3_vl", 1)}
-"""By form of selection: family and layers. Two layers share a cache part; deep features: Qwen3."""
+FORMS = {
+    "topk": ("qwen2_vl", 2, {"select": "topk"}),
+    "threshold": ("qwen3_vl", 1, {"select": "threshold"}),
+    "static": ("qwen2_vl", 2, {"select": "topk", "cache": "static", "slots": 128}),
+}
+"""Family, layers, options. Two layers share a cache part; deep features: Qwen3."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Exported:
 
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory):
-    """By form of selection, what was exported in it: made when first asked for."""
+    """By form, what was exported in it: made when first asked for."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="pip install 'starkv-compile[export]'")
     made = {}
@@ -56,7 +60,7 @@ def _export(form, tmp_path_factory):
     from starkv_compile.export.package import ExportOptions, export_model
     from starkv_compile.export.runner import load_model
 
-    family, layers = MODELS[form]
+    family, layers, form_options = FORMS[form]
     model = tiny_model(family, num_hidden_layers=layers)
     checkpoint = tmp_path_factory.mktemp("checkpoint")
     model.config.save_pretrained(checkpoint)
@@ -64,8 +68,8 @@ def _export(form, tmp_path_factory):
         checkpoint=checkpoint,
         out=tmp_path_factory.mktemp("exported") / "folder",
         config=StarKVConfig(budget=0.3),
-        max_seq=1024,
-        select=form,
+        max_seq=400,
+        **form_options,
     )
     folder = export_model(model, options, lambda text: None)
     starkv_compile.compile(model, budget=0.3, inner="eager")

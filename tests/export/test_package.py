@@ -31,6 +31,12 @@ def run(capsys, *arguments):
         ([SHIPPED, "--max-seq", "4"], "max_seq=4: expected at least 16"),
         ([SHIPPED, "--max-seq", "9000"], "max_seq=9000: the model has positions for 8192 tokens"),
         ([SHIPPED, "--max-seq", "9000"], "--max-seq 8192 or less"),
+        ([SHIPPED, "--slots", "99"], "slots=99: a dynamic cache has none"),
+        (
+            [SHIPPED, "--cache", "static", "--slots", "99", "--max-seq", "999"],
+            "slots=99: the budget keeps up to 199 of 999 tokens, and a reply needs room too; give "
+            "at least 200",
+        ),
     ],
 )
 def test_mistakes_are_named_and_leave_nothing(arguments, said, capsys, tmp_path):
@@ -74,6 +80,24 @@ def test_what_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("cache", "max_seq", "slots", "room"),
+    [
+        ("dynamic", 4000, None, 0),
+        ("static", 4000, None, 800 + package.REPLY),
+        ("static", 4000, 801, 801),
+        ("static", 1000, None, 1000),
+        ("static", 20, None, package.LEAST_SLOTS),
+    ],
+)
+def test_room_of_a_static_cache(cache, max_seq, slots, room, tmp_path):
+    options = package.ExportOptions(
+        checkpoint=SHIPPED, out=tmp_path, config=StarKVConfig(), max_seq=max_seq, cache=cache,
+        slots=slots,
+    )  # fmt: skip
+    assert options.room == room
+
+
 def test_what_is_no_export_says_how_to_make_one(tmp_path):
     with pytest.raises(StarKVError, match="no export there"):
         OnnxSession(tmp_path)
@@ -96,4 +120,7 @@ def test_missing_runtimes_are_named(tmp_path):
     with pytest.raises(StarKVError, match="expected one of cpu, cuda"):
         Graph(tmp_path / "prefill.onnx", "tpu")
     with pytest.raises(StarKVError, match="no such file"):
+        Graph(tmp_path / "prefill.onnx")
+    (tmp_path / "prefill.onnx").write_text("no graph")
+    with pytest.raises(StarKVError, match="cannot run it with CPUExecutionProvider"):
         Graph(tmp_path / "prefill.onnx")
