@@ -38,7 +38,8 @@ class Windows:
     ) -> torch.Tensor:
         """[1, H, patches, D] each, the result as well."""
         q, k, v = (t[0][:, self.places].transpose(0, 1) for t in (query, key, value))
-        mask = self.real[:, None, None]
+        # A row for each query: ONNX Runtime's Attention takes no other.
+        mask = self.real[:, None, None].expand(-1, -1, self.places.shape[1], -1)
         found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
         return found.transpose(0, 1).flatten(1, 2)[None, :, self.home]
 

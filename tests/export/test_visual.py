@@ -3,23 +3,26 @@
 import pytest
 import torch
 
+from starkv_compile.export.graphs import Graph
+from starkv_compile.export.visual import export_visual, run_visual
+from starkv_compile.export.windows import Windows, window_inputs
 from starkv_compile.testing import tiny_model
+
+for package in ("onnxscript", "onnxruntime"):
+    pytest.importorskip(package, reason="pip install 'starkv-compile[export]'")
+
+from starkv_compile.export.onnx_graph import OPSETS  # noqa: E402
 
 WINDOW = 2  # merged patches at a window's side: 16 pixels, 4 a patch, 2 patches merged
 
 
-@pytest.fixture(scope="module")
-def windowed(tmp_path_factory):
+@pytest.fixture(scope="module", params=sorted({*OPSETS.values()}))
+def windowed(request, tmp_path_factory):
     """(tower, graph) of Qwen2.5-VL: one block attends within windows, one everywhere."""
-    for package in ("onnxscript", "onnxruntime"):
-        pytest.importorskip(package, reason="pip install 'starkv-compile[export]'")
-    from starkv_compile.export.graphs import Graph
-    from starkv_compile.export.visual import export_visual
-
     model = tiny_model("qwen2_5_vl")
     tower, folder = model.model.visual, tmp_path_factory.mktemp("visual")
     form = tower.config._attn_implementation
-    assert export_visual(model, folder, 20, lambda text: None)
+    assert export_visual(model, folder, request.param, lambda text: None)
     assert tower.config._attn_implementation == form
     return tower, Graph(folder / "visual.onnx")
 
@@ -35,8 +38,6 @@ SIZES = {
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 def test_windows_of_all_sizes(windowed, sizes):
-    from starkv_compile.export.visual import run_visual
-
     tower, graph = windowed
     assert tower.window_size // tower.patch_size // tower.spatial_merge_size == WINDOW
     grid = torch.tensor([[t, 2 * rows, 2 * columns] for t, rows, columns in sizes])
@@ -49,8 +50,6 @@ def test_windows_of_all_sizes(windowed, sizes):
 
 def test_windows_keep_to_themselves(windowed):
     """A change in one window reaches others by the block that attends everywhere alone."""
-    from starkv_compile.export.windows import Windows, window_inputs
-
     tower, _ = windowed
     inputs = window_inputs(tower, torch.tensor([[1, 10, 6]]))
     where = (inputs[name] for name in ("window_places", "window_real", "window_home"))
