@@ -38,7 +38,8 @@ class Graph:
             why = str(error).strip().split("\n")[0]
             raise StarKVError(
                 f"{file}: ONNX Runtime {ort.__version__} cannot run it with {wanted[0]} ({why}); "
-                "TensorScatter of a static cache needs a recent one, bfloat16 a GPU's provider"
+                "export again if a file is missing. A static cache needs a runtime that has "
+                "TensorScatter, bfloat16 provider 'cuda'"
             ) from error
         self.inputs = [port.name for port in self._session.get_inputs()]
         self.outputs = [port.name for port in self._session.get_outputs()]

@@ -156,14 +156,25 @@ def _load(options: ExportOptions, config: Any) -> Any:
             f"{options.checkpoint}: model type {config.model_type!r} is no language or "
             "vision-language model of this transformers"
         )
-    return (
-        getattr(transformers, name)
-        .from_pretrained(
+    try:
+        model, found = getattr(transformers, name).from_pretrained(
             options.checkpoint, local_files_only=True, dtype=DTYPES[options.dtype],
-            attn_implementation="sdpa",
+            attn_implementation="sdpa", output_loading_info=True,
+        )  # fmt: skip
+    except Exception as error:  # of the library, safetensors and torch, by what is wrong
+        why = str(error).strip().split("\n")[0]
+        raise UnsupportedModel(
+            f"{options.checkpoint}: its weights cannot be loaded into a {name} ({why}); give a "
+            "folder with all files that `save_pretrained` wrote"
+        ) from error
+    if found["missing_keys"]:
+        missing = sorted(found["missing_keys"])
+        raise UnsupportedModel(
+            f"{options.checkpoint}: {len(missing)} weights are not in its files ({missing[0]}, "
+            "...), so they would be random; give a folder with all files that `save_pretrained` "
+            "wrote"
         )
-        .eval()
-    )  # fmt: skip
+    return model.eval()
 
 
 def _write(model: Any, options: ExportOptions, folder: Path, say: Callable[[str], Any]) -> None:

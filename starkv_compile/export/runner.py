@@ -22,12 +22,15 @@ from ..attach import Attachment
 from ..cache import StarKVCache, StarKVLayer, adopt
 from ..errors import StarKVError, UnsupportedModel
 from ..session import AgentSession
+from ..unpacked import is_packed
 from .graphs import Graph
 from .manifest import Manifest
 from .ports import Shapes, prefill_ports
 
 NARROWEST = 2
 """Least width of `current` and `pattern`: a length of 1 is a case of its own in traced graphs."""
+
+OTHER_OUTPUTS = ("output_hidden_states", "output_attentions", "output_router_logits")
 
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 """What the tower encodes, and the argument it comes in."""
@@ -119,14 +122,15 @@ def _runtime_class(kind: type) -> type:
     signature = inspect.signature(kind.forward)  # type: ignore[attr-defined]
 
     @functools.wraps(kind.forward)  # type: ignore[attr-defined]
-    def forward(self: Any, *args: Any, **kwargs: Any) -> CausalLMOutputWithPast:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> CausalLMOutputWithPast | tuple[Any, ...]:
         named = signature.bind(self, *args, **kwargs).arguments
         named = {**named, **named.pop("kwargs", {})}
         del named["self"]
-        _check_call(named)
+        _check_call(self, named)
         named["past_key_values"] = _own_cache(self, named.get("past_key_values"))
         self.attachment.prepare((), named)
-        return self.runtime.forward(self, **named)
+        output = self.runtime.forward(self, **named)
+        return output.to_tuple() if named.get("return_dict") is False else output
 
     return type(
         kind.__name__,
@@ -139,8 +143,17 @@ def _runtime_class(kind: type) -> type:
     )
 
 
-def _check_call(named: dict[str, Any]) -> None:
+def _check_call(model: Any, named: dict[str, Any]) -> None:
     """Raise `StarKVError` for what the graphs have no input or output for."""
+    if model.training:
+        raise StarKVError("training mode: an exported model only infers; call model.eval() first")
+    for name in OTHER_OUTPUTS:
+        asked = named.get(name)
+        if asked or (asked is None and getattr(model.config, name, False)):
+            raise StarKVError(
+                f"{name}=True: an exported model gives logits and the cache alone; pass "
+                f"{name}=False, or ask the model it was made from"
+            )
     if named.get("input_ids") is None:
         raise StarKVError(
             "an exported model embeds tokens itself: pass input_ids, inputs_embeds cannot be given"
@@ -151,6 +164,18 @@ def _check_call(named: dict[str, Any]) -> None:
         raise StarKVError("use_cache=False: an exported model always has a cache; leave it out")
     if named.get("labels") is not None:
         raise StarKVError("labels: an exported model has no loss; train the model it was made from")
+    mask = named.get("attention_mask")
+    if mask is not None and (not isinstance(mask, torch.Tensor) or mask.dim() != 2):
+        shape = list(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
+        raise StarKVError(
+            f"attention_mask of shape {shape}: pass one of [batch, tokens], or none; an exported "
+            "model makes its own from it"
+        )
+    if is_packed(named.get("position_ids"), mask):
+        raise StarKVError(
+            "position_ids start again within a row, so several sequences are packed into it: pass "
+            "them as rows of a batch, padded on the left"
+        )
     wanted = named.get("logits_to_keep", 0)
     if not isinstance(wanted, int) or (wanted == 0 and named["input_ids"].shape[1] > 1):
         raise StarKVError(
@@ -206,6 +231,11 @@ class Runtime:
         self._check_length(seen + new)
         if attention_mask is None:
             attention_mask = torch.ones(batch, seen + new, dtype=torch.int64)
+        if attention_mask.shape != (batch, seen + new):
+            raise StarKVError(
+                f"attention_mask of shape {list(attention_mask.shape)}: {batch} rows of {seen} "
+                f"tokens seen and {new} new ones need [{batch}, {seen + new}]"
+            )
         if position_ids is None:
             position_ids = self._counted(model, cache, input_ids, attention_mask, named)
         positions = self._positions(position_ids)

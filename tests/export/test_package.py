@@ -5,7 +5,7 @@ import json
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from starkv_compile import StarKVConfig, StarKVError
 from starkv_compile.__main__ import main
@@ -64,6 +64,27 @@ def test_unknown_model_types_and_folders_in_use(capsys, tmp_path):
     assert (code, "model type 'vit'" in err) == (2, True)
     code, err = run(capsys, SHIPPED, "-o", tmp_path)
     assert (code, "exists already" in err) == (2, True)
+
+
+def test_weights_that_are_not_there(capsys, tmp_path):
+    pytest.importorskip("onnxscript")
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    checkpoint, arguments = tmp_path / "checkpoint", ["--max-seq", "64", "-o", tmp_path / "out"]
+    config.save_pretrained(checkpoint)
+    code, err = run(capsys, checkpoint, *arguments)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{checkpoint}: its weights cannot be loaded into a LlamaForCausalLM" in err
+    model = LlamaForCausalLM(config)
+    weights = model.state_dict()
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    model.save_pretrained(checkpoint, state_dict=weights)
+    code, err = run(capsys, checkpoint, *arguments)
+    assert code == 2
+    assert "1 weights are not in its files (model.layers.0.mlp.up_proj.weight" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
 
 
 def test_what_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
