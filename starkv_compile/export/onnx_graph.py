@@ -16,22 +16,26 @@ from onnxscript import optimizer
 from torch.export import ExportedProgram
 
 from .capture import Captured
+from .graphs import ONNX_TYPES
 from .grouped import share_heads
 from .ports import Port
 from .translations import NEWEST, TRANSLATIONS
 
-OPSETS = {"dynamic": 20, "static": NEWEST}
-"""By kind of cache."""
-
+OPSET = 20
 HAS_ATTENTION = 23
 DOMAIN, COMPACT = "starkv", "Compact"
+
+
+def opset_for(cache: str, dtype: str) -> int:
+    """The least with TensorScatter for a static cache, and with all operators in bfloat16."""
+    return NEWEST if cache == "static" or dtype == "bfloat16" else OPSET
 
 
 def to_onnx(
     program: ExportedProgram,
     inputs: Sequence[str],
     outputs: Sequence[str],
-    opset: int = OPSETS["dynamic"],
+    opset: int = OPSET,
 ) -> ir.Model:
     """The program in ONNX, its ports named."""
     if opset >= HAS_ATTENTION:
@@ -74,7 +78,7 @@ def prompt_model(
         found += node.outputs
     for value, port in zip(found, outputs, strict=True):
         value.name = port.name
-        value.shape, value.dtype = ir.Shape(port.dims), ir.DataType[_ONNX_TYPES[port.dtype]]
+        value.shape, value.dtype = ir.Shape(port.dims), ir.DataType(ONNX_TYPES[port.dtype])
     model.graph.outputs[:] = found
     return tidy(model)
 
@@ -103,12 +107,6 @@ def save(model: ir.Model, file: Path) -> None:
     """Weights in a file beside it: a protobuf holds 2 GiB at most. Checked once written."""
     ir.save(model, str(file), external_data=f"{file.name}.data")
     onnx.checker.check_model(str(file), full_check=True)
-
-
-_ONNX_TYPES = {
-    torch.float32: "FLOAT", torch.float16: "FLOAT16", torch.bfloat16: "BFLOAT16",
-    torch.int64: "INT64", torch.bool: "BOOL",
-}  # fmt: skip
 
 
 def _as_function(model: ir.Model) -> ir.Function:

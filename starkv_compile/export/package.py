@@ -19,7 +19,7 @@ from .packages import needs
 from .ports import decode_ports, prefill_ports
 from .select import SELECTIONS, chosen
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LEAST_SEQ = 16
 CACHES = ("dynamic", "static")
 LEAST_SLOTS = 64
@@ -179,12 +179,12 @@ def _load(options: ExportOptions, config: Any) -> Any:
 
 def _write(model: Any, options: ExportOptions, folder: Path, say: Callable[[str], Any]) -> None:
     from .capture import capture_prompt, export_program
-    from .onnx_graph import OPSETS, prompt_model, save, tidy, to_onnx
+    from .onnx_graph import opset_for, prompt_model, save, tidy, to_onnx
     from .visual import export_visual
 
     decoder = Decoder(model)
     shapes = replace(describe(model, decoder), slots=options.room)
-    opset = OPSETS[options.cache]
+    opset = opset_for(options.cache, options.dtype)
     select = chosen(options.select, options.config, options.max_seq)
     inputs, outputs = prefill_ports(shapes)
     each = (len(outputs) - 1) // len(shapes.layers)

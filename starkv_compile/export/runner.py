@@ -98,8 +98,8 @@ def load_model(folder: Path | str, provider: str = "cpu") -> Any:
             f"{transformers.__version__} does not have"
         )
     config = kind.config_class.from_pretrained(folder, local_files_only=True)
-    with torch.device("meta"):
-        model = kind(config).eval()
+    with torch.device("meta"):  # of the graphs' dtype: the library casts pixels to the tower's
+        model = kind(config).to(manifest.shapes.dtype).eval()
     model.generation_config = transformers.GenerationConfig.from_dict(
         json.loads((folder / "generation_config.json").read_text())
     )
@@ -394,7 +394,7 @@ class Runtime:
             feeds |= {f"past.{i}.key": layer.keys, f"past.{i}.value": layer.values}
         if self.shapes.slots:
             feeds |= self._slot(layers[0].stored, feeds["attention_mask"])
-            found = self._decode.in_place(feeds, self._past)
+            found = self._decode(feeds, self._past)
         else:
             found = self._decode(feeds)
         for i, layer in enumerate(layers):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from ..errors import UnsupportedModel
 from .graphs import Graph
@@ -105,9 +105,22 @@ def export_visual(model: Any, folder: Path, opset: int, say: Callable[[str], Any
             Visual(tower).eval(), inputs, as_list=True,
             sizes={"patches": 6 * unit, "merged": 6, "windows": 3}, multiples={"patches": unit},
         )  # fmt: skip
+    _unsplit(program.graph)
     made = to_onnx(program, [p.name for p in inputs], outputs, opset)
     save(tidy(made), folder / "visual.onnx")
     return True
+
+
+def _unsplit(graph: fx.Graph) -> None:
+    """Take out splits into one part, in place.
+
+    As ONNX they are sequences, which TensorRT has none of and bfloat16 is no type for.
+    """
+    for node in graph.nodes:
+        if node.target is torch.ops.aten.split_with_sizes.default and len(node.args[1]) == 1:
+            for part in list(node.users):
+                part.replace_all_uses_with(node.args[0])
+    graph.eliminate_dead_code()
 
 
 def run_visual(
