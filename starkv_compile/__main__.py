@@ -144,13 +144,19 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="tokens that stay, whatever the length: k is a constant of the graph")  # fmt: skip
     add("--paper", action="store_true", help="the method as released, not this package's defaults")
     add("--max-seq", type=int, metavar="N", default=16384, help="tokens a session may see")
-    add("--dtype", choices=("float32", "float16"), default="float32", help="of the weights")
+    add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32",
+        help="of weights and cache; bfloat16 runs on GPUs only")  # fmt: skip
     add(
         "--select",
         choices=("auto", "topk", "threshold"),
         default="auto",
         help="form of the selection; auto: threshold where TensorRT's TopK could not follow",
     )
+    add("--cache", choices=("dynamic", "static"), default="dynamic",
+        help="static: buffers of fixed length, by TensorScatter (opset 24)")  # fmt: skip
+    add("--slots", type=int, metavar="N", default=argparse.SUPPRESS,
+        help="with --cache static: tokens that the buffers have room for "
+        "(default: what the budget keeps of --max-seq, and a reply)")  # fmt: skip
     export.set_defaults(run=_export)
 
 
@@ -168,6 +174,8 @@ def _export(args: argparse.Namespace) -> int:
             max_seq=args.max_seq,
             dtype=args.dtype,
             select=args.select,
+            cache=args.cache,
+            slots=getattr(args, "slots", None),
         )
     )
     print(f"written: {folder}")

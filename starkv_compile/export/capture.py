@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,14 +48,18 @@ def export_program(
     as_list: bool,
     sizes: dict[str, int] = EXAMPLE_SIZES,
     multiples: dict[str, int] | None = None,
+    largest: Mapping[str, int] | None = None,
 ) -> ExportedProgram:
     """`torch.export` for all lengths of a module that takes `ports`, as a list or one by one.
 
     sizes: of the tensors to trace with; only their shapes and dtypes matter. multiples: what
-    a length is a multiple of.
+    a length is a multiple of. largest: what it cannot exceed.
     """
     names = dict.fromkeys(d for port in ports for d in port.dims if isinstance(d, str))
-    dims: dict[str, Any] = {name: Dim(name, min=SHORTEST.get(name, 0)) for name in names}
+    most = largest or {}
+    dims: dict[str, Any] = {
+        name: Dim(name, min=SHORTEST.get(name, 0), max=most.get(name)) for name in names
+    }
     for name, unit in (multiples or {}).items():
         dims[name] = unit * Dim(f"{name}_by_{unit}") if unit > 1 else dims[name]
     shapes = [{i: dims[d] for i, d in enumerate(port.dims) if isinstance(d, str)} for port in ports]
@@ -78,6 +82,7 @@ def capture_prompt(
     each: int,
     config: StarKVConfig,
     selection: tuple[Body, Body | None],
+    largest: Mapping[str, int] | None = None,
 ) -> Captured:
     """A prompt's program, its cache writes compacted by the graph passes.
 
@@ -85,11 +90,12 @@ def capture_prompt(
         module: `decoder.Prefill` or one like it: first the logits, then `each` outputs a layer.
         inputs: its ports.
         selection: an entry of `select.SELECTIONS`.
+        largest: see `export_program`.
 
     Raises:
         UnsupportedModel: a layer is not compacted, or the layers are not alike.
     """
-    program = export_program(module, inputs, as_list=True)
+    program = export_program(module, inputs, as_list=True, largest=largest)
     whole: GraphModule = program.module(check_guards=False)
     # What inductor is told about order is not for a graph that it never sees.
     report = Pipeline(replace(config, inner="eager")).run(whole, cache="marked", every_length=True)
@@ -109,9 +115,9 @@ def capture_prompt(
     put_in_place(parts[0].module, _bodies(*selection))
     ports = [_port(f"in_{i}", node, lengths) for i, node in enumerate(parts[0].reads)]
     with every_length():
-        compact = export_program(parts[0].module, ports, as_list=False)
+        compact = export_program(parts[0].module, ports, as_list=False, largest=largest)
     return Captured(
-        answer=export_program(answer.module, inputs, as_list=False),
+        answer=export_program(answer.module, inputs, as_list=False, largest=largest),
         compact=compact,
         calls=[[names[node] for node in part.reads] for part in parts],
         answer_outputs=["logits", *(names[node] for node in outputs[1:])],

@@ -13,6 +13,7 @@ from ..cache import StarKVCache, StarKVLayer
 from ..errors import UnsupportedModel
 from ..layout import VisionLayout
 from .ports import Layer, Shapes
+from .slots import SlotLayer, write_slots
 
 STATE = 4  # tensors of `reference.star.State`
 
@@ -66,13 +67,18 @@ class Prefill(nn.Module):
         cache.session.layout = layout
         retired = layout.seen - next(values).shape[0]
         seen = layout.seen - ids.shape[1]
-        cache.layers = [self._layer(cache, seen, retired, values) for _ in self.shapes.layers]
+        given = [[next(values) for _ in range(3 + STATE)] for _ in self.shapes.layers]
+        cache.layers = [self._layer(cache, seen, retired, *one) for one in given]
         logits = self.inner.run(embeds, positions, mask, cache, **more)
         found = [logits]
-        for layer in cache.compressed_layers:
+        for layer, one in zip(cache.compressed_layers, given, strict=True):
             assert layer.kept is not None
             assert layer.state is not None
-            found += [layer.keys, layer.values, layer.kept, *layer.state]
+            pair = [layer.keys, layer.values]
+            if self.shapes.slots:
+                first = torch.zeros_like(layer.kept[:, 0])
+                pair = [write_slots(a, b, first) for a, b in zip(one[:2], pair, strict=True)]
+            found += [*pair, layer.kept, *layer.state]
         return found
 
     def _embed(
@@ -92,21 +98,28 @@ class Prefill(nn.Module):
         ]
         return embeds, {"visual_pos_masks": is_image, "deepstack_visual_embeds": added}
 
-    @staticmethod
     def _layer(
-        cache: StarKVCache, seen: int, retired: int, values: Iterator[torch.Tensor]
+        self,
+        cache: StarKVCache,
+        seen: int,
+        retired: int,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kept: torch.Tensor,
+        *state: torch.Tensor,
     ) -> StarKVLayer:
         layer = StarKVLayer(cache.session)
-        key, value, kept = next(values), next(values), next(values)
         layer.lazy_initialization(key, value)
+        if self.shapes.slots:
+            key, value = (buffer[:, :, : kept.shape[1]] for buffer in (key, value))
         layer.keys, layer.values, layer.kept = key, value, kept
         layer.seen, layer.retired = seen, retired
-        layer.state = tuple(next(values) for _ in range(STATE))
+        layer.state = state
         return layer
 
 
 class Decode(nn.Module):
-    """One further token a row: ports as `ports.decode_ports` lists them."""
+    """One further token a row, appended: ports as `ports.decode_ports` lists them."""
 
     def __init__(self, decoder: Decoder, shapes: Shapes) -> None:
         super().__init__()
@@ -127,6 +140,27 @@ class Decode(nn.Module):
         cache.layers = layers
         found = [self.inner.run(self.inner.embed(ids), positions, mask, cache)]
         for layer in layers:
+            found += [layer.keys, layer.values]
+        return found
+
+
+class DecodeInSlots(nn.Module):
+    """The same, written into buffers. No length but the batch's varies in this graph."""
+
+    def __init__(self, decoder: Decoder, shapes: Shapes) -> None:
+        super().__init__()
+        self.inner, self.shapes = decoder, shapes
+
+    def forward(self, ports: list[torch.Tensor]) -> list[torch.Tensor]:
+        ids, positions, mask, slot, *past = ports
+        cache = self.inner.new_cache()
+        cache.layers = [
+            SlotLayer(cache.session, key, value, slot)
+            for key, value in zip(past[::2], past[1::2], strict=True)
+        ]
+        read = mask.bool()[:, None, None]  # the library takes a mask of four dimensions as it is
+        found = [self.inner.run(self.inner.embed(ids), positions, read, cache)]
+        for layer in cache.compressed_layers:
             found += [layer.keys, layer.values]
         return found
 

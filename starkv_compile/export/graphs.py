@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,11 @@ import torch
 
 from ..errors import StarKVError
 from .packages import needs
+
+ONNX_TYPES = {
+    torch.float32: 1, torch.int64: 7, torch.bool: 9, torch.float16: 10, torch.bfloat16: 16,
+}  # fmt: skip
+"""Numbers of `onnx.TensorProto`, which need not be installed to run graphs."""
 
 PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider"]}
 
@@ -32,18 +37,52 @@ class Graph:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = torch.get_num_threads()
-        self._session = ort.InferenceSession(str(file), options, providers=wanted)
+        try:
+            self._session = ort.InferenceSession(str(file), options, providers=wanted)
+        except Exception as error:  # its classes are not public, and have no base of their own
+            why = str(error).strip().split("\n")[0]
+            raise StarKVError(
+                f"{file}: ONNX Runtime {ort.__version__} cannot run it with {wanted[0]} ({why}); "
+                "export again if a file is missing. A static cache needs a runtime that has "
+                "TensorScatter, bfloat16 provider 'cuda'"
+            ) from error
         self.inputs = [port.name for port in self._session.get_inputs()]
         self.outputs = [port.name for port in self._session.get_outputs()]
 
-    def __call__(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Run it. Inputs the graph does not have are left out."""
-        arrays = {name: _array(feeds[name]) for name in self.inputs}
-        results: Sequence[Any] = self._session.run(self.outputs, arrays)
+    def __call__(
+        self, feeds: Mapping[str, torch.Tensor], buffers: Mapping[str, str] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Run it. Inputs the graph does not have are left out.
+
+        buffers: inputs that are written in place, and the output that each then holds. Only where
+        the graph reads them no more once that output is written. One that is not contiguous is
+        replaced by a copy: go on with what is returned.
+        """
+        binding = self._session.io_binding()
+        inputs = {name: feeds[name].detach().cpu().contiguous() for name in self.inputs}
+        for name, tensor in inputs.items():
+            binding.bind_input(*_bound(name, tensor))
+        written = {output: inputs[name] for name, output in (buffers or {}).items()}
+        for name in self.outputs:
+            if name in written:
+                binding.bind_output(*_bound(name, written[name]))
+            else:
+                binding.bind_output(name, "cpu")
+        self._session.run_with_iobinding(binding)
         return {
-            name: torch.from_numpy(value) for name, value in zip(self.outputs, results, strict=True)
+            name: written[name] if name in written else _tensor(value)
+            for name, value in zip(self.outputs, binding.get_outputs(), strict=True)
         }
 
 
-def _array(tensor: torch.Tensor) -> Any:
-    return tensor.detach().cpu().contiguous().numpy()
+def _bound(name: str, tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Arguments of ONNX Runtime's binding to a tensor's own memory."""
+    kind = ONNX_TYPES[tensor.dtype]
+    return name, "cpu", 0, kind, tuple(tensor.shape), tensor.data_ptr()
+
+
+def _tensor(value: Any) -> torch.Tensor:
+    """What ONNX Runtime computed; NumPy has no bfloat16."""
+    if value.data_type() == "tensor(bfloat16)":
+        return torch.from_dlpack(value._ortvalue)
+    return torch.from_numpy(value.numpy())

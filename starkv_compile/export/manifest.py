@@ -41,6 +41,8 @@ class Manifest:
             "model_class": self.model_class,
             "opset": self.opset,
             "max_seq": self.max_seq,
+            "cache": "static" if self.shapes.slots else "dynamic",
+            "slots": self.shapes.slots,
             "config": self.config.to_options(),
             "config_fingerprint": self.config.fingerprint(),
             "capacity": rule if tokens is None else str(tokens),

@@ -7,58 +7,44 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
-from onnxscript import opset20 as op
 from onnxscript import optimizer
 from torch.export import ExportedProgram
 
 from .capture import Captured
+from .graphs import ONNX_TYPES
+from .grouped import share_heads
 from .ports import Port
+from .translations import NEWEST, TRANSLATIONS
 
 OPSET = 20
+HAS_ATTENTION = 23
 DOMAIN, COMPACT = "starkv", "Compact"
 
 
-def sort_stable(values: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
-    """aten.sort.stable: ONNX's TopK over everything gives ties to the lowest index."""
-    length = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]))
-    return op.TopK(values, length, axis=dim, largest=descending, sorted=True)
+def opset_for(cache: str, dtype: str) -> int:
+    """The least with TensorScatter for a static cache, and with all operators in bfloat16."""
+    return NEWEST if cache == "static" or dtype == "bfloat16" else OPSET
 
 
-def conv3d(
-    values: Any,
-    weight: Any,
-    bias: Any = None,
-    stride: Sequence[int] = (1, 1, 1),
-    padding: Sequence[int] = (0, 0, 0),
-    dilation: Sequence[int] = (1, 1, 1),
-    groups: int = 1,
-) -> Any:
-    """aten.conv3d: onnxscript's gives one without a bias (Qwen2-VL's) zeros of a wrong shape."""
-    return op.Conv(
-        values, weight, bias, strides=list(stride), pads=[*padding, *padding],
-        dilations=list(dilation), group=groups,
-    )  # fmt: skip
-
-
-TRANSLATIONS: dict[Any, Any] = {
-    torch.ops.aten.sort.stable: sort_stable,
-    torch.ops.aten.conv3d.default: conv3d,
-}
-
-
-def to_onnx(program: ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
+def to_onnx(
+    program: ExportedProgram,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    opset: int = OPSET,
+) -> ir.Model:
     """The program in ONNX, its ports named."""
+    if opset >= HAS_ATTENTION:
+        share_heads(program.graph)
     with _quiet():
         made = torch.onnx.export(
             program,
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=opset,
             input_names=list(inputs),
             output_names=list(outputs),
             custom_translation_table=TRANSLATIONS,
@@ -70,12 +56,15 @@ def to_onnx(program: ExportedProgram, inputs: Sequence[str], outputs: Sequence[s
     return tidy(made.model)
 
 
-def prompt_model(captured: Captured, inputs: Sequence[Port], outputs: Sequence[Port]) -> ir.Model:
+def prompt_model(
+    captured: Captured, inputs: Sequence[Port], outputs: Sequence[Port], opset: int
+) -> ir.Model:
     """The prompt's graph: the answer, and a call of the cache part for every layer."""
     names = [port.name for port in inputs]
-    model = to_onnx(captured.answer, names, captured.answer_outputs)
+    model = to_onnx(captured.answer, names, captured.answer_outputs, opset)
     each = (len(outputs) - 1) // len(captured.calls)
-    compact = to_onnx(captured.compact, captured.compact_inputs, [f"out_{i}" for i in range(each)])
+    results = [f"out_{i}" for i in range(each)]
+    compact = to_onnx(captured.compact, captured.compact_inputs, results, opset)
     function = _as_function(compact)
     model.functions[function.identifier()] = function
     values = {value.name: value for value in (*model.graph.inputs, *model.graph.outputs)}
@@ -89,7 +78,7 @@ def prompt_model(captured: Captured, inputs: Sequence[Port], outputs: Sequence[P
         found += node.outputs
     for value, port in zip(found, outputs, strict=True):
         value.name = port.name
-        value.shape, value.dtype = ir.Shape(port.dims), ir.DataType[_ONNX_TYPES[port.dtype]]
+        value.shape, value.dtype = ir.Shape(port.dims), ir.DataType(ONNX_TYPES[port.dtype])
     model.graph.outputs[:] = found
     return tidy(model)
 
@@ -118,12 +107,6 @@ def save(model: ir.Model, file: Path) -> None:
     """Weights in a file beside it: a protobuf holds 2 GiB at most. Checked once written."""
     ir.save(model, str(file), external_data=f"{file.name}.data")
     onnx.checker.check_model(str(file), full_check=True)
-
-
-_ONNX_TYPES = {
-    torch.float32: "FLOAT", torch.float16: "FLOAT16", torch.bfloat16: "BFLOAT16",
-    torch.int64: "INT64", torch.bool: "BOOL",
-}  # fmt: skip
 
 
 def _as_function(model: ir.Model) -> ir.Function:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,26 @@ import torch
 
 from ..config import StarKVConfig
 from ..errors import OptionError, StarKVError, UnsupportedModel
-from .decoder import Decode, Decoder, Prefill, describe, traceable
+from .decoder import Decode, DecodeInSlots, Decoder, Prefill, describe, traceable
 from .manifest import Manifest
 from .packages import needs
 from .ports import decode_ports, prefill_ports
 from .select import SELECTIONS, chosen
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LEAST_SEQ = 16
+CACHES = ("dynamic", "static")
+LEAST_SLOTS = 64
+REPLY = 1024
+"""Tokens that a static cache has room for by default, beside what the budget keeps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """What the command line gives."""
+    """What the command line gives.
+
+    slots: tokens that a static cache has room for; None: what `max_seq` tokens leave, and a reply.
+    """
 
     checkpoint: Path
     out: Path
@@ -33,6 +40,22 @@ class ExportOptions:
     max_seq: int = 16384
     dtype: str = "float32"
     select: str = "auto"
+    cache: str = "dynamic"
+    slots: int | None = None
+
+    @property
+    def room(self) -> int:
+        """Slots of each layer's buffers, 0 of a dynamic cache."""
+        if self.cache == "dynamic":
+            return 0
+        if self.slots is not None:
+            return self.slots
+        return max(LEAST_SLOTS, min(self.most_kept + REPLY, self.max_seq))
+
+    @property
+    def most_kept(self) -> int:
+        """Tokens that the longest session leaves after a prompt."""
+        return min(self.config.capacity(self.max_seq), self.max_seq)
 
 
 def export_checkpoint(options: ExportOptions, say: Callable[[str], Any] = print) -> Path:
@@ -90,6 +113,26 @@ def _check(options: ExportOptions) -> None:
             raise OptionError(f"{name} is not exported yet; use budget or budget_tokens")
     if options.config.keeps_everything:
         raise OptionError("budget=1.0 keeps everything: there is nothing of ours to export")
+    _check_slots(options)
+
+
+def _check_slots(options: ExportOptions) -> None:
+    if options.cache not in CACHES:
+        raise OptionError(f"cache={options.cache!r}: expected one of {', '.join(CACHES)}")
+    if options.slots is None:
+        return
+    if options.cache == "dynamic":
+        raise OptionError(
+            f"slots={options.slots}: a dynamic cache has none, it grows; leave slots out, or give "
+            "--cache static"
+        )
+    kept = options.most_kept
+    least = max(LEAST_SLOTS, min(kept + 1, options.max_seq))
+    if options.slots < least:
+        raise OptionError(
+            f"slots={options.slots}: the budget keeps up to {kept} of {options.max_seq} tokens, "
+            f"and a reply needs room too; give at least {least}, a smaller budget or max_seq"
+        )
 
 
 def _read_config(checkpoint: Path) -> Any:
@@ -118,44 +161,58 @@ def _load(options: ExportOptions, config: Any) -> Any:
             f"{options.checkpoint}: model type {config.model_type!r} is no language or "
             "vision-language model of this transformers"
         )
-    return (
-        getattr(transformers, name)
-        .from_pretrained(
+    try:
+        model, found = getattr(transformers, name).from_pretrained(
             options.checkpoint, local_files_only=True, dtype=DTYPES[options.dtype],
-            attn_implementation="sdpa",
+            attn_implementation="sdpa", output_loading_info=True,
+        )  # fmt: skip
+    except Exception as error:  # of the library, safetensors and torch, by what is wrong
+        why = str(error).strip().split("\n")[0]
+        raise UnsupportedModel(
+            f"{options.checkpoint}: its weights cannot be loaded into a {name} ({why}); give a "
+            "folder with all files that `save_pretrained` wrote"
+        ) from error
+    if found["missing_keys"]:
+        missing = sorted(found["missing_keys"])
+        raise UnsupportedModel(
+            f"{options.checkpoint}: {len(missing)} weights are not in its files ({missing[0]}, "
+            "...), so they would be random; give a folder with all files that `save_pretrained` "
+            "wrote"
         )
-        .eval()
-    )  # fmt: skip
+    return model.eval()
 
 
 def _write(model: Any, options: ExportOptions, folder: Path, say: Callable[[str], Any]) -> None:
     from .capture import capture_prompt, export_program
-    from .onnx_graph import OPSET, prompt_model, save, tidy, to_onnx
+    from .onnx_graph import opset_for, prompt_model, save, tidy, to_onnx
     from .visual import export_visual
 
     decoder = Decoder(model)
-    shapes = describe(model, decoder)
+    shapes = replace(describe(model, decoder), slots=options.room)
+    opset = opset_for(options.cache, options.dtype)
     select = chosen(options.select, options.config, options.max_seq)
     inputs, outputs = prefill_ports(shapes)
     each = (len(outputs) - 1) // len(shapes.layers)
     with traceable(decoder.decoder):
         say("prefill.onnx")
         captured = capture_prompt(
-            Prefill(decoder, shapes).eval(), inputs, each, options.config, SELECTIONS[select]
-        )
-        save(prompt_model(captured, inputs, outputs), folder / "prefill.onnx")
+            Prefill(decoder, shapes).eval(), inputs, each, options.config, SELECTIONS[select],
+            largest={"stored": shapes.slots} if shapes.slots else None,
+        )  # fmt: skip
+        save(prompt_model(captured, inputs, outputs, opset), folder / "prefill.onnx")
         say("decode.onnx")
         inputs, outputs = decode_ports(shapes)
-        program = export_program(Decode(decoder, shapes).eval(), inputs, as_list=True)
-        one = to_onnx(program, [p.name for p in inputs], [p.name for p in outputs])
+        decode = DecodeInSlots if shapes.slots else Decode
+        program = export_program(decode(decoder, shapes).eval(), inputs, as_list=True)
+        one = to_onnx(program, [p.name for p in inputs], [p.name for p in outputs], opset)
         save(tidy(one), folder / "decode.onnx")
-    visual = export_visual(model, folder, say)
+    visual = export_visual(model, folder, opset, say)
     Manifest(
         model_class=type(model).__name__,
         shapes=shapes,
         config=options.config,
         max_seq=options.max_seq,
-        opset=OPSET,
+        opset=opset,
         select=select,
         visual=visual,
     ).write(folder)

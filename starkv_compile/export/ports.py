@@ -42,7 +42,8 @@ class Shapes:
 
     position_rows: 3 where positions are M-RoPE's, 0 where they are one number a token. deepstack:
     how many further features of an image token are added to early layers. images: whether the
-    model takes any.
+    model takes any. slots: tokens that each layer's buffers have room for, 0 where its keys and
+    values grow.
     """
 
     layers: tuple[Layer, ...]
@@ -52,6 +53,7 @@ class Shapes:
     position_rows: int = 0
     images: bool = False
     deepstack: int = 0
+    slots: int = 0
 
 
 def tokens_in(shapes: Shapes, new: int | str) -> list[Port]:
@@ -87,11 +89,12 @@ def layout_in() -> list[Port]:
 
 
 def stored(shapes: Shapes, prefix: str, length: str) -> list[list[Port]]:
-    """Keys and values of each layer."""
+    """Keys and values of each layer: `length` tokens, or buffers with the first of them filled."""
+    held = shapes.slots or length
     return [
         [
-            Port(f"{prefix}.{i}.key", ("batch", n.heads, length, n.key_dim), shapes.dtype),
-            Port(f"{prefix}.{i}.value", ("batch", n.heads, length, n.value_dim), shapes.dtype),
+            Port(f"{prefix}.{i}.key", ("batch", n.heads, held, n.key_dim), shapes.dtype),
+            Port(f"{prefix}.{i}.value", ("batch", n.heads, held, n.value_dim), shapes.dtype),
         ]
         for i, n in enumerate(shapes.layers)
     ]
@@ -125,10 +128,19 @@ def prefill_ports(shapes: Shapes) -> tuple[list[Port], list[Port]]:
 
 
 def decode_ports(shapes: Shapes) -> tuple[list[Port], list[Port]]:
-    """(inputs, outputs) of the graph of one further token; its state is the prompt's."""
+    """(inputs, outputs) of the graph of one further token; its state is the prompt's.
+
+    Of buffers, `attention_mask` tells which slots are read, and `slot` where the token is written.
+    """
     past = joined(stored(shapes, "past", "stored"))
     present = joined(stored(shapes, "present", "stored_and_new"))
-    return [*tokens_in(shapes, 1), *past], [logits_out(shapes), *present]
+    tokens = tokens_in(shapes, 1)
+    if shapes.slots:
+        tokens[-1:] = [
+            Port("attention_mask", ("batch", shapes.slots), torch.int64),
+            Port("slot", ("batch",), torch.int64),
+        ]
+    return [*tokens, *past], [logits_out(shapes), *present]
 
 
 def logits_out(shapes: Shapes) -> Port:

@@ -22,12 +22,15 @@ from ..attach import Attachment
 from ..cache import StarKVCache, StarKVLayer, adopt
 from ..errors import CacheError, StarKVError, UnsupportedModel
 from ..session import AgentSession
+from ..unpacked import is_packed
 from .graphs import Graph
 from .manifest import Manifest
 from .ports import Shapes, prefill_ports
 
 NARROWEST = 2
 """Least width of `current` and `pattern`: a length of 1 is a case of its own in traced graphs."""
+
+OTHER_OUTPUTS = ("output_hidden_states", "output_attentions", "output_router_logits")
 
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 """What the tower encodes, and the argument it comes in."""
@@ -95,8 +98,8 @@ def load_model(folder: Path | str, provider: str = "cpu") -> Any:
             f"{transformers.__version__} does not have"
         )
     config = kind.config_class.from_pretrained(folder, local_files_only=True)
-    with torch.device("meta"):
-        model = kind(config).eval()
+    with torch.device("meta"):  # of the graphs' dtype: the library casts pixels to the tower's
+        model = kind(config).to(manifest.shapes.dtype).eval()
     model.generation_config = transformers.GenerationConfig.from_dict(
         json.loads((folder / "generation_config.json").read_text())
     )
@@ -119,14 +122,15 @@ def _runtime_class(kind: type) -> type:
     signature = inspect.signature(kind.forward)  # type: ignore[attr-defined]
 
     @functools.wraps(kind.forward)  # type: ignore[attr-defined]
-    def forward(self: Any, *args: Any, **kwargs: Any) -> CausalLMOutputWithPast:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> CausalLMOutputWithPast | tuple[Any, ...]:
         named = signature.bind(self, *args, **kwargs).arguments
         named = {**named, **named.pop("kwargs", {})}
         del named["self"]
-        _check_call(named)
+        _check_call(self, named)
         named["past_key_values"] = _own_cache(self, named.get("past_key_values"))
         self.attachment.prepare((), named)
-        return self.runtime.forward(self, **named)
+        output = self.runtime.forward(self, **named)
+        return output.to_tuple() if named.get("return_dict") is False else output
 
     return type(
         kind.__name__,
@@ -139,8 +143,17 @@ def _runtime_class(kind: type) -> type:
     )
 
 
-def _check_call(named: dict[str, Any]) -> None:
+def _check_call(model: Any, named: dict[str, Any]) -> None:
     """Raise `StarKVError` for what the graphs have no input or output for."""
+    if model.training:
+        raise StarKVError("training mode: an exported model only infers; call model.eval() first")
+    for name in OTHER_OUTPUTS:
+        asked = named.get(name)
+        if asked or (asked is None and getattr(model.config, name, False)):
+            raise StarKVError(
+                f"{name}=True: an exported model gives logits and the cache alone; pass "
+                f"{name}=False, or ask the model it was made from"
+            )
     if named.get("input_ids") is None:
         raise StarKVError(
             "an exported model embeds tokens itself: pass input_ids, inputs_embeds cannot be given"
@@ -151,6 +164,18 @@ def _check_call(named: dict[str, Any]) -> None:
         raise StarKVError("use_cache=False: an exported model always has a cache; leave it out")
     if named.get("labels") is not None:
         raise StarKVError("labels: an exported model has no loss; train the model it was made from")
+    mask = named.get("attention_mask")
+    if mask is not None and (not isinstance(mask, torch.Tensor) or mask.dim() != 2):
+        shape = list(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
+        raise StarKVError(
+            f"attention_mask of shape {shape}: pass one of [batch, tokens], or none; an exported "
+            "model makes its own from it"
+        )
+    if is_packed(named.get("position_ids"), mask):
+        raise StarKVError(
+            "position_ids start again within a row, so several sequences are packed into it: pass "
+            "them as rows of a batch, padded on the left"
+        )
     wanted = named.get("logits_to_keep", 0)
     if not isinstance(wanted, int) or (wanted == 0 and named["input_ids"].shape[1] > 1):
         raise StarKVError(
@@ -179,6 +204,11 @@ class Runtime:
     def __init__(self, folder: Path, manifest: Manifest, provider: str) -> None:
         self.shapes: Shapes = manifest.shapes
         self.max_seq = manifest.max_seq
+        self._past = {
+            f"past.{i}.{name}": f"present.{i}.{name}"
+            for i in range(len(self.shapes.layers))
+            for name in ("key", "value")
+        }
         self._prefill = Graph(folder / "prefill.onnx", provider)
         self._decode = Graph(folder / "decode.onnx", provider)
 
@@ -201,6 +231,11 @@ class Runtime:
         self._check_length(seen + new)
         if attention_mask is None:
             attention_mask = torch.ones(batch, seen + new, dtype=torch.int64)
+        if attention_mask.shape != (batch, seen + new):
+            raise StarKVError(
+                f"attention_mask of shape {list(attention_mask.shape)}: {batch} rows of {seen} "
+                f"tokens seen and {new} new ones need [{batch}, {seen + new}]"
+            )
         if position_ids is None:
             position_ids = self._counted(model, cache, input_ids, attention_mask, named)
         positions = self._positions(position_ids)
@@ -290,6 +325,7 @@ class Runtime:
             "counted": torch.ones(layout.seen - retired, dtype=torch.bool),
         }  # fmt: skip
         layers = self._layers(cache, batch)
+        self._arrange(layers)
         for i, layer in enumerate(layers):
             assert layer.state is not None
             if layer.kept is not None and layer.kept.dim() == 3:
@@ -312,7 +348,30 @@ class Runtime:
             )
             layer.state = (*state[:2], state[2][..., : layout.current.shape[1]], state[3])
             layer.seen = layout.seen
+            if self.shapes.slots:
+                layer.filled = layer.kept.shape[1]
+                layer.dropped = layer.seen - layer.filled
         return found["logits"]
+
+    def _arrange(self, layers: list[StarKVLayer], new: int = 0) -> None:
+        """Keys and values as the graphs take them: in buffers with room for `new` tokens, or alone.
+
+        Raises:
+            StarKVError: the buffers have no such room.
+        """
+        for layer in layers:
+            if layer.keys.shape[2] != self.shapes.slots:
+                layer.settle()
+            if not self.shapes.slots:
+                continue
+            if layer.stored + new > self.shapes.slots:
+                raise StarKVError(
+                    f"{layer.stored + new} tokens to store, but the model was exported with "
+                    f"{self.shapes.slots} slots: export it again with --slots "
+                    f"{layer.stored + new} or more, or generate fewer tokens"
+                )
+            if layer.filled is None:
+                layer.make_room(self.shapes.slots - layer.stored)
 
     def _layers(self, cache: StarKVCache, batch: int) -> list[StarKVLayer]:
         """The cache's layers; those of a new cache are made, empty."""
@@ -334,13 +393,28 @@ class Runtime:
         return cache.compressed_layers
 
     def _further(self, cache: StarKVCache, feeds: dict[str, torch.Tensor]) -> torch.Tensor:
-        for i, layer in enumerate(cache.compressed_layers):
+        layers = cache.compressed_layers
+        self._arrange(layers, 1)
+        for i, layer in enumerate(layers):
             feeds |= {f"past.{i}.key": layer.keys, f"past.{i}.value": layer.values}
-        found = self._decode(feeds)
-        for i, layer in enumerate(cache.compressed_layers):
+        if self.shapes.slots:
+            feeds |= self._slot(layers[0].stored, feeds["attention_mask"])
+            found = self._decode(feeds, self._past)
+        else:
+            found = self._decode(feeds)
+        for i, layer in enumerate(layers):
             layer.keys, layer.values = found[f"present.{i}.key"], found[f"present.{i}.value"]
             layer.seen += 1
+            if layer.filled is not None:
+                layer.filled += 1
         return found["logits"]
+
+    def _slot(self, stored: int, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Where the next token goes, and which slots it reads: padding dropped was on the left."""
+        read = mask[:, mask.shape[1] - stored - 1 :]
+        room = self.shapes.slots - stored - 1
+        slot = torch.full((len(mask),), stored)
+        return {"attention_mask": F.pad(read, (0, room)), "slot": slot}
 
     def _features(
         self, model: Any, ids: torch.Tensor, named: dict[str, Any]

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from ..errors import UnsupportedModel
 from .graphs import Graph
 from .ports import Port
+from .windows import Windows, as_batch, has_windows, window_inputs, window_ports
 
 INDICES = "interp_indices"
 
@@ -40,16 +41,19 @@ class OneImage:
 class Visual(nn.Module):
     """Ports as `visual_ports` lists them; what depends on the grid alone comes from the host."""
 
-    def __init__(self, tower: Any, with_table: bool) -> None:
+    def __init__(self, tower: Any) -> None:
         super().__init__()
-        self.tower, self.with_table = tower, with_table
+        self.tower = tower
 
     def forward(self, ports: list[torch.Tensor]) -> list[torch.Tensor]:
-        pixels, places, *table = ports
-        patches = pixels.shape[0]
-        named: dict[str, Any] = {"cu_seqlens": OneImage(patches), "position_ids": places}
-        if self.with_table:
-            named[INDICES], named["interp_weights"] = table
+        pixels, places, *more = ports
+        image = OneImage(pixels.shape[0])
+        named: dict[str, Any] = {"cu_seqlens": image, "position_ids": places}
+        if _has_table(self.tower):
+            named[INDICES], named["interp_weights"] = more
+        if has_windows(self.tower):
+            named["window_index"], *where = more
+            named |= {"cu_window_seqlens": image, "windows": Windows(self.tower, *where)}
         grid = torch.zeros(1, 3, dtype=torch.int64)  # not read: all that follows from it is given
         found = self.tower(pixels, grid_thw=grid, return_dict=True, **named)
         return [found.pooler_output, *getattr(found, "deepstack_features", [])]
@@ -70,11 +74,13 @@ def visual_ports(tower: Any, dtype: torch.dtype) -> tuple[list[Port], list[str]]
             Port(INDICES, ("patches", taps), torch.int64),
             Port("interp_weights", ("patches", taps), torch.float32),
         ]
+    if has_windows(tower):
+        inputs += window_ports(tower)
     deep = len(getattr(tower, "deepstack_visual_indexes", ()))
     return inputs, ["image_embeds", *(f"deepstack.{i}" for i in range(deep))]
 
 
-def export_visual(model: Any, folder: Path, say: Callable[[str], Any]) -> bool:
+def export_visual(model: Any, folder: Path, opset: int, say: Callable[[str], Any]) -> bool:
     """Write `visual.onnx`, if the model takes images. Whether it did.
 
     Raises:
@@ -88,18 +94,33 @@ def export_visual(model: Any, folder: Path, say: Callable[[str], Any]) -> bool:
     tower = getattr(getattr(model, "model", None), "visual", None)
     if tower is None or not _is_exportable(tower):
         raise UnsupportedModel(
-            f"{type(model).__name__}: its vision tower cannot be exported yet; towers of Qwen2-VL "
-            "and Qwen3-VL can"
+            f"{type(model).__name__}: its vision tower cannot be exported yet; towers of Qwen2-VL, "
+            "Qwen2.5-VL and Qwen3-VL can"
         )
     say("visual.onnx")
     inputs, outputs = visual_ports(tower, tower.dtype)
     unit = tower.spatial_merge_size**2
-    program = export_program(
-        Visual(tower, _has_table(tower)).eval(), inputs, as_list=True,
-        sizes={"patches": 6 * unit}, multiples={"patches": unit},
-    )  # fmt: skip
-    save(tidy(to_onnx(program, [p.name for p in inputs], outputs)), folder / "visual.onnx")
+    with as_batch(tower):
+        program = export_program(
+            Visual(tower).eval(), inputs, as_list=True,
+            sizes={"patches": 6 * unit, "merged": 6, "windows": 3}, multiples={"patches": unit},
+        )  # fmt: skip
+    _unsplit(program.graph)
+    made = to_onnx(program, [p.name for p in inputs], outputs, opset)
+    save(tidy(made), folder / "visual.onnx")
     return True
+
+
+def _unsplit(graph: fx.Graph) -> None:
+    """Take out splits into one part, in place.
+
+    As ONNX they are sequences, which TensorRT has none of and bfloat16 is no type for.
+    """
+    for node in graph.nodes:
+        if node.target is torch.ops.aten.split_with_sizes.default and len(node.args[1]) == 1:
+            for part in list(node.users):
+                part.replace_all_uses_with(node.args[0])
+    graph.eliminate_dead_code()
 
 
 def run_visual(
@@ -131,11 +152,8 @@ def _has_table(tower: Any) -> bool:
 
 def _is_exportable(tower: Any) -> bool:
     parameters = inspect.signature(tower.forward).parameters
-    return (
-        "grid_thw" in parameters
-        and not hasattr(tower, "get_window_index")
-        and not hasattr(tower.config, "window_size")
-    )
+    windowed = hasattr(tower, "get_window_index") or hasattr(tower.config, "window_size")
+    return "grid_thw" in parameters and (has_windows(tower) or not windowed)
 
 
 def _grid_inputs(tower: Any, grid: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -155,4 +173,6 @@ def _grid_inputs(tower: Any, grid: torch.Tensor) -> dict[str, torch.Tensor]:
             align_corners=tower.interpolation_align_corners, spatial_merge_size=merge,
         )  # fmt: skip
         inputs |= {INDICES: indices, "interp_weights": weights.float()}
+    if has_windows(tower):
+        inputs |= window_inputs(tower, grid)
     return inputs

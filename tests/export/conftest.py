@@ -1,6 +1,7 @@
 """Exporting takes up to a minute of one core, so each form is exported once for all tests."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,33 @@ import starkv_compile
 from starkv_compile import StarKVConfig
 from starkv_compile.testing import tiny_model
 
-MODELS = {"topk": ("qwen2_vl", 2), "threshold": ("qwen3_vl", 1)}
-"""By form of selection: family and layers. Two layers share a cache part; deep features: Qwen3."""
+FORMS = {
+    "topk": ("qwen2_vl", 2, {"select": "topk"}),
+    "threshold": ("qwen3_vl", 1, {"select": "threshold"}),
+    "float16": ("qwen2_vl", 1, {"select": "topk", "dtype": "float16"}),
+    "bfloat16": ("qwen2_vl", 1, {"select": "topk", "dtype": "bfloat16", "cache": "static"}),
+    "static": ("qwen2_vl", 2, {"select": "topk", "cache": "static", "slots": 128}),
+}
+"""Family, layers, options. Two layers share a cache part; deep features: Qwen3."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A tiny model compiled at budget 0.3, its folder, and the same model in ONNX Runtime."""
+    """A tiny model compiled at budget 0.3, its folder, and the same model in ONNX Runtime.
+
+    onnx: loaded when first asked for.
+    """
 
     family: str
     layers: int
     compiled: Any
     folder: Path
-    onnx: Any
+
+    @cached_property
+    def onnx(self):
+        from starkv_compile.export.runner import load_model
+
+        return load_model(self.folder)
 
     @property
     def pair(self):
@@ -31,7 +46,7 @@ class Exported:
 
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory):
-    """By form of selection, what was exported in it: made when first asked for."""
+    """By form, what was exported in it: made when first asked for."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="pip install 'starkv-compile[export]'")
     made = {}
@@ -53,20 +68,20 @@ def exported(request, exports):
 
 
 def _export(form, tmp_path_factory):
-    from starkv_compile.export.package import ExportOptions, export_model
-    from starkv_compile.export.runner import load_model
+    from starkv_compile.export.package import DTYPES, ExportOptions, export_model
 
-    family, layers = MODELS[form]
+    family, layers, form_options = FORMS[form]
     model = tiny_model(family, num_hidden_layers=layers)
+    model.to(DTYPES[form_options.get("dtype", "float32")])
     checkpoint = tmp_path_factory.mktemp("checkpoint")
     model.config.save_pretrained(checkpoint)
     options = ExportOptions(
         checkpoint=checkpoint,
         out=tmp_path_factory.mktemp("exported") / "folder",
         config=StarKVConfig(budget=0.3),
-        max_seq=1024,
-        select=form,
+        max_seq=400,
+        **form_options,
     )
     folder = export_model(model, options, lambda text: None)
     starkv_compile.compile(model, budget=0.3, inner="eager")
-    return Exported(family, layers, model, folder, load_model(folder))
+    return Exported(family, layers, model, folder)

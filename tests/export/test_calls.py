@@ -110,6 +110,11 @@ def test_arguments_by_place(stock, onnx):
         ({"inputs_embeds": torch.zeros(1, 20, 64)}, "leave them out"),
         ({"use_cache": False}, "use_cache=False"),
         ({"labels": TEXT}, "labels"),
+        ({"output_hidden_states": True}, "output_hidden_states=True: .* pass output_hidden_states"),
+        ({"output_attentions": True}, "output_attentions=True"),
+        ({"position_ids": torch.arange(20)[None] % 10}, "as rows of a batch"),
+        ({"attention_mask": torch.ones(1, 1, 20, 20)}, r"shape \[1, 1, 20, 20\]: pass one of"),
+        ({"attention_mask": torch.ones(1, 19)}, r"\[1, 19\]: 1 rows .* need \[1, 20\]"),
         ({"logits_to_keep": 0}, "pass logits_to_keep=1"),
         ({"logits_to_keep": torch.tensor([3])}, "pass logits_to_keep=1"),
     ],
@@ -117,6 +122,24 @@ def test_arguments_by_place(stock, onnx):
 def test_what_the_graphs_cannot_do(onnx, arguments, said):
     with pytest.raises(StarKVError, match=said):
         onnx(**{"input_ids": TEXT, "logits_to_keep": 1, **arguments})
+
+
+def test_settings_that_ask_for_more(onnx):
+    onnx.config.output_hidden_states = True
+    with pytest.raises(StarKVError, match="output_hidden_states=True"):
+        onnx(TEXT, logits_to_keep=1)
+    assert onnx(TEXT, logits_to_keep=1, output_hidden_states=False).hidden_states is None
+
+
+def test_training_mode(onnx):
+    with pytest.raises(StarKVError, match=r"call model\.eval"):
+        onnx.train()(TEXT, logits_to_keep=1)
+
+
+def test_a_tuple_instead_of_a_dictionary(onnx):
+    logits, cache = onnx(TEXT, logits_to_keep=1, return_dict=False)
+    assert torch.equal(logits, onnx(TEXT, logits_to_keep=1).logits)
+    assert cache.get_seq_length() == TEXT.shape[1]
 
 
 def test_caches_of_other_kinds(onnx):

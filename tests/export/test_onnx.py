@@ -8,19 +8,7 @@ import torch
 from starkv_compile import CacheError, StarKVCache, StarKVError
 from starkv_compile.export.graphs import Graph
 from starkv_compile.testing import Prompt, generate, tiny_inputs
-
-
-def assert_same_cache(left, right, layers):
-    pairs = list(zip(left.compressed_layers, right.compressed_layers, strict=True))
-    assert len(pairs) == layers
-    for a, b in pairs:
-        assert (a.seen, a.stored) == (b.seen, b.stored)
-        assert torch.equal(a.places(), b.places())
-        torch.testing.assert_close(a.keys, b.keys, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(a.values, b.values, atol=1e-5, rtol=1e-5)
-        for mine, theirs in zip(a.state, b.state, strict=True):
-            torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
-
+from tests.export.same import assert_same_cache
 
 LENGTHS = {
     "traced": Prompt(((4, 4), (3, 5)), text=20),
@@ -102,8 +90,8 @@ def test_beams_and_right_padding(exported):
 
 
 def test_more_tokens_than_exported_for(exported):
-    with pytest.raises(StarKVError, match="--max-seq 1230"):
-        generate(exported.onnx, tiny_inputs(exported.family, Prompt((), text=1228)))
+    with pytest.raises(StarKVError, match="--max-seq 402"):
+        generate(exported.onnx, tiny_inputs(exported.family, Prompt((), text=400)))
 
 
 @pytest.mark.parametrize("tokens", [2, 3, 5, 7, 12, 40])

@@ -5,7 +5,7 @@ import json
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from starkv_compile import StarKVConfig, StarKVError
 from starkv_compile.__main__ import main
@@ -31,6 +31,12 @@ def run(capsys, *arguments):
         ([SHIPPED, "--max-seq", "4"], "max_seq=4: expected at least 16"),
         ([SHIPPED, "--max-seq", "9000"], "max_seq=9000: the model has positions for 8192 tokens"),
         ([SHIPPED, "--max-seq", "9000"], "--max-seq 8192 or less"),
+        ([SHIPPED, "--slots", "99"], "slots=99: a dynamic cache has none"),
+        (
+            [SHIPPED, "--cache", "static", "--slots", "99", "--max-seq", "999"],
+            "slots=99: the budget keeps up to 199 of 999 tokens, and a reply needs room too; give "
+            "at least 200",
+        ),
     ],
 )
 def test_mistakes_are_named_and_leave_nothing(arguments, said, capsys, tmp_path):
@@ -60,6 +66,27 @@ def test_unknown_model_types_and_folders_in_use(capsys, tmp_path):
     assert (code, "exists already" in err) == (2, True)
 
 
+def test_weights_that_are_not_there(capsys, tmp_path):
+    pytest.importorskip("onnxscript")
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    checkpoint, arguments = tmp_path / "checkpoint", ["--max-seq", "64", "-o", tmp_path / "out"]
+    config.save_pretrained(checkpoint)
+    code, err = run(capsys, checkpoint, *arguments)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{checkpoint}: its weights cannot be loaded into a LlamaForCausalLM" in err
+    model = LlamaForCausalLM(config)
+    weights = model.state_dict()
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    model.save_pretrained(checkpoint, state_dict=weights)
+    code, err = run(capsys, checkpoint, *arguments)
+    assert code == 2
+    assert "1 weights are not in its files (model.layers.0.mlp.up_proj.weight" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
+
+
 def test_what_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
     def breaks(model, options, folder, say):
         (folder / "prefill.onnx").write_text("half")
@@ -72,6 +99,24 @@ def test_what_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         package.export_model(None, options)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("cache", "max_seq", "slots", "room"),
+    [
+        ("dynamic", 4000, None, 0),
+        ("static", 4000, None, 800 + package.REPLY),
+        ("static", 4000, 801, 801),
+        ("static", 1000, None, 1000),
+        ("static", 20, None, package.LEAST_SLOTS),
+    ],
+)
+def test_room_of_a_static_cache(cache, max_seq, slots, room, tmp_path):
+    options = package.ExportOptions(
+        checkpoint=SHIPPED, out=tmp_path, config=StarKVConfig(), max_seq=max_seq, cache=cache,
+        slots=slots,
+    )  # fmt: skip
+    assert options.room == room
 
 
 def test_what_is_no_export_says_how_to_make_one(tmp_path):
@@ -96,4 +141,7 @@ def test_missing_runtimes_are_named(tmp_path):
     with pytest.raises(StarKVError, match="expected one of cpu, cuda"):
         Graph(tmp_path / "prefill.onnx", "tpu")
     with pytest.raises(StarKVError, match="no such file"):
+        Graph(tmp_path / "prefill.onnx")
+    (tmp_path / "prefill.onnx").write_text("no graph")
+    with pytest.raises(StarKVError, match="cannot run it with CPUExecutionProvider"):
         Graph(tmp_path / "prefill.onnx")
