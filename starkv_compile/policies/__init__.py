@@ -15,6 +15,7 @@ from .expected_attention import ExpectedAttention
 from .gui_kv import GuiKV
 from .inputs import Scored, ScoreInputs
 from .key_novelty import KeyNovelty
+from .layer_density import measure_layer_budgets
 from .pyramidkv import PyramidKV
 from .random import Random
 from .snapkv import SnapKV
@@ -24,7 +25,7 @@ from .st_lite import STLite
 from .starkv import StarKV
 from .streaming_llm import StreamingLLM
 from .tova import Tova
-from .vl_cache import VLCache, measure_layer_budgets
+from .vl_cache import VLCache
 
 POLICIES: dict[str, type[Policy]] = {
     "starkv": StarKV,

@@ -19,7 +19,7 @@ class ScoreInputs:
     the mask perhaps of the last queries alone, as many as the policy's window or `observers`;
     hidden [B, S, E] or None where the pass did not find it; real [B, L] bool, False at padding, or
     None; layout and state as in `reference.star`; index [B, L], place of each token in the
-    session's stream, or None where nothing was dropped yet; layer: its number; window W before
+    session's stream, or None where the graph does not say; layer: its number; window W before
     clipping; capacity C. sharing: how many of the key's heads are stored as one: scores and state
     have G / sharing subspaces.
 

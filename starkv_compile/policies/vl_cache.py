@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
-from ..errors import UnsupportedModel
 from ..kernels.ops import STARKV, op
 from ..kernels.reference.attention import BOUNDS, pool
 from ..kernels.reference.capacity import clip_window
@@ -16,9 +15,8 @@ from .inputs import Scored, ScoreInputs
 Tensor = torch.Tensor
 OBSERVERS = 64
 """At most so many of the last queries are read: their attention is held for all tokens at once."""
-KEPT = 2.0**24
-"""More than any token's attention, with digits for the places of all that come before any other."""
-SPARSE = 0.01
+KEPT = 2.0**20
+"""More than attention adds up to; float32 tells its sums with places from each other up to 2^23."""
 
 
 @op
@@ -76,7 +74,7 @@ class VLCache(Policy):
     The source gives each layer a budget in proportion to how dense its attention is, measured in
     the prompt at hand. Then no layer can be compacted before the last has been computed, with all
     keys and values alive, and every length depends on data; a graph of one pass, with shapes that
-    are known, has neither. `measure_layer_budgets` takes them from a prompt like those to come.
+    are known, has neither. `layer_density` measures them beforehand.
     """
 
     per_head: ClassVar[bool] = True
@@ -88,48 +86,3 @@ class VLCache(Policy):
             inputs.window, inputs.capacity, self.config.pool,
         )  # fmt: skip
         return Scored(scores, inputs.state)
-
-
-@torch.no_grad()
-def measure_layer_budgets(model: Any, inputs: dict[str, Tensor]) -> tuple[float, ...]:
-    """VL-Cache's budgets by layer, for the option `layer_budgets`.
-
-    A layer's is its density over the sum of all: the share of post-vision attention weights that
-    are at least 1 % of the largest of their row.
-
-    Args:
-        model: not compiled. Its attention is computed in full, with weights: a short prompt.
-        inputs: a prompt of one row, with images.
-
-    Raises:
-        UnsupportedModel: it does not give its attention weights, or the prompt ends in an image.
-    """
-    decoder = model.get_decoder()
-    config = model.config.get_text_config(decoder=True)
-    form = config._attn_implementation
-    decoder.set_attn_implementation("eager")
-    try:
-        weights = model(**inputs, output_attentions=True, use_cache=False).attentions
-    finally:
-        decoder.set_attn_implementation(form)
-    if not weights or weights[0] is None:
-        raise UnsupportedModel(f"{type(model).__name__} gives no attention weights to measure")
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * len(weights)
-    whole = [w for w, kind in zip(weights, kinds, strict=True) if kind == "full_attention"]
-    visual = inputs["input_ids"][0] == getattr(model.config, "image_token_id", -1)
-    after = int(visual.nonzero().amax()) + 1 if bool(visual.any()) else 0
-    if after == len(visual):
-        raise UnsupportedModel("the prompt ends in an image: no query comes after it")
-    return tuple(density(layer[:, :, after:]) for layer in whole)
-
-
-def density(weights: Tensor) -> float:
-    """Share of attention weights [B, H, rows, L] of at least 1 % of the largest of their row.
-
-    What a query does not see, as it comes later, counts as neither.
-    """
-    queries, length = weights.shape[2:]
-    seen = torch.ones(queries, length, dtype=torch.bool, device=weights.device)
-    seen = seen.tril(length - queries).expand_as(weights)
-    dense = (weights >= SPARSE * weights.amax(-1, keepdim=True)) & seen
-    return float(dense.sum() / seen.sum())

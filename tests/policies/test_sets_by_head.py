@@ -5,7 +5,7 @@ import torch
 
 from starkv_compile import StarKVConfig, UnsupportedModel
 from starkv_compile.policies import measure_layer_budgets
-from starkv_compile.policies.vl_cache import density
+from starkv_compile.policies.layer_density import density
 from starkv_compile.testing import LAYERS, tiny_inputs, tiny_model
 from tests.policies.cases import attended, frames, kept, text
 
@@ -74,6 +74,8 @@ def test_vl_cache_asks_the_queries_after_the_last_image():
     layout = frames(10, (2, 6))
     assert kept("vl_cache", query, key, 5, layout) == [[3, 6, 7, 8, 9], [4, 6, 7, 8, 9]]
     assert kept("vl_cache", query, key, 3, layout) == [[7, 8, 9], [7, 8, 9]], "newest first"
+    longer = [torch.cat([t, t[:, :, :1]], 2) for t in (query, key)]
+    assert kept("vl_cache", *longer, 2, frames(11, (2, 6))) == [[9, 10], [9, 10]]
     # A pool of three spreads a peak of 7.4 over its neighbours, which then tie.
     assert kept("vl_cache", query, key, 6, layout, pool=3)[0] == [2, 3, 6, 7, 8, 9]
     everything = torch.ones(1, 1, 10, 10, dtype=torch.bool).tril()
