@@ -144,7 +144,8 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="tokens that stay, whatever the length: k is a constant of the graph")  # fmt: skip
     add("--paper", action="store_true", help="the method as released, not this package's defaults")
     add("--max-seq", type=int, metavar="N", default=16384, help="tokens a session may see")
-    add("--dtype", choices=("float32", "float16"), default="float32", help="of the weights")
+    add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32",
+        help="of the weights")  # fmt: skip
     add(
         "--select",
         choices=("auto", "topk", "threshold"),

@@ -17,9 +17,9 @@ from .decoder import Decode, Decoder, Prefill, describe, traceable
 from .manifest import Manifest
 from .packages import needs
 from .ports import decode_ports, prefill_ports
-from .select import SELECTIONS, chosen
+from .select import chosen
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LEAST_SEQ = 16
 
 
@@ -136,7 +136,7 @@ def _write(model: Any, options: ExportOptions, folder: Path, say: Callable[[str]
     with traceable(decoder.decoder):
         say("prefill.onnx")
         captured = capture_prompt(
-            Prefill(decoder, shapes).eval(), inputs, each, options.config, SELECTIONS[select]
+            Prefill(decoder, shapes).eval(), inputs, each, options.config, select, options.max_seq
         )
         save(prompt_model(captured, inputs, outputs), folder / "prefill.onnx")
         say("decode.onnx")

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.fx import Graph
 
 from ..errors import UnsupportedModel
-from .graphs import Graph
+from . import graphs
 from .ports import Port
 
 INDICES = "interp_indices"
@@ -98,12 +99,27 @@ def export_visual(model: Any, folder: Path, say: Callable[[str], Any]) -> bool:
         Visual(tower, _has_table(tower)).eval(), inputs, as_list=True,
         sizes={"patches": 6 * unit}, multiples={"patches": unit},
     )  # fmt: skip
+    _join_splits_into_one(program.graph)
     save(tidy(to_onnx(program, [p.name for p in inputs], outputs)), folder / "visual.onnx")
     return True
 
 
+def _join_splits_into_one(graph: Graph) -> None:
+    """Take out splits with a single part, as of one image: ONNX would make sequences of them."""
+    for split in graph.find_nodes(
+        op="call_function", target=torch.ops.aten.split_with_sizes.default
+    ):
+        whole, sizes, *_ = split.args
+        if len(sizes) > 1:
+            continue
+        for part in list(split.users):
+            part.replace_all_uses_with(whole)
+            graph.erase_node(part)
+        graph.erase_node(split)
+
+
 def run_visual(
-    graph: Graph, tower: Any, pixels: torch.Tensor, grid_thw: torch.Tensor, **named: Any
+    graph: graphs.Graph, tower: Any, pixels: torch.Tensor, grid_thw: torch.Tensor, **named: Any
 ) -> Any:
     """What the tower's forward returns, image by image."""
     from transformers.modeling_outputs import BaseModelOutputWithPooling

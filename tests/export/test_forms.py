@@ -35,7 +35,7 @@ def test_every_length_of_one_graph(name, tmp_path):
         Port("real", ("batch", "seen"), torch.bool),
     ]
     with every_length():
-        program = export_program(Select(SELECTIONS[name][0]), ports, as_list=False)
+        program = export_program(Select(SELECTIONS[name]), ports, as_list=False)
     save(to_onnx(program, ["scores", "real"], ["kept"]), tmp_path / "select.onnx")
     graph = Graph(tmp_path / "select.onnx")
     torch.manual_seed(0)
