@@ -133,7 +133,7 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="write a checkpoint as ONNX graphs that compress their cache themselves",
         description="Writes a folder with prefill.onnx, decode.onnx, visual.onnx, their weights, "
         "export.json, and the tokenizer's and processor's files. Exit code 2 and one sentence "
-        "where it cannot be done; then nothing is left behind.",
+        "where it cannot be done; then nothing is left behind (without engines: the graphs are).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = export.add_argument
@@ -152,6 +152,8 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         default="auto",
         help="form of the selection; auto: threshold where TensorRT's TopK could not follow",
     )
+    add("--engine", action="store_true",
+        help="build TensorRT engines of the graphs as well, on this machine's GPU")  # fmt: skip
     export.set_defaults(run=_export)
 
 
@@ -176,6 +178,10 @@ def _export(args: argparse.Namespace) -> int:
 
     for line in report(folder, args.max_seq):
         print(line)
+    if args.engine:
+        from .export.engine import build_engines
+
+        build_engines(folder)
     return 0
 
 

@@ -19,6 +19,7 @@ from torch.export import ExportedProgram
 
 from .capture import Captured
 from .ports import Port
+from .weights import Weights
 
 OPSET = 20
 DOMAIN, COMPACT = "starkv", "Compact"
@@ -99,7 +100,14 @@ def prompt_model(captured: Captured, inputs: Sequence[Port], outputs: Sequence[P
         value.name = port.name
         value.shape, value.dtype = ir.Shape(port.dims), ir.DataType[_ONNX_TYPES[port.dtype]]
     model.graph.outputs[:] = found
+    name_lengths(model, inputs)
     return tidy(model)
+
+
+def name_lengths(model: ir.Model, inputs: Sequence[Port]) -> None:
+    """Call the lengths of the inputs what the ports call them; tracing numbered them."""
+    for value, port in zip(model.graph.inputs, inputs, strict=True):
+        value.shape = ir.Shape(port.dims)
 
 
 def tidy(model: ir.Model) -> ir.Model:
@@ -114,7 +122,7 @@ def tidy(model: ir.Model) -> ir.Model:
         common.RemoveUnusedFunctionsPass(),
         common.RemoveUnusedOpsetsPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        common.DeduplicateInitializersPass(),
+        common.DeduplicateInitializersPass(size_limit=1 << 18),  # larger ones are weights
         common.CommonSubexpressionEliminationPass(),
         common.ClearMetadataAndDocStringPass(),
         common.NameFixPass(),
@@ -122,9 +130,10 @@ def tidy(model: ir.Model) -> ir.Model:
     return steps(model).model
 
 
-def save(model: ir.Model, file: Path) -> None:
-    """Weights in a file beside it: a protobuf holds 2 GiB at most. Checked once written."""
-    ir.save(model, str(file), external_data=f"{file.name}.data")
+def save(model: ir.Model, file: Path, weights: Weights) -> None:
+    """Its weights with those of the folder's other graphs. Checked once written."""
+    weights.move_out(model)
+    ir.save(model, str(file))
     onnx.checker.check_model(str(file), full_check=True)
 
 

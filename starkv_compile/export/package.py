@@ -125,9 +125,11 @@ def _load(options: ExportOptions, config: Any) -> Any:
 
 def _write(model: Any, options: ExportOptions, folder: Path, say: Callable[[str], Any]) -> None:
     from .capture import capture_prompt, export_program
-    from .onnx_graph import OPSET, prompt_model, save, tidy, to_onnx
+    from .onnx_graph import OPSET, name_lengths, prompt_model, save, tidy, to_onnx
     from .visual import export_visual
+    from .weights import Weights
 
+    weights = Weights(folder)
     decoder = Decoder(model)
     shapes = describe(model, decoder)
     select = chosen(options.select, options.config, options.max_seq)
@@ -138,13 +140,14 @@ def _write(model: Any, options: ExportOptions, folder: Path, say: Callable[[str]
         captured = capture_prompt(
             Prefill(decoder, shapes).eval(), inputs, each, options.config, select, options.max_seq
         )
-        save(prompt_model(captured, inputs, outputs), folder / "prefill.onnx")
+        save(prompt_model(captured, inputs, outputs), folder / "prefill.onnx", weights)
         say("decode.onnx")
         inputs, outputs = decode_ports(shapes)
         program = export_program(Decode(decoder, shapes).eval(), inputs, as_list=True)
         one = to_onnx(program, [p.name for p in inputs], [p.name for p in outputs])
-        save(tidy(one), folder / "decode.onnx")
-    visual = export_visual(model, folder, say)
+        name_lengths(one, inputs)
+        save(tidy(one), folder / "decode.onnx", weights)
+    visual = export_visual(model, weights, say)
     Manifest(
         model_class=type(model).__name__,
         shapes=shapes,

@@ -1,7 +1,7 @@
 """`OnnxSession`: an exported model that is called like the Hugging Face model it was.
 
 Configuration, processor, positions, `generate` and the cache are the library's own and ours; only
-what computes, the decoder and the vision tower, runs in ONNX Runtime.
+what computes, the decoder and the vision tower, runs in ONNX Runtime or TensorRT.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..attach import Attachment
 from ..cache import StarKVCache, StarKVLayer, adopt
 from ..errors import StarKVError, UnsupportedModel
 from ..session import AgentSession
-from .graphs import Graph
+from .graphs import open_graph
 from .manifest import Manifest
 from .ports import Shapes, prefill_ports
 
@@ -42,7 +42,7 @@ class OnnxSession(AgentSession):
     Args:
         folder: what `python -m starkv_compile export` wrote.
         processor: default: the one in the folder.
-        provider: "cpu" or "cuda".
+        provider: "cpu" or "cuda" of ONNX Runtime, or "tensorrt" for the engines in the folder.
         history: see `AgentSession`.
 
     Raises:
@@ -105,7 +105,7 @@ def load_model(folder: Path | str, provider: str = "cpu") -> Any:
     model.attachment = Attachment(model, manifest.config)
     tower = getattr(getattr(model, "model", None), "visual", None)
     if tower is not None and manifest.visual:
-        visual = Graph(folder / "visual.onnx", provider)
+        visual = open_graph(folder / "visual.onnx", provider)
         from .visual import run_visual
 
         tower.forward = MethodType(functools.partial(run_visual, visual), tower)
@@ -179,8 +179,8 @@ class Runtime:
     def __init__(self, folder: Path, manifest: Manifest, provider: str) -> None:
         self.shapes: Shapes = manifest.shapes
         self.max_seq = manifest.max_seq
-        self._prefill = Graph(folder / "prefill.onnx", provider)
-        self._decode = Graph(folder / "decode.onnx", provider)
+        self._prefill = open_graph(folder / "prefill.onnx", provider)
+        self._decode = open_graph(folder / "decode.onnx", provider)
 
     @torch.no_grad()
     def forward(

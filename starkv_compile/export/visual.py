@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.fx import Graph
 
 from ..errors import UnsupportedModel
-from . import graphs
+from .graphs import Runnable
 from .ports import Port
+
+if TYPE_CHECKING:
+    from .weights import Weights  # imports onnx
 
 INDICES = "interp_indices"
 
@@ -75,7 +77,7 @@ def visual_ports(tower: Any, dtype: torch.dtype) -> tuple[list[Port], list[str]]
     return inputs, ["image_embeds", *(f"deepstack.{i}" for i in range(deep))]
 
 
-def export_visual(model: Any, folder: Path, say: Callable[[str], Any]) -> bool:
+def export_visual(model: Any, weights: Weights, say: Callable[[str], Any]) -> bool:
     """Write `visual.onnx`, if the model takes images. Whether it did.
 
     Raises:
@@ -84,7 +86,7 @@ def export_visual(model: Any, folder: Path, say: Callable[[str], Any]) -> bool:
     if not hasattr(model, "get_image_features"):
         return False
     from .capture import export_program
-    from .onnx_graph import save, tidy, to_onnx
+    from .onnx_graph import name_lengths, save, tidy, to_onnx
 
     tower = getattr(getattr(model, "model", None), "visual", None)
     if tower is None or not _is_exportable(tower):
@@ -100,7 +102,9 @@ def export_visual(model: Any, folder: Path, say: Callable[[str], Any]) -> bool:
         sizes={"patches": 6 * unit}, multiples={"patches": unit},
     )  # fmt: skip
     _join_splits_into_one(program.graph)
-    save(tidy(to_onnx(program, [p.name for p in inputs], outputs)), folder / "visual.onnx")
+    model_of_tower = to_onnx(program, [p.name for p in inputs], outputs)
+    name_lengths(model_of_tower, inputs)
+    save(tidy(model_of_tower), weights.folder / "visual.onnx", weights)
     return True
 
 
@@ -119,7 +123,7 @@ def _join_splits_into_one(graph: Graph) -> None:
 
 
 def run_visual(
-    graph: graphs.Graph, tower: Any, pixels: torch.Tensor, grid_thw: torch.Tensor, **named: Any
+    graph: Runnable, tower: Any, pixels: torch.Tensor, grid_thw: torch.Tensor, **named: Any
 ) -> Any:
     """What the tower's forward returns, image by image."""
     from transformers.modeling_outputs import BaseModelOutputWithPooling

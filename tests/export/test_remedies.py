@@ -24,9 +24,10 @@ def in_onnx(function, port, values, folder):
         pytest.importorskip(package, reason="pip install 'starkv-compile[export]'")
     from starkv_compile.export.graphs import Graph
     from starkv_compile.export.onnx_graph import save, tidy, to_onnx
+    from starkv_compile.export.weights import Weights
 
     program = export_program(Module(function).eval(), [port], as_list=False)
-    save(tidy(to_onnx(program, ["values"], ["found"])), folder / "graph.onnx")
+    save(tidy(to_onnx(program, ["values"], ["found"])), folder / "graph.onnx", Weights(folder))
     return Graph(folder / "graph.onnx")({"values": values})["found"]
 
 
