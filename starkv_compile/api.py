@@ -11,6 +11,7 @@ from .attach import attach, attached, detach
 from .backend import decoder_backend, last_graphs
 from .config import StarKVConfig
 from .errors import UnsupportedModel
+from .inner import check_inner
 from .reporting import GraphReport, Report
 
 Model = TypeVar("Model", bound=torch.nn.Module)
@@ -29,10 +30,12 @@ def compile(model: Model, config: StarKVConfig | None = None, **options: Any) ->
     Raises:
         OptionError: an option is unknown or impossible.
         UnsupportedModel: there is no decoder with a cache to be found.
+        MissingPackage: `inner="tensorrt"` without torch-tensorrt.
     """
     if config is not None and options:
         raise TypeError("give either a StarKVConfig or options, not both")
     config = config or StarKVConfig.from_options(options)
+    check_inner(config.inner)
     decoder = _decoder_of(model)
     undo(model)
     attachment = attach(model, config)

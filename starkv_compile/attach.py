@@ -22,6 +22,7 @@ from .config import StarKVConfig
 from .describe import describe_chunk
 from .errors import CacheError, OptionError
 from .image_shapes import note_shapes
+from .inner import check_inner
 from .reporting import LayerStats, Report
 from .unpacked import is_packed, known_as_unpacked
 
@@ -285,7 +286,9 @@ def attach_compiled(
     model: torch.nn.Module, options: dict[str, Any] | None, compiled: Callable[..., Any]
 ) -> Callable[..., Any]:
     """Wrap the compiled call of `model`; options are validated here, at once."""
-    attachment = attach(model, StarKVConfig.from_options(options))
+    config = StarKVConfig.from_options(options)
+    check_inner(config.inner)
+    attachment = attach(model, config)
 
     @functools.wraps(compiled)
     def call(*args: Any, **kwargs: Any) -> Any:
