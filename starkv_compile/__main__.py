@@ -133,7 +133,7 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="write a checkpoint as ONNX graphs that compress their cache themselves",
         description="Writes a folder with prefill.onnx, decode.onnx, visual.onnx, their weights, "
         "export.json, and the tokenizer's and processor's files. Exit code 2 and one sentence "
-        "where it cannot be done; then nothing is left behind.",
+        "where it cannot be done; then nothing is left behind (without engines: the graphs are).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = export.add_argument
@@ -157,13 +157,21 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add("--slots", type=int, metavar="N", default=argparse.SUPPRESS,
         help="with --cache static: tokens that the buffers have room for "
         "(default: what the budget keeps of --max-seq, and a reply)")  # fmt: skip
+    add("--engine", action="store_true",
+        help="build TensorRT engines of the graphs as well, on this machine's GPU")  # fmt: skip
     export.set_defaults(run=_export)
 
 
 def _export(args: argparse.Namespace) -> int:
     from .config import StarKVConfig
+    from .errors import OptionError
     from .export.package import ExportOptions, export_checkpoint
 
+    if args.engine and args.cache == "static":
+        raise OptionError(
+            "--engine with --cache static: engines are built of the dynamic cache alone; leave out "
+            "one of them"
+        )
     budget = {"budget": args.budget, "budget_tokens": getattr(args, "budget_tokens", None)}
     config = StarKVConfig.paper(**budget) if args.paper else StarKVConfig(**budget)
     folder = export_checkpoint(
@@ -183,6 +191,10 @@ def _export(args: argparse.Namespace) -> int:
 
     for line in report(folder, args.max_seq):
         print(line)
+    if args.engine:
+        from .export.engine import build_engines
+
+        build_engines(folder)
     return 0
 
 

@@ -28,6 +28,7 @@ def compile(model: Model, config: StarKVConfig | None = None, **options: Any) ->
     Raises:
         OptionError: an option is unknown or impossible.
         UnsupportedModel: there is no decoder with a cache to be found.
+        MissingPackage: `inner="tensorrt"` without torch-tensorrt.
     """
     if config is not None and options:
         raise TypeError("give either a StarKVConfig or options, not both")
@@ -38,7 +39,6 @@ def compile(model: Model, config: StarKVConfig | None = None, **options: Any) ->
             'cannot be found. Compile the model whole with torch.compile(model, backend="starkv"), '
             "or rewrite your own graph with starkv_compile.passes.apply"
         )
-    undo(model)
 
     def compiler(call: Any) -> Any:
         options = config.to_options()

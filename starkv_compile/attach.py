@@ -22,6 +22,7 @@ from .config import StarKVConfig
 from .describe import describe_chunk
 from .errors import CacheError, OptionError
 from .image_shapes import note_shapes
+from .inner import check_inner
 from .policies import POLICIES
 from .reporting import LayerStats, Report
 from .unpacked import is_packed, known_as_unpacked
@@ -334,7 +335,11 @@ def attach_compiled(
     What is compiled is the language model, where one is to be found in the model. The rest runs
     as it is: vision towers split their patches, and Qwen-VL counts its positions, by the values
     of tensors, at which Dynamo ends the graph or the program.
+
+    Raises:
+        MissingPackage: what `config.inner` names is not installed; nothing is changed.
     """
+    check_inner(config.inner)
     attachment = attach(model, config)
     decoder = find_decoder(model)
     if decoder is None or decoder is model:

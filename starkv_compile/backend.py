@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
-import torch
 from torch.fx import GraphModule
 
 from .config import StarKVConfig
 from .errors import OptionError, StarKVError
-from .kernels.compiling import in_process
+from .inner import compile_inner
 from .passes import Pipeline
 from .passes.base import Cache
 from .reporting import GraphReport, Report
@@ -86,21 +85,3 @@ def rewrite(module: GraphModule, config: StarKVConfig) -> tuple[GraphModule, Gra
             stacklevel=2,
         )
         return module, GraphReport(failure=reason)
-
-
-def compile_inner(
-    module: GraphModule, example_inputs: Sequence[Any], inner: str, mode: str | None
-) -> Callable[..., Any]:
-    """Compile by "inductor", "aot_eager", or leave it to "eager"."""
-    if inner == "eager":
-        return module.forward
-    if inner == "aot_eager":
-        from torch._dynamo.backends.debugging import aot_eager
-
-        return aot_eager(module, list(example_inputs))
-    from torch._inductor.compile_fx import compile_fx
-
-    patches = torch._inductor.list_mode_options(mode) if mode else None
-    with in_process():
-        compiled: Any = compile_fx(module, example_inputs, config_patches=patches)
-    return compiled

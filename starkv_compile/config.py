@@ -17,7 +17,7 @@ from .errors import OptionError
 if TYPE_CHECKING:
     from .policies import Policy
 
-INNER_BACKENDS = ("inductor", "aot_eager", "eager")
+INNER_BACKENDS = ("inductor", "aot_eager", "eager", "tensorrt")
 GRIDS = ("true", "square")
 ENTROPIES = ("subspace", "global", "off")
 
@@ -113,7 +113,8 @@ class StarKVConfig:
     """How tokens are scored: a name in `starkv_compile.policies.POLICIES`; docs/policies.md."""
 
     inner: str = "inductor"
-    """Backend that compiles the rewritten graph: "inductor", "aot_eager" or "eager"."""
+    """Backend that compiles the rewritten graph: "inductor", "aot_eager", "eager", or "tensorrt",
+    which is torch-tensorrt's."""
 
     debug: bool = False
     """Raise `NonFiniteScores`, naming the layer, when a query or key is NaN or infinite. Costs

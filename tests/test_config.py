@@ -43,7 +43,7 @@ def test_budget_hints_name_the_way_out():
         ("entropy", "on"),
         ("entropy_low", 0),
         ("grid", "round"),
-        ("inner", "tensorrt"),
+        ("inner", "onnx"),
         ("policy", "none"),
         ("debug", 1),
     ],

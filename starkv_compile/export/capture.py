@@ -16,11 +16,13 @@ from ..errors import UnsupportedModel
 from ..kernels.compiling import portable
 from ..kernels.ops import BODIES, scores_counting_by
 from ..kernels.reference.capacity import every_length
+from ..kernels.reference.spatial import Counting
 from ..passes import Pipeline, fx
 from ..reporting import GraphReport
 from .carve import carve
+from .counting import RANKS, information_by_table
 from .ports import Port
-from .select import Body
+from .select import SELECTIONS
 
 EXAMPLE_SIZES = {"batch": 2, "new": 41, "stored": 53, "seen": 127, "counted": 109, "on_frame": 17}
 """Lengths to trace with: no two equal, so that none is taken for another; none 0 or 1."""
@@ -81,7 +83,8 @@ def capture_prompt(
     inputs: Sequence[Port],
     each: int,
     config: StarKVConfig,
-    selection: tuple[Body, Body | None],
+    select: str,
+    max_seq: int,
     largest: Mapping[str, int] | None = None,
 ) -> Captured:
     """A prompt's program, its cache writes compacted by the graph passes.
@@ -89,7 +92,8 @@ def capture_prompt(
     Args:
         module: `decoder.Prefill` or one like it: first the logits, then `each` outputs a layer.
         inputs: its ports.
-        selection: an entry of `select.SELECTIONS`.
+        select: the form of selection, a name in `select.SELECTIONS`.
+        max_seq: tokens that a session may see.
         largest: see `export_program`.
 
     Raises:
@@ -112,7 +116,7 @@ def capture_prompt(
     outputs = [fx.outputs(whole.graph)[0]]
     outputs += dict.fromkeys(n for p in parts for n in p.reads if n.op != "placeholder")
     names.update({node: f"inner.{i}" for i, node in enumerate(outputs) if i > 0})
-    put_in_place(parts[0].module, _bodies(*selection))
+    put_in_place(parts[0].module, _bodies(select, max_seq))
     ports = [_port(f"in_{i}", node, lengths) for i, node in enumerate(parts[0].reads)]
     with every_length():
         compact = export_program(parts[0].module, ports, as_list=False, largest=largest)
@@ -126,15 +130,14 @@ def capture_prompt(
     )
 
 
-def _bodies(select: Body, count_ranks: Body | None) -> dict[str, Callable[..., Any]]:
-    bodies = {**BODIES, "select_tokens": select}
-    if count_ranks is not None:
+def _bodies(select: str, max_seq: int) -> dict[str, Callable[..., Any]]:
+    """What each op of ours becomes; a frame has fewer tokens than a session."""
+    counting = Counting(RANKS[select], information_by_table(max_seq))
 
-        def star_scores(*arguments: Any) -> tuple[torch.Tensor, ...]:
-            return scores_counting_by(count_ranks, *arguments)
+    def star_scores(*arguments: Any) -> tuple[torch.Tensor, ...]:
+        return scores_counting_by(counting, *arguments)
 
-        bodies["star_scores"] = star_scores
-    return bodies
+    return {**BODIES, "select_tokens": SELECTIONS[select], "star_scores": star_scores}
 
 
 def _check(report: GraphReport) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..cache import StarKVCache, StarKVLayer
 from ..errors import UnsupportedModel
@@ -166,7 +167,7 @@ class DecodeInSlots(nn.Module):
 
 
 def describe(model: Any, decoder: Decoder) -> Shapes:
-    """The model's shapes, from a run of its decoder on four tokens.
+    """The model's shapes, from what its decoder would return for four tokens.
 
     Raises:
         UnsupportedModel: a layer stores something else than keys and values of every token.
@@ -183,7 +184,7 @@ def describe(model: Any, decoder: Decoder) -> Shapes:
     positions = places.expand(3, 1, -1) if rows else places[None]
     mask = torch.ones(1, tokens, dtype=torch.int64, device=weight.device)
     cache = decoder.new_cache()
-    with torch.no_grad():
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):  # shapes alone
         logits = decoder.run(embeds, positions, mask, cache)
     others = {type(n).__name__ for n in cache.layers if not isinstance(n, StarKVLayer)}
     if others or not cache.layers:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from ..errors import StarKVError
-from .packages import needs
+from .packages import needs, needs_tensorrt
 
 ONNX_TYPES = {
     torch.float32: 1, torch.int64: 7, torch.bool: 9, torch.float16: 10, torch.bfloat16: 16,
@@ -17,6 +17,27 @@ ONNX_TYPES = {
 """Numbers of `onnx.TensorProto`, which need not be installed to run graphs."""
 
 PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider"]}
+ENGINES = "tensorrt"
+
+
+class Runnable(Protocol):
+    """A graph, loaded in some runtime."""
+
+    inputs: list[str]
+    outputs: list[str]
+
+    def __call__(
+        self, feeds: Mapping[str, torch.Tensor], buffers: Mapping[str, str] | None = None
+    ) -> dict[str, torch.Tensor]: ...
+
+
+def open_graph(file: Path, provider: str) -> Runnable:
+    """The graph in ONNX Runtime; or, for "tensorrt", the engine beside it."""
+    if provider != ENGINES:
+        return Graph(file, provider)
+    from .engine_graph import EngineGraph
+
+    return EngineGraph(file.with_suffix(".engine"), needs_tensorrt("tensorrt"))
 
 
 class Graph:
@@ -26,7 +47,9 @@ class Graph:
         ort = needs("onnxruntime")
         wanted = PROVIDERS.get(provider)
         if wanted is None:
-            raise StarKVError(f"provider {provider!r}: expected one of {', '.join(PROVIDERS)}")
+            raise StarKVError(
+                f"provider {provider!r}: expected one of {', '.join([*PROVIDERS, ENGINES])}"
+            )
         if not set(wanted) <= set(ort.get_available_providers()):
             raise StarKVError(
                 f"this onnxruntime has no {wanted[0]}; install onnxruntime-gpu, or use provider "

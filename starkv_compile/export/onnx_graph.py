@@ -20,15 +20,16 @@ from .graphs import ONNX_TYPES
 from .grouped import share_heads
 from .ports import Port
 from .translations import NEWEST, TRANSLATIONS
+from .weights import Weights
 
 OPSET = 20
 HAS_ATTENTION = 23
 DOMAIN, COMPACT = "starkv", "Compact"
 
 
-def opset_for(cache: str, dtype: str) -> int:
-    """The least with TensorScatter for a static cache, and with all operators in bfloat16."""
-    return NEWEST if cache == "static" or dtype == "bfloat16" else OPSET
+def opset_for(cache: str) -> int:
+    """The least that has TensorScatter, for a static cache."""
+    return NEWEST if cache == "static" else OPSET
 
 
 def to_onnx(
@@ -80,7 +81,14 @@ def prompt_model(
         value.name = port.name
         value.shape, value.dtype = ir.Shape(port.dims), ir.DataType(ONNX_TYPES[port.dtype])
     model.graph.outputs[:] = found
+    name_lengths(model, inputs)
     return tidy(model)
+
+
+def name_lengths(model: ir.Model, inputs: Sequence[Port]) -> None:
+    """Call the lengths of the inputs what the ports call them; tracing numbered them."""
+    for value, port in zip(model.graph.inputs, inputs, strict=True):
+        value.shape = ir.Shape(port.dims)
 
 
 def tidy(model: ir.Model) -> ir.Model:
@@ -95,7 +103,7 @@ def tidy(model: ir.Model) -> ir.Model:
         common.RemoveUnusedFunctionsPass(),
         common.RemoveUnusedOpsetsPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        common.DeduplicateInitializersPass(),
+        common.DeduplicateInitializersPass(size_limit=1 << 18),  # larger ones are weights
         common.CommonSubexpressionEliminationPass(),
         common.ClearMetadataAndDocStringPass(),
         common.NameFixPass(),
@@ -103,9 +111,10 @@ def tidy(model: ir.Model) -> ir.Model:
     return steps(model).model
 
 
-def save(model: ir.Model, file: Path) -> None:
-    """Weights in a file beside it: a protobuf holds 2 GiB at most. Checked once written."""
-    ir.save(model, str(file), external_data=f"{file.name}.data")
+def save(model: ir.Model, file: Path, weights: Weights) -> None:
+    """Its weights with those of the folder's other graphs. Checked once written."""
+    weights.move_out(model)
+    ir.save(model, str(file))
     onnx.checker.check_model(str(file), full_check=True)
 
 

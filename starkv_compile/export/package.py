@@ -17,7 +17,7 @@ from .decoder import Decode, DecodeInSlots, Decoder, Prefill, describe, traceabl
 from .manifest import Manifest
 from .packages import needs
 from .ports import decode_ports, prefill_ports
-from .select import SELECTIONS, chosen
+from .select import chosen
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LEAST_SEQ = 16
@@ -184,29 +184,32 @@ def _load(options: ExportOptions, config: Any) -> Any:
 
 def _write(model: Any, options: ExportOptions, folder: Path, say: Callable[[str], Any]) -> None:
     from .capture import capture_prompt, export_program
-    from .onnx_graph import opset_for, prompt_model, save, tidy, to_onnx
+    from .onnx_graph import name_lengths, opset_for, prompt_model, save, tidy, to_onnx
     from .visual import export_visual
+    from .weights import Weights
 
+    weights = Weights(folder)
     decoder = Decoder(model)
     shapes = replace(describe(model, decoder), slots=options.room)
-    opset = opset_for(options.cache, options.dtype)
+    opset = opset_for(options.cache)
     select = chosen(options.select, options.config, options.max_seq)
     inputs, outputs = prefill_ports(shapes)
     each = (len(outputs) - 1) // len(shapes.layers)
     with traceable(decoder.decoder):
         say("prefill.onnx")
         captured = capture_prompt(
-            Prefill(decoder, shapes).eval(), inputs, each, options.config, SELECTIONS[select],
+            Prefill(decoder, shapes).eval(), inputs, each, options.config, select, options.max_seq,
             largest={"stored": shapes.slots} if shapes.slots else None,
         )  # fmt: skip
-        save(prompt_model(captured, inputs, outputs, opset), folder / "prefill.onnx")
+        save(prompt_model(captured, inputs, outputs, opset), folder / "prefill.onnx", weights)
         say("decode.onnx")
         inputs, outputs = decode_ports(shapes)
         decode = DecodeInSlots if shapes.slots else Decode
         program = export_program(decode(decoder, shapes).eval(), inputs, as_list=True)
         one = to_onnx(program, [p.name for p in inputs], [p.name for p in outputs], opset)
-        save(tidy(one), folder / "decode.onnx")
-    visual = export_visual(model, folder, opset, say)
+        name_lengths(one, inputs)
+        save(tidy(one), folder / "decode.onnx", weights)
+    visual = export_visual(model, weights, opset, say)
     Manifest(
         model_class=type(model).__name__,
         shapes=shapes,

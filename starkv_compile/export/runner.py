@@ -1,7 +1,7 @@
 """`OnnxSession`: an exported model that is called like the Hugging Face model it was.
 
 Configuration, processor, positions, `generate` and the cache are the library's own and ours; only
-what computes, the decoder and the vision tower, runs in ONNX Runtime.
+what computes, the decoder and the vision tower, runs in ONNX Runtime or TensorRT.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..cache import StarKVCache, StarKVLayer, adopt
 from ..errors import CacheError, StarKVError, UnsupportedModel
 from ..session import AgentSession
 from ..unpacked import is_packed
-from .graphs import Graph
+from .graphs import open_graph
 from .manifest import Manifest
 from .ports import Shapes, prefill_ports
 
@@ -45,7 +45,7 @@ class OnnxSession(AgentSession):
     Args:
         folder: what `python -m starkv_compile export` wrote.
         processor: default: the one in the folder.
-        provider: "cpu" or "cuda".
+        provider: "cpu" or "cuda" of ONNX Runtime, or "tensorrt" for the engines in the folder.
         history: see `AgentSession`.
 
     Raises:
@@ -108,7 +108,7 @@ def load_model(folder: Path | str, provider: str = "cpu") -> Any:
     model.attachment = Attachment(model, manifest.config)
     tower = getattr(getattr(model, "model", None), "visual", None)
     if tower is not None and manifest.visual:
-        visual = Graph(folder / "visual.onnx", provider)
+        visual = open_graph(folder / "visual.onnx", provider)
         from .visual import run_visual
 
         tower.forward = MethodType(functools.partial(run_visual, visual), tower)
@@ -209,8 +209,8 @@ class Runtime:
             for i in range(len(self.shapes.layers))
             for name in ("key", "value")
         }
-        self._prefill = Graph(folder / "prefill.onnx", provider)
-        self._decode = Graph(folder / "decode.onnx", provider)
+        self._prefill = open_graph(folder / "prefill.onnx", provider)
+        self._decode = open_graph(folder / "decode.onnx", provider)
 
     @torch.no_grad()
     def forward(

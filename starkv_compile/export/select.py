@@ -10,7 +10,7 @@ from ..config import StarKVConfig
 from ..errors import OptionError
 from ..kernels.reference.capacity import split_capacity
 from ..kernels.reference.selection import rank
-from .threshold import among_largest, compacted, count_ranks
+from .threshold import among_largest, compacted
 
 Body = Callable[..., torch.Tensor]
 
@@ -45,11 +45,8 @@ def _with_window(best: torch.Tensor, past: int, length: int) -> torch.Tensor:
     return torch.cat([best, tail], dim=-1)
 
 
-SELECTIONS: dict[str, tuple[Body, Body | None]] = {
-    "topk": (select_by_topk, None),
-    "threshold": (select_by_threshold, count_ranks),
-}
-"""By name: selection, and what counts ranks for mutual information (None: by sorting)."""
+SELECTIONS: dict[str, Body] = {"topk": select_by_topk, "threshold": select_by_threshold}
+"""By name of the form."""
 
 
 def chosen(name: str, config: StarKVConfig, max_seq: int) -> str:

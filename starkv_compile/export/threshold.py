@@ -13,7 +13,7 @@ import functools
 
 import torch
 
-from ..kernels.reference.spatial import GRID_BINS, VALUE_BINS
+from ..kernels.reference.spatial import VALUE_BINS
 
 FANOUT = 23  # squared: no fewer than the bins
 DIGITS = (4, 4, 4, 4, 4, 3)  # bits of a place in a bin
@@ -81,8 +81,8 @@ def compacted(chosen: torch.Tensor, count: int) -> torch.Tensor:
     return found.scatter(1, slot, index)[:, :count]
 
 
-def count_ranks(scores: torch.Tensor, place: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """`reference.spatial.rank_histogram` without sorting: a rank's bin is how many cuts it passes.
+def value_bins(scores: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """`reference.spatial.value_bins` without sorting: a rank's bin is how many cuts it passes.
 
     A token is past a cut of r tokens if it is not among the r smallest, ties to the lowest index.
     """
@@ -92,10 +92,4 @@ def count_ranks(scores: torch.Tensor, place: torch.Tensor, valid: torch.Tensor) 
     smaller = smaller[:, None].expand(-1, scores.shape[1], -1)
     turned = (-scores).masked_fill(~valid[:, None], float("-inf"))
     inside = among_largest(turned, smaller.clamp(min=1)) & (smaller > 0)[..., None]
-    value = (~inside).long().sum(2)
-    places = GRID_BINS * GRID_BINS
-    batch, groups, _ = scores.shape
-    empty = torch.zeros(batch, groups, VALUE_BINS * places, dtype=torch.int32, device=scores.device)
-    ones = valid[:, None].expand(-1, groups, -1).int()
-    joint = empty.scatter_add(-1, value * places + place[:, None], ones)
-    return joint.view(batch, groups, VALUE_BINS, places)
+    return (~inside).long().sum(2)

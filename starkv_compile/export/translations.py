@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import onnx_ir as ir
 import torch
 from onnxscript import opset20 as op
 from onnxscript.values import Opset
@@ -29,11 +30,19 @@ def conv3d(
     dilation: Sequence[int] = (1, 1, 1),
     groups: int = 1,
 ) -> Any:
-    """aten.conv3d: onnxscript's gives one without a bias (Qwen2-VL's) zeros of a wrong shape."""
-    return op.Conv(
-        values, weight, bias, strides=list(stride), pads=[*padding, *padding],
-        dilations=list(dilation), group=groups,
+    """aten.conv3d: onnxscript's gives one without a bias (Qwen2-VL's) zeros of a wrong shape.
+
+    In float32 where it is bfloat16, which Conv has in later opsets only.
+    """
+    wide = values.dtype == ir.DataType.BFLOAT16
+    given = [values, weight, bias]
+    if wide:
+        given = [v if v is None else op.Cast(v, to=ir.DataType.FLOAT) for v in given]
+    found = op.Conv(
+        *given, strides=list(stride), pads=[*padding, *padding], dilations=list(dilation),
+        group=groups,
     )  # fmt: skip
+    return op.Cast(found, to=ir.DataType.BFLOAT16) if wide else found
 
 
 def tensor_scatter(buffer: Any, new: Any, slot: Any) -> Any:

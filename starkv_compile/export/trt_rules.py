@@ -83,8 +83,8 @@ def _onehot(node: NodeProto, graph: Graph) -> str | None:
 
 
 def _scatter(node: NodeProto, graph: Graph) -> str | None:
-    is_max = _attribute(node, "reduction") == b"max"
-    return "unsupported reduction type: max" if is_max else None
+    reduction = _attribute(node, "reduction") or b"none"
+    return None if reduction == b"none" else f"unsupported reduction type: {reduction.decode()}"
 
 
 def _attention(node: NodeProto, graph: Graph) -> str | None:

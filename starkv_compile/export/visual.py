@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import fx, nn
+from torch import nn
+from torch.fx import Graph
 
 from ..errors import UnsupportedModel
-from .graphs import Graph
+from .graphs import Runnable
 from .ports import Port
 from .windows import Windows, as_batch, has_windows, window_inputs, window_ports
+
+if TYPE_CHECKING:
+    from .weights import Weights  # imports onnx
 
 INDICES = "interp_indices"
 
@@ -80,7 +83,7 @@ def visual_ports(tower: Any, dtype: torch.dtype) -> tuple[list[Port], list[str]]
     return inputs, ["image_embeds", *(f"deepstack.{i}" for i in range(deep))]
 
 
-def export_visual(model: Any, folder: Path, opset: int, say: Callable[[str], Any]) -> bool:
+def export_visual(model: Any, weights: Weights, opset: int, say: Callable[[str], Any]) -> bool:
     """Write `visual.onnx`, if the model takes images. Whether it did.
 
     Raises:
@@ -89,7 +92,7 @@ def export_visual(model: Any, folder: Path, opset: int, say: Callable[[str], Any
     if not hasattr(model, "get_image_features"):
         return False
     from .capture import export_program
-    from .onnx_graph import save, tidy, to_onnx
+    from .onnx_graph import name_lengths, save, tidy, to_onnx
 
     tower = getattr(getattr(model, "model", None), "visual", None)
     if tower is None or not _is_exportable(tower):
@@ -105,26 +108,32 @@ def export_visual(model: Any, folder: Path, opset: int, say: Callable[[str], Any
             Visual(tower).eval(), inputs, as_list=True,
             sizes={"patches": 6 * unit, "merged": 6, "windows": 3}, multiples={"patches": unit},
         )  # fmt: skip
-    _unsplit(program.graph)
-    made = to_onnx(program, [p.name for p in inputs], outputs, opset)
-    save(tidy(made), folder / "visual.onnx")
+    _join_splits_into_one(program.graph)
+    model_of_tower = to_onnx(program, [p.name for p in inputs], outputs, opset)
+    name_lengths(model_of_tower, inputs)
+    save(tidy(model_of_tower), weights.folder / "visual.onnx", weights)
     return True
 
 
-def _unsplit(graph: fx.Graph) -> None:
-    """Take out splits into one part, in place.
+def _join_splits_into_one(graph: Graph) -> None:
+    """Take out splits with a single part, as of one image.
 
     As ONNX they are sequences, which TensorRT has none of and bfloat16 is no type for.
     """
-    for node in graph.nodes:
-        if node.target is torch.ops.aten.split_with_sizes.default and len(node.args[1]) == 1:
-            for part in list(node.users):
-                part.replace_all_uses_with(node.args[0])
-    graph.eliminate_dead_code()
+    for split in graph.find_nodes(
+        op="call_function", target=torch.ops.aten.split_with_sizes.default
+    ):
+        whole, sizes, *_ = split.args
+        if len(sizes) > 1:
+            continue
+        for part in list(split.users):
+            part.replace_all_uses_with(whole)
+            graph.erase_node(part)
+        graph.erase_node(split)
 
 
 def run_visual(
-    graph: Graph, tower: Any, pixels: torch.Tensor, grid_thw: torch.Tensor, **named: Any
+    graph: Runnable, tower: Any, pixels: torch.Tensor, grid_thw: torch.Tensor, **named: Any
 ) -> Any:
     """What the tower's forward returns, image by image."""
     from transformers.modeling_outputs import BaseModelOutputWithPooling

@@ -21,6 +21,7 @@ from .compiling import runs_cpp
 from .reference import layout
 from .reference import star as star_reference
 from .reference.capacity import split_capacity
+from .reference.spatial import Counting
 
 Tensor = torch.Tensor
 
@@ -100,15 +101,15 @@ def star_scores(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See `reference.star.star_scores`. Returns the final scores [B, P] and the four states."""
     return scores_counting_by(  # type: ignore[return-value]
-        _kernels(attention).rank_histogram, attention, hidden, real, frame, row, column, current,
-        mi, mi_steps, pattern, pattern_count, pool, boost, boost_temperature, mi_weight,
+        Counting(_kernels(attention).rank_histogram), attention, hidden, real, frame, row, column,
+        current, mi, mi_steps, pattern, pattern_count, pool, boost, boost_temperature, mi_weight,
         mi_warm_steps, mi_ramp_steps, mi_decay, mi_temperature, frame_decay, frame_floor,
         pattern_decay, stability_floor, entropy, entropy_low, entropy_high, grid,
     )  # fmt: skip
 
 
-def scores_counting_by(count_ranks: Any, *arguments: Any) -> tuple[Tensor, ...]:
-    """`star_scores` of its `arguments`, with an implementation of `rank_histogram` to use."""
+def scores_counting_by(counting: Counting, *arguments: Any) -> tuple[Tensor, ...]:
+    """`star_scores` of its `arguments`, with other implementations of its counting."""
     attention, hidden, real, *rest = arguments
     scores = star_reference.star_scores(
         attention,
@@ -117,7 +118,7 @@ def scores_counting_by(count_ranks: Any, *arguments: Any) -> tuple[Tensor, ...]:
         star_reference.Layout(*rest[:4]),
         star_reference.State(*rest[4:8]),
         star_reference.Hyper(*rest[8:]),
-        count_ranks,
+        counting,
     )
     return scores.final, *scores.state
 

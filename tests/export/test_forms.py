@@ -29,14 +29,17 @@ def test_every_length_of_one_graph(name, tmp_path):
     from starkv_compile.export.graphs import Graph
     from starkv_compile.export.onnx_graph import save, to_onnx
     from starkv_compile.export.ports import Port
+    from starkv_compile.export.weights import Weights
 
     ports = [
         Port("scores", ("batch", "seen"), torch.float32),
         Port("real", ("batch", "seen"), torch.bool),
     ]
     with every_length():
-        program = export_program(Select(SELECTIONS[name][0]), ports, as_list=False)
-    save(to_onnx(program, ["scores", "real"], ["kept"]), tmp_path / "select.onnx")
+        program = export_program(Select(SELECTIONS[name]), ports, as_list=False)
+    save(
+        to_onnx(program, ["scores", "real"], ["kept"]), tmp_path / "select.onnx", Weights(tmp_path)
+    )
     graph = Graph(tmp_path / "select.onnx")
     torch.manual_seed(0)
     for length in (6, 16, 31, 500):

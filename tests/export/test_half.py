@@ -53,7 +53,7 @@ def test_bfloat16(exports, monkeypatch):
         runner.load_model(exported.folder)
     from tests.export.reference import ReferenceGraph
 
-    monkeypatch.setattr(runner, "Graph", ReferenceGraph)
+    monkeypatch.setattr(runner, "open_graph", ReferenceGraph)
     same, apart = compared(runner.load_model(exported.folder), exported)
     assert same >= 0.96
     assert apart < 0.02, "of logits up to 0.6"

@@ -138,7 +138,7 @@ def test_missing_runtimes_are_named(tmp_path):
     with pytest.raises(MissingPackage, match="starkv-compile\\[export\\]"):
         needs("a_package_that_nobody_has")
     pytest.importorskip("onnxruntime")
-    with pytest.raises(StarKVError, match="expected one of cpu, cuda"):
+    with pytest.raises(StarKVError, match="expected one of cpu, cuda, tensorrt"):
         Graph(tmp_path / "prefill.onnx", "tpu")
     with pytest.raises(StarKVError, match="no such file"):
         Graph(tmp_path / "prefill.onnx")

@@ -24,9 +24,10 @@ def in_onnx(function, port, values, folder):
         pytest.importorskip(package, reason="pip install 'starkv-compile[export]'")
     from starkv_compile.export.graphs import Graph
     from starkv_compile.export.onnx_graph import save, tidy, to_onnx
+    from starkv_compile.export.weights import Weights
 
     program = export_program(Module(function).eval(), [port], as_list=False)
-    save(tidy(to_onnx(program, ["values"], ["found"])), folder / "graph.onnx")
+    save(tidy(to_onnx(program, ["values"], ["found"])), folder / "graph.onnx", Weights(folder))
     return Graph(folder / "graph.onnx")({"values": values})["found"]
 
 
@@ -56,6 +57,19 @@ def test_a_convolution_of_patches(bias, tmp_path):
     values = torch.randn(5, 3, 2, 4, 4)
     found = in_onnx(patches, port, values, tmp_path)
     torch.testing.assert_close(found, patches(values), atol=1e-5, rtol=1e-5)
+
+
+def test_a_convolution_in_bfloat16(tmp_path):
+    weight = torch.randn(6, 3, 2, 4, 4).bfloat16()
+
+    def patches(x):
+        found = torch.nn.functional.conv3d(x.bfloat16(), weight, stride=(2, 4, 4))
+        return found[:, :, 0, 0, 0].float()
+
+    port = Port("values", ("batch", 3, 2, 4, 4), torch.float32)
+    values = torch.randn(5, 3, 2, 4, 4)
+    found = in_onnx(patches, port, values, tmp_path)
+    torch.testing.assert_close(found, patches(values), atol=1e-1, rtol=1e-2)
 
 
 def test_what_is_written_in_place_is_not_cut_off():

@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from starkv_compile import StarKVConfig
+from starkv_compile.export.counting import RANKS, information_by_table
 from starkv_compile.kernels.reference.attention import window_attention
 from starkv_compile.kernels.reference.capacity import clip_window
 from starkv_compile.kernels.reference.selection import select_tokens
+from starkv_compile.kernels.reference.spatial import Counting
 from starkv_compile.kernels.reference.star import Layout, State, fresh_state, star_scores
 from starkv_compile.policies.starkv import hyper_of
 
@@ -56,8 +58,15 @@ def test_all_files_are_here():
     assert len(FILES) == 10
 
 
+COUNTINGS = {
+    "reference": Counting(),
+    **{f"exported as {form}": Counting(RANKS[form], information_by_table(1024)) for form in RANKS},
+}
+
+
+@pytest.mark.parametrize("counting", COUNTINGS.values(), ids=COUNTINGS)
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
-def test_matches_release(path):
+def test_matches_release(path, counting):
     data = np.load(path)
     meta = json.loads(str(data["meta"]))
     config = config_of(meta)
@@ -87,10 +96,16 @@ def test_matches_release(path):
         heads = window_attention(*read, per_head=True)
         head_state = fresh_state(heads[..., None], layout.current)
         by_head = star_scores(
-            heads, array("hidden"), None, layout, head_state, hyper_of(config)
+            heads, array("hidden"), None, layout, head_state, hyper_of(config), counting
         ).group
         scores = star_scores(
-            window_attention(*read), array("hidden"), None, layout, state, hyper_of(config)
+            window_attention(*read),
+            array("hidden"),
+            None,
+            layout,
+            state,
+            hyper_of(config),
+            counting,
         )
         state = scores.state
         kept = select_tokens(scores.final, None, step["length"], config.window, capacity)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from .roots import rounded_root
+
 Described = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -43,7 +45,7 @@ def layout_from_image_mask(is_image: torch.Tensor) -> Described:
     offset = _from_edge(place, frame, is_image)
     slot = frame.clamp(min=0)
     count = torch.zeros_like(frame).scatter_add(1, slot, is_image.long()).gather(1, slot)
-    height = count.clamp(min=1).double().sqrt().round().long()
+    height = rounded_root(count.clamp(min=1))
     width = (count + height - 1) // height
     width = width.clamp(min=1)
     return frame, offset // width, offset % width, newest_places(frame, is_image)

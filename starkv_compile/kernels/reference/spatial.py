@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
+from .roots import rounded_root
+
 RankHistogram = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Information = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 VALUE_BINS = 16
 GRID_BINS = 12
+GUARD = 1e-12
+"""Added to a share before its logarithm is taken, as the paper's release does."""
 
 
 def boost(hidden: torch.Tensor, valid: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -40,7 +46,7 @@ def boost(hidden: torch.Tensor, valid: torch.Tensor, temperature: float) -> torc
 def square_grid(valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(row, column) [B, N] of a frame read as a square, as the paper's release does."""
     count = valid.sum(-1, keepdim=True).clamp(min=1)
-    height = count.double().sqrt().round().long()
+    height = rounded_root(count)
     width = (count + height - 1) // height
     offset = torch.arange(valid.shape[-1], device=valid.device)
     return offset // width, offset % width
@@ -52,17 +58,43 @@ def rank_histogram(scores: torch.Tensor, place: torch.Tensor, valid: torch.Tenso
     scores [B, G, N] float32, place [B, N] in 0..143, valid [B, N] bool, a row's valid tokens
     first. Returns [B, G, 16, 144] int32.
     """
-    batch, groups, _ = scores.shape
-    count = valid.sum(-1).clamp(min=1)[:, None, None]
-    ordered = scores.masked_fill(~valid[:, None], float("inf"))
-    order = ordered.sort(dim=-1, stable=True).indices
-    rank = torch.empty_like(order).scatter_(-1, order, _positions(order))
-    value = (rank * VALUE_BINS // count).clamp(max=VALUE_BINS - 1)
+    value = value_bins(scores, valid)
     places = GRID_BINS * GRID_BINS
+    batch, groups, _ = scores.shape
     empty = torch.zeros(batch, groups, VALUE_BINS * places, dtype=torch.int32, device=scores.device)
     ones = valid[:, None].expand(-1, groups, -1).int()
     joint = empty.scatter_add(-1, value * places + place[:, None], ones)
     return joint.view(batch, groups, VALUE_BINS, places)
+
+
+def value_bins(scores: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Which of 16 bins of equal mass each token's rank falls into. As above -> [B, G, N] int64."""
+    count = valid.sum(-1).clamp(min=1)[:, None, None]
+    ordered = scores.masked_fill(~valid[:, None], float("inf"))
+    order = ordered.sort(dim=-1, stable=True).indices
+    rank = torch.empty_like(order).scatter_(-1, order, _positions(order))
+    return (rank * VALUE_BINS // count).clamp(max=VALUE_BINS - 1)
+
+
+def information(joint: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """Mutual information, in nats, of counts joint [B, G, 16, 144] that sum to count [B].
+
+    In float64: it is a small difference of large sums. Returns [B, G] float32, not negative.
+    """
+    share = joint.double() / count.clamp(min=1)[:, None, None, None]
+    product = share.sum(-1, keepdim=True) * share.sum(-2, keepdim=True)
+    terms = share * ((share + GUARD).log() - (product + GUARD).log())
+    return terms.sum((-1, -2)).clamp(min=0).float()
+
+
+class Counting(NamedTuple):
+    """The implementations of the two parts of mutual information to use."""
+
+    ranks: RankHistogram = rank_histogram
+    information: Information = information
+
+
+REFERENCE = Counting()
 
 
 def mutual_information(
@@ -70,7 +102,7 @@ def mutual_information(
     row: torch.Tensor,
     column: torch.Tensor,
     valid: torch.Tensor,
-    count_ranks: RankHistogram = rank_histogram,
+    counting: Counting = REFERENCE,
 ) -> torch.Tensor:
     """Mutual information, in nats, between a token's score rank and its place on the screen.
 
@@ -81,18 +113,16 @@ def mutual_information(
         scores: [B, G, N] group scores of the current frame's tokens.
         row, column: [B, N] place on the grid.
         valid: [B, N] bool, a row's valid tokens first.
-        count_ranks: the implementation of `rank_histogram` to use.
+        counting: see there.
 
     Returns:
         [B, G] float32; 0 where a group has no mass on the frame.
     """
     place = GRID_BINS * _screen_bin(row, valid) + _screen_bin(column, valid)
-    joint = count_ranks(scores, place, valid).double()
-    joint = joint / valid.sum(-1).clamp(min=1)[:, None, None, None]
-    product = joint.sum(-1, keepdim=True) * joint.sum(-2, keepdim=True)
-    terms = joint * ((joint + 1e-12).log() - (product + 1e-12).log())
+    joint = counting.ranks(scores, place, valid)
+    found = counting.information(joint, valid.sum(-1))
     mass = scores.masked_fill(~valid[:, None], 0.0).sum(-1)
-    return torch.where(mass > 1e-12, terms.sum((-1, -2)).clamp(min=0), 0.0).float()
+    return torch.where(mass > 1e-12, found, 0.0)
 
 
 def _positions(like: torch.Tensor) -> torch.Tensor:

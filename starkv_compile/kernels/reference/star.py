@@ -8,7 +8,7 @@ import torch
 
 from . import entropy, spatial, temporal
 from .attention import pool
-from .spatial import RankHistogram
+from .spatial import REFERENCE, Counting
 
 
 class Layout(NamedTuple):
@@ -87,7 +87,7 @@ def star_scores(
     layout: Layout,
     state: State,
     hyper: Hyper,
-    count_ranks: RankHistogram = spatial.rank_histogram,
+    counting: Counting = REFERENCE,
 ) -> Scores:
     """Score every token before the window.
 
@@ -97,7 +97,7 @@ def star_scores(
             the boost.
         real: [B, L] bool, False at padding, or None if there is none.
         layout, state, hyper: see there.
-        count_ranks: the implementation of `spatial.rank_histogram` to use.
+        counting: implementations to use.
     """
     _, groups, past = attention.shape
     current = layout.current
@@ -119,7 +119,7 @@ def star_scores(
     on_frame = group.gather(-1, place[:, None].expand(-1, groups, -1))
     winner = group.argmax(1)
 
-    mi, mi_steps = _update_mi(on_frame, layout, valid, place, state, hyper, count_ranks)
+    mi, mi_steps = _update_mi(on_frame, layout, valid, place, state, hyper, counting)
     weights = spatial.mi_weights(mi, hyper.mi_temperature)
     ramp = ((mi_steps - hyper.mi_warm_steps) / hyper.mi_ramp_steps).clamp(0.0, 1.0)
     share = (hyper.mi_weight * ramp).float()[:, None]
@@ -164,8 +164,9 @@ def frame_boost(
     source = (place - offset).clamp(min=0)
     rows = hidden.gather(1, source[..., None].expand(-1, -1, hidden.shape[-1]))
     added = spatial.boost(rows, valid, temperature)
-    empty = torch.zeros(hidden.shape[0], past, dtype=added.dtype, device=added.device)
-    return empty.scatter_add(1, place, added.where(valid, 0.0))
+    empty = torch.zeros(hidden.shape[0], past + 1, dtype=added.dtype, device=added.device)
+    slot = place.where(valid, past)  # the last takes what is no token
+    return empty.scatter(1, slot, added)[:, :past]
 
 
 def _update_mi(
@@ -175,14 +176,14 @@ def _update_mi(
     place: torch.Tensor,
     state: State,
     hyper: Hyper,
-    count_ranks: RankHistogram,
+    counting: Counting,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Averaged mutual information [B, G] and frames profiled [B], this frame included."""
     if hyper.grid == "square":
         row, column = spatial.square_grid(valid)
     else:
         row, column = layout.row.gather(1, place), layout.column.gather(1, place)
-    now = spatial.mutual_information(on_frame, row, column, valid, count_ranks)
+    now = spatial.mutual_information(on_frame, row, column, valid, counting)
     shown = valid.any(-1)
     first = (state.mi_steps == 0)[:, None]
     averaged = torch.where(first, now, hyper.mi_decay * state.mi + (1 - hyper.mi_decay) * now)

@@ -1,0 +1,62 @@
+"""One file of weights for all graphs of a folder; a protobuf holds 2 GiB at most."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+FILE = "weights.data"
+LEAST = 256
+"""Bytes. What is smaller stays in the graph's own file."""
+
+PAGE = 4096
+"""Tensors begin on pages, so that runtimes can map the file into memory."""
+
+
+class Weights:
+    """Writes tensors to `weights.data` of a folder, each one once, one at a time in memory.
+
+    The prompt's graph and the decoding one have the same weights: a model's size on disk, not two.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._places: dict[Hashable, tuple[int, int]] = {}
+        self._held: list[Any] = []  # an address tells who a tensor is only as long as it lives
+
+    def move_out(self, model: ir.Model) -> None:
+        """Put a reference to the file in the place of every large constant of the model."""
+        for name, value in model.graph.initializers.items():
+            tensor = value.const_value
+            assert tensor is not None
+            if tensor.nbytes <= LEAST:
+                continue
+            offset, length = self._write(tensor)
+            value.const_value = ir.ExternalTensor(
+                FILE, offset, length, tensor.dtype,
+                shape=ir.Shape(tensor.shape), name=name, base_dir=self.folder,
+            )  # fmt: skip
+
+    def _write(self, tensor: Any) -> tuple[int, int]:
+        """(offset, length) in the file."""
+        who = self._identity(tensor)
+        if who not in self._places:
+            with (self.folder / FILE).open("ab") as file:
+                file.write(b"\0" * (-file.tell() % PAGE))
+                start = file.tell()
+                tensor.tofile(file)
+                self._places[who] = start, file.tell() - start
+        return self._places[who]
+
+    def _identity(self, tensor: Any) -> Hashable:
+        """Of a parameter its address, as reading all of them would take long; else the contents."""
+        raw = getattr(tensor, "raw", None)
+        if isinstance(raw, torch.Tensor):
+            self._held.append(raw)
+            return raw.data_ptr(), raw.dtype, raw.shape, raw.stride()
+        return hashlib.sha256(tensor.tobytes()).digest(), tensor.dtype, tuple(tensor.shape)
