@@ -3,9 +3,8 @@
     python tools/whole_size.py FOLDER [--layers N]
 
 Qwen2-VL-7B's shapes (28 layers, 3584 wide, and its vision tower), float16. Its parameters are
-memory that nobody wrote, which takes no room until read; `from_pretrained` maps a checkpoint's
-files in the same way. FOLDER takes 16 GB and is a complete export, of zeros. Exit code 1 if a
-protobuf has 2 GiB or the process took 20 GiB.
+memory that nobody wrote, which takes no room. FOLDER takes 17 GB: a complete export, of zeros.
+Exit code 1 if a protobuf has 2 GiB or the process took 20 GiB.
 """
 
 from __future__ import annotations

@@ -14,6 +14,11 @@ PATCHES = (16, 4096, 16384)
 """Of one image: multiples of every tower's unit. The most are 3.2 megapixels, 14 x 14 a patch."""
 
 Length = tuple[int, int, int]
+
+WINDOWED: dict[str, Length] = {"merged": (4, 1024, 4096), "windows": (1, 80, 1024)}
+"""Of Qwen2.5-VL's tower, whose merged patches are four each and whose windows hold up to 64. A strip
+two patches high, with the most of them, has 1,024 windows."""
+
 Shape = tuple[int, ...]
 
 
@@ -32,6 +37,7 @@ def lengths(max_seq: int, batch: int = 1) -> dict[str, Length]:
         "counted": (2, half, max_seq),
         "on_frame": (2, max(2, max_seq // 8), max_seq),
         "patches": PATCHES,
+        **WINDOWED,
     }
 
 

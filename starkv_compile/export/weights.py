@@ -7,12 +7,15 @@ from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
-import torch
 
 FILE = "weights.data"
 LEAST = 256
 """Bytes. What is smaller stays in the graph's own file."""
+
+LARGE = 1 << 20
+"""Bytes from which on a tensor is not read to find out who it is."""
 
 PAGE = 4096
 """Tensors begin on pages, so that runtimes can map the file into memory."""
@@ -49,14 +52,17 @@ class Weights:
             with (self.folder / FILE).open("ab") as file:
                 file.write(b"\0" * (-file.tell() % PAGE))
                 start = file.tell()
-                tensor.tofile(file)
+                np.ascontiguousarray(tensor.numpy()).tofile(file)
                 self._places[who] = start, file.tell() - start
         return self._places[who]
 
     def _identity(self, tensor: Any) -> Hashable:
-        """Of a parameter its address, as reading all of them would take long; else the contents."""
-        raw = getattr(tensor, "raw", None)
-        if isinstance(raw, torch.Tensor):
-            self._held.append(raw)
-            return raw.data_ptr(), raw.dtype, raw.shape, raw.stride()
-        return hashlib.sha256(tensor.tobytes()).digest(), tensor.dtype, tuple(tensor.shape)
+        """Of a weight its place in memory, as reading them all would take long; else the contents.
+
+        A linear layer's matrix comes turned, by a view on the parameter that is the same each time.
+        """
+        if tensor.nbytes < LARGE:
+            return hashlib.sha256(tensor.tobytes()).digest(), tensor.dtype, tuple(tensor.shape)
+        values = tensor.numpy()
+        self._held.append(values)
+        return values.ctypes.data, tensor.dtype, values.shape, values.strides

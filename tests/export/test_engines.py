@@ -95,7 +95,7 @@ def test_what_is_missing_is_said_with_the_lines_to_run_elsewhere(
         "--onnx=decode.onnx", "--onnx=prefill.onnx", "--onnx=visual.onnx"
     ]  # fmt: skip
     assert "--minShapes=input_ids:1x2,position_ids:3x1x2," in lines[1]
-    assert "past.1.key:1x2x256x16" in lines[1].split("--optShapes=")[1]
+    assert "past.1.key:1x2x100x16" in lines[1].split("--optShapes=")[1]
     assert {file.name for file in out.iterdir()} == {file.name for file in folder.iterdir()}
 
 
