@@ -52,8 +52,9 @@ class StarKVLayer(DynamicLayer):
     """Keys and values of one layer, after compaction, and the layer's scoring state.
 
     keys, values: [B, G, stored, D]. kept: [B, C] int64, place in the session's stream of each
-    token the last compaction kept; what came later follows it without gaps. seen: tokens of the
-    stream; retired: those of them in frames that have left the session, which no budget counts.
+    token the last compaction kept, or [B, G, C] where each head keeps a set of its own; what came
+    later follows it without gaps. seen: tokens of the stream; retired: those of them in frames that
+    have left the session, which no budget counts.
 
     While decoding in buffers, keys and values have room for tokens to come: filled is how many of
     their slots are taken, and dropped how many tokens of the stream are not stored. No graph reads
@@ -145,24 +146,31 @@ class StarKVLayer(DynamicLayer):
         return keys, values
 
     def _places(self, stored: int, new: int, keys: torch.Tensor) -> torch.Tensor:
-        """[B, stored + new]: place in the stream of each token about to be stored."""
+        """[B, (G,) stored + new]: place in the stream of each token about to be stored."""
         kept = self.kept
-        known = 0 if kept is None else kept.shape[1]
-        first = self.seen - (stored - known)
+        first = self.seen - (stored - self._known)
         rest = torch.arange(first, self.seen + new, device=keys.device)
-        rest = rest.expand(keys.shape[0], -1)
-        return rest if kept is None else torch.cat([kept, rest], dim=1)
+        if kept is None:
+            return rest.expand(keys.shape[0], -1)
+        return torch.cat([kept, rest.expand(*kept.shape[:-1], -1)], dim=-1)
+
+    @property
+    def _known(self) -> int:
+        """How many tokens the last compaction left."""
+        return 0 if self.kept is None else self.kept.shape[-1]
 
     def _layout(self, index: torch.Tensor, stored: int) -> tuple[Any, ...]:
-        """frame, row, column [B, L] and current [B, N] of the stored tokens; whether known."""
+        """frame, row, column [B, (G,) L] and current [B, N] of stored tokens; whether known."""
         layout = self.session.layout
         if layout is None or layout.seen != self.seen:  # the model stores tokens of its own as well
             text = torch.full_like(index, -1)
-            return text, text, text, text[:, :1], False
+            return text, text, text, text.flatten(1)[:, :1], False
         current = layout.current
         current = torch.where(current >= 0, current + stored, current)
-        described = (layout.frame, layout.row, layout.column)
-        return *(t.gather(1, index) for t in described), current, True
+        described = [layout.frame, layout.row, layout.column]
+        if index.dim() == 3:
+            described = [t[:, None].expand(-1, index.shape[1], -1) for t in described]
+        return *(t.gather(-1, index) for t in described), current, True
 
     def _state(self, keys: torch.Tensor, current: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The state so far, its pattern as wide as the current frame."""
@@ -204,7 +212,7 @@ class StarKVLayer(DynamicLayer):
             )
         if tokens_to_remove == 0 or not self.is_initialized:
             return
-        remove, known = -tokens_to_remove, 0 if self.kept is None else self.kept.shape[1]
+        remove, known = -tokens_to_remove, self._known
         if remove > self.stored - known and self.seen != self.stored:
             raise CacheError(
                 f"crop({tokens_to_remove}): only {self.stored - known} tokens came after the last "
@@ -215,18 +223,19 @@ class StarKVLayer(DynamicLayer):
         super().crop(tokens_to_remove)
         self.seen -= remove
         if self.kept is not None:
-            self.kept = self.kept[:, : self.stored]
+            self.kept = self.kept[..., : self.stored]
 
     def places(self) -> torch.Tensor:
-        """[B, stored]: place in the stream of each token stored."""
+        """[B, (G,) stored]: place in the stream of each token stored."""
         return self._places(self.stored, 0, self.keys)
 
     def keep_only(self, stay: torch.Tensor) -> None:
-        """Store the tokens of slots `stay` [n] alone, of every batch row."""
-        kept = self.places()[:, stay]
-        self.keys = self.keys.index_select(2, stay)
-        self.values = self.values.index_select(2, stay)
-        self.kept, self.filled = kept, None
+        """Store the tokens of slots `stay` alone, of the only row: [n], or [G, n] by head."""
+        self.kept = self.places().gather(-1, stay[None])
+        rows = stay.expand(self.keys.shape[1], -1)[None, ..., None]
+        self.keys = self.keys.gather(2, rows.expand(-1, -1, -1, self.keys.shape[-1]))
+        self.values = self.values.gather(2, rows.expand(-1, -1, -1, self.values.shape[-1]))
+        self.filled = None
 
     def fork(self, session: Session) -> StarKVLayer:
         """A layer of another session with the same contents; storage is shared till it grows."""
@@ -331,7 +340,8 @@ class StarKVCache(DynamicCache):
         From then on a budget that is a share counts the tokens of the frames that stay, and text.
         A model has one mask for all layers, so all are left with the same number of tokens: a layer
         that would have more drops its oldest visual tokens as well; one that has less text than
-        another keeps as many of the newest tokens that were to go.
+        another keeps as many of the newest tokens that were to go. So does each head that keeps a
+        set of its own.
 
         Raises:
             CacheError: several batch rows, whose frames may differ in size; nothing is changed.
@@ -354,12 +364,12 @@ class StarKVCache(DynamicCache):
         gone = [dropped[layer.places()[0]] for layer in layers]
         frames_of = [layout.frame[0, layer.places()[0]] for layer in layers]
         left = max(
-            min(int((~slots).sum()) for slots in gone),
-            max(int((frame < 0).sum()) for frame in frames_of),
+            min(int((~slots).sum(-1).min()) for slots in gone),
+            max(int((frame < 0).sum(-1).max()) for frame in frames_of),
         )
         for layer, slots, frame in zip(layers, gone, frames_of, strict=True):
             order = _oldest_visual_first(frame, slots)
-            layer.keep_only(order[layer.stored - left :].sort().values)
+            layer.keep_only(order[..., layer.stored - left :].sort(-1).values)
             layer.retired = int(dropped.sum())
 
     def fork(self) -> StarKVCache:
@@ -479,7 +489,7 @@ def _oldest_visual_first(frame: torch.Tensor, gone: torch.Tensor) -> torch.Tenso
     """Slots in the order they are dropped: those `gone`, then by frame, text last."""
     last = frame.max() + 1
     rank = torch.where(gone, -1, torch.where(frame < 0, last, frame))
-    return rank.argsort(stable=True)
+    return rank.argsort(dim=-1, stable=True)
 
 
 def adopt(cache: DynamicCache) -> StarKVCache:

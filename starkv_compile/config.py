@@ -98,8 +98,11 @@ class StarKVConfig:
     """Screen grid for mutual information. "true": the frame's rows and columns. "square": a
     square guessed from the number of tokens, as in the paper's release."""
 
+    novelty: float = 1.0
+    """Weight of key novelty beside attention, in the policy of that name [nu]."""
+
     policy: str = "starkv"
-    """How tokens are scored: a name in `starkv_compile.policies.POLICIES`."""
+    """How tokens are scored: a name in `starkv_compile.policies.POLICIES`; docs/policies.md."""
 
     inner: str = "inductor"
     """Backend that compiles the rewritten graph: "inductor", "aot_eager" or "eager"."""
@@ -121,7 +124,7 @@ class StarKVConfig:
         _check_integer(self, "pool", least=1, most=63)
         if self.pool % 2 == 0:
             raise OptionError(f"pool={self.pool}: an odd number is needed; try {self.pool + 1}")
-        for name in ("boost", "frame_decay"):
+        for name in ("boost", "frame_decay", "novelty"):
             _check_number(self, name, least=0)
         for name in ("boost_temperature", "mi_temperature", "entropy_low", "entropy_high"):
             _check_number(self, name, above=0)

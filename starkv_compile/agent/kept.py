@@ -31,7 +31,8 @@ def kept_by_layer(cache: StarKVCache) -> list[LayerKept]:
     """What each layer of a session of one row keeps.
 
     Raises:
-        ValueError: nothing was compacted, or no layout of the session is known.
+        ValueError: nothing was compacted, no layout of the session is known, or each head of a
+            layer keeps a set of its own.
     """
     layout = cache.session.layout
     if layout is None:
@@ -41,6 +42,10 @@ def kept_by_layer(cache: StarKVCache) -> list[LayerKept]:
     for layer in cache.compressed_layers:
         if layer.kept is None:
             raise ValueError("a layer of the cache was never compacted")
+        if layer.kept.dim() == 3:
+            raise ValueError(
+                "each head keeps a set of its own: read `kept` [B, G, C] of the layers"
+            )
         cells: list[set[Cell]] = [set() for _ in range(max(frame) + 1)]
         text = 0
         for place in layer.kept[0].tolist():

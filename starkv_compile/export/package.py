@@ -78,6 +78,11 @@ def _check(options: ExportOptions) -> None:
     chosen(options.select, options.config, options.max_seq)
     if options.max_seq < LEAST_SEQ:
         raise OptionError(f"max_seq={options.max_seq}: expected at least {LEAST_SEQ} tokens")
+    if options.config.policy != "starkv":
+        raise OptionError(
+            f"policy={options.config.policy!r} is not exported yet, only 'starkv'; "
+            "starkv_compile.compile runs the others"
+        )
     if options.config.debug:
         raise OptionError("debug=True reads values on the host, which an exported graph cannot")
     for name in ("budget_bytes", "decode_tokens"):

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..attach import Attachment
 from ..cache import StarKVCache, StarKVLayer, adopt
-from ..errors import StarKVError, UnsupportedModel
+from ..errors import CacheError, StarKVError, UnsupportedModel
 from ..session import AgentSession
 from .graphs import Graph
 from .manifest import Manifest
@@ -292,6 +292,11 @@ class Runtime:
         layers = self._layers(cache, batch)
         for i, layer in enumerate(layers):
             assert layer.state is not None
+            if layer.kept is not None and layer.kept.dim() == 3:
+                raise CacheError(
+                    "the session keeps another set of tokens for each head (policy 'snapkv' or one "
+                    "like it), which exported graphs do not; go on with it in torch"
+                )
             mi, mi_steps, pattern, pattern_count = layer.state
             feeds |= {
                 f"past.{i}.key": layer.keys, f"past.{i}.value": layer.values,

@@ -17,17 +17,18 @@ _own_kernels: ContextVar[bool] = ContextVar("own_kernels", default=False)
 
 @functools.cache
 def source_fingerprint() -> str:
-    """Changes with any source file of the kernels."""
+    """Changes with any source file of the kernels and of the policies, some of which add ops."""
     folder = Path(__file__).parent
+    policies = folder.parent / "policies"
     digest = hashlib.sha256()
-    for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.cpp")]):
+    for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.cpp"), *policies.glob("*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
 @contextmanager
 def _compiling(kind: str) -> Iterator[None]:
-    """Cached under the kernels' source and `kind`.
+    """Cached under the ops' source and `kind`.
 
     Inductor's cache key names the ops of a graph, not what they are made of: after an upgrade of
     this package it would go on running the compiled code of the version before.

@@ -20,6 +20,7 @@ from . import cpp, reference
 from .compiling import runs_cpp
 from .reference import layout
 from .reference import star as star_reference
+from .reference.capacity import split_capacity
 
 Tensor = torch.Tensor
 
@@ -28,7 +29,7 @@ BODIES: dict[str, Callable[..., Any]] = {}
 """What each op below runs, by its name: an exporter puts it in the op's place."""
 
 
-def _op(function: Callable[..., Any]) -> Callable[..., Any]:
+def op(function: Callable[..., Any]) -> Callable[..., Any]:
     """Register `function` under its own name."""
     BODIES[function.__name__] = function
     log = logging.getLogger("torch._library.triton")
@@ -50,7 +51,7 @@ def _kernels(tensor: Tensor) -> Any:
     return triton
 
 
-@_op
+@op
 def window_attention(
     query: Tensor,
     key: Tensor,
@@ -67,7 +68,7 @@ def window_attention(
     )
 
 
-@_op
+@op
 def star_scores(
     attention: Tensor,
     hidden: Tensor | None,
@@ -121,20 +122,38 @@ def scores_counting_by(count_ranks: Any, *arguments: Any) -> tuple[Tensor, ...]:
     return scores.final, *scores.state
 
 
-@_op
+@op
 def select_tokens(
     scores: Tensor, real: Tensor | None, length: int, window: int, capacity: int
 ) -> Tensor:
-    """See `reference.selection.select_tokens`."""
-    return _kernels(scores).select_tokens(scores, real, length, window, capacity)
+    """See `reference.selection.select_tokens`. Scores of all L tokens are read up to the window.
+
+    A set for each head from scores [B, G, P] or [B, G, L]: heads are rows to the kernels.
+    """
+    if scores.shape[-1] == length:
+        scores = scores[..., : length - split_capacity(length, window, capacity)[1]]
+    if scores.dim() == 2:
+        return _kernels(scores).select_tokens(scores, real, length, window, capacity)
+    heads = scores.shape[1]
+    real = None if real is None else real.repeat_interleave(heads, 0)
+    rows = _kernels(scores).select_tokens(scores.flatten(0, 1), real, length, window, capacity)
+    return rows.unflatten(0, (-1, heads))
 
 
-@_op
+@op
 def gather_kv(
     key: Tensor, value: Tensor, kept: Tensor, real: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """See `reference.selection.gather_kv`."""
-    return _kernels(key).gather_kv(key, value, kept, real)
+    """See `reference.selection.gather_kv`. kept: [B, C], or [B, G, C], a set for each head."""
+    if kept.dim() == 2:
+        return _kernels(key).gather_kv(key, value, kept, real)
+    heads = kept.shape[1]
+    real = None if real is None else real.repeat_interleave(heads, 0)
+    rows = (t.flatten(0, 1)[:, None] for t in (key, value))
+    pair = _kernels(key).gather_kv(*rows, kept.flatten(0, 1), real)
+    # As in the reference: what is cached must be no view.
+    shapes = ([*kept.shape, t.shape[-1]] for t in pair)
+    return tuple(map(torch.ops.aten._unsafe_view, pair, shapes))
 
 
 @torch.library.custom_op("starkv::after", mutates_args=("out",))
@@ -150,7 +169,7 @@ def _(out: Tensor, key: Tensor, value: Tensor) -> None:
     return None
 
 
-@_op
+@op
 def cache_write(
     key: Tensor,
     value: Tensor,
@@ -179,25 +198,25 @@ def cache_write(
     )  # fmt: skip
 
 
-@_op
+@op
 def layout_from_positions(positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `reference.layout.layout_from_positions`."""
     return layout.layout_from_positions(positions)
 
 
-@_op
+@op
 def layout_from_image_mask(is_image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `reference.layout.layout_from_image_mask`."""
     return layout.layout_from_image_mask(is_image)
 
 
-@_op
+@op
 def layout_all_text(key: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `reference.layout.layout_all_text`."""
     return layout.layout_all_text(key)
 
 
-@_op
+@op
 def fresh_state(key: Tensor, current: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `reference.star.fresh_state`."""
     return tuple(star_reference.fresh_state(key, current))  # type: ignore[return-value]

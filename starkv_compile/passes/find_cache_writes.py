@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.fx import Node
 
+from ..policies import POLICIES
 from . import forms, fx
 from .base import Context, GraphPass
-from .sites import Attention, CacheWrite
+from .sites import INDEX, Attention, CacheWrite
 
 WAY_OUT = (
     "pass a starkv_compile.StarKVCache as past_key_values, or compile the model with "
@@ -61,6 +62,13 @@ class FindCacheWrites(GraphPass):
         if write.marker is not None:
             if not bool(fx.shape(fx.newest(write.key))[2] == queries):
                 return "its keys are of other tokens than its queries (cross-attention)"
+            by_head = len(fx.shape(write.marker.args[INDEX])) == 3
+            if by_head and not POLICIES[self.config.policy].per_head:
+                return (
+                    "the cache holds another set of tokens for each head, and policy "
+                    f"{self.config.policy!r} keeps one set; begin a new cache, or go on with a "
+                    f"policy that keeps a set for each head ({_names_per_head()})"
+                )
             return None
         if context.cache == "caller":
             return None
@@ -70,6 +78,10 @@ class FindCacheWrites(GraphPass):
         if attention.mask is not None:
             return f"a masked prompt (padding) cannot be shortened rightly here; {WAY_OUT}"
         return None
+
+
+def _names_per_head() -> str:
+    return ", ".join(name for name, policy in POLICIES.items() if policy.per_head)
 
 
 def _has_bias(mask: Node | None) -> bool:

@@ -13,8 +13,6 @@ from . import fx
 from .base import Context, GraphPass, without_gradient
 from .sites import CacheWrite, Inserted
 
-INDEX = 2  # argument of starkv.cache_write
-
 
 class InsertCompaction(GraphPass):
     """Before: `return k, v` (or `starkv.cache_write(k, v, ...)`).
@@ -41,7 +39,7 @@ class InsertCompaction(GraphPass):
                 pair = STARKV.gather_kv(key, value, kept, scored.real)
                 stored = [pair[0], pair[1]]
                 if write.marker is not None:
-                    stored.append(context.proxy(write.marker.args[INDEX]).gather(1, kept))
+                    stored.append(scored.index.gather(-1, kept))
                     stored.extend(scored.state)
             new = [proxy.node for proxy in stored]
             if self.config.inner == "inductor" and context.cache != "caller":

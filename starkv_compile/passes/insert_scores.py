@@ -10,7 +10,7 @@ from ..kernels.ops import STARKV
 from ..policies import POLICIES, ScoreInputs
 from . import fx
 from .base import Context, GraphPass, without_gradient
-from .sites import HIDDEN, Attention, Inserted, Site
+from .sites import HIDDEN, INDEX, Attention, Inserted, Site
 
 STATE = slice(7, 11)  # arguments of starkv.cache_write
 SEEN = 11
@@ -38,35 +38,39 @@ class InsertScores(GraphPass):
                     state = tuple(context.proxy(a) for a in marker.args[STATE])
                     seen = context.proxy(marker.args[SEEN])
                 capacity = self.config.capacity(seen, self._token_bytes(context, site))
-                window = self._window(context, site)
+                window = self._window(context, site, policy.window or self.config.window)
                 mask = _mask(context, site, window)
                 real = _real_tokens(context, site, mask)
+                layout, index = _stored_places(context, site, policy.per_head)
                 scored = policy.score(
                     ScoreInputs(
                         query=self._checked(query, f"layer {site.index}, queries"),
                         key=self._checked(key, f"layer {site.index}, keys"),
+                        value=without_gradient(context.proxy(attention.value)),
                         mask=mask,
                         scale=context.proxy(attention.scale),
                         log_sum_exp=without_gradient(log_sum_exp, like=attention.query),
                         hidden=without_gradient(context.proxy(site.hidden)),
                         real=real,
-                        layout=site.layout,
+                        layout=layout,
                         state=state,
+                        index=index,
+                        layer=site.index,
                         window=window,
                         capacity=capacity,
                         sharing=_sharing(site),
                     )
                 )
-            inserted = Inserted(scored.scores, scored.state, real, capacity, window)
+            inserted = Inserted(scored.scores, scored.state, index, real, capacity, window)
             context.update(site, scored=inserted)
             self.matched += 1
 
-    def _window(self, context: Context, site: Site) -> Any:
+    def _window(self, context: Context, site: Site, wanted: int) -> Any:
         """W, or all queries of a prompt that has fewer: such a length gets a graph of its own."""
         if context.every_length:
-            return torch.sym_min(self.config.window, context.proxy(site.attention.query).shape[2])
+            return torch.sym_min(wanted, context.proxy(site.attention.query).shape[2])
         queries = fx.shape(site.attention.query)[2]
-        return self.config.window if bool(queries >= self.config.window) else int(queries)
+        return wanted if bool(queries >= wanted) else int(queries)
 
     def _token_bytes(self, context: Context, site: Site) -> Any:
         """Bytes of one token in all layers that are compressed, if the budget is in bytes.
@@ -88,6 +92,28 @@ class InsertScores(GraphPass):
 
     def _checked(self, tensor: Any, name: str) -> Any:
         return STARKV.check_finite(tensor, name) if self.config.debug else tensor
+
+
+def _stored_places(
+    context: Context, site: Site, per_head: bool
+) -> tuple[tuple[Any, Any, Any, Any], Any]:
+    """The layout, and each stored token's place in the stream: of each head, if each has a set."""
+    assert site.write is not None
+    assert site.layout is not None
+    marker = site.write.marker
+    index = None if marker is None else context.proxy(marker.args[INDEX])
+    *described, current = site.layout
+    if per_head:
+        heads = int(fx.shape(site.write.key)[1])
+        described = [_for_heads(tokens, heads) for tokens in described]
+        index = None if index is None else _for_heads(index, heads)
+    return (*described, current), index
+
+
+def _for_heads(tokens: Any, heads: int) -> Any:
+    """[B, G, L] of [B, L]; what is by head already stays as it is."""
+    by_head = len(fx.shape(tokens.node)) == 3
+    return tokens if by_head else tokens[:, None].expand(-1, heads, -1)
 
 
 def _row_bytes(site: Site) -> int:

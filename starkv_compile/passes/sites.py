@@ -10,6 +10,9 @@ from torch.fx import Node
 HIDDEN = -9984.0
 """What hides a key from a query is at most this: -1e4, as bfloat16 rounds it."""
 
+INDEX = 2
+"""Which argument of `starkv.cache_write` is the place in the stream of each stored token."""
+
 
 @dataclass(frozen=True)
 class Attention:
@@ -57,10 +60,14 @@ class CacheWrite:
 
 @dataclass(frozen=True)
 class Inserted:
-    """Proxies of the values that `InsertScores` put into the graph; the window that scored."""
+    """Proxies of the values that `InsertScores` put into the graph; the window that scored.
+
+    index: place in the stream of each stored token, for each head if each keeps a set.
+    """
 
     scores: Any
     state: tuple[Any, ...]
+    index: Any
     real: Any
     capacity: Any
     window: Any

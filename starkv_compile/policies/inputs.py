@@ -5,19 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
+from torch.nn import functional as F
+
+from ..kernels.ops import STARKV
+
 
 @dataclass(frozen=True)
 class ScoreInputs:
     """One layer's values at a cache write. Shapes as in `kernels`.
 
-    query [B, H, S, D], key [B, G, L, D]; mask and log_sum_exp as in `window_attention`; hidden
-    [B, S, E] or None where the pass did not find it; real [B, L] bool, False at padding, or
-    None; layout and state as in `reference.star`; window W before clipping; capacity C. sharing:
-    how many of the key's heads are stored as one: scores and state have G / sharing subspaces.
+    query [B, H, S, D], key and value [B, G, L, D]; mask and log_sum_exp as in `window_attention`;
+    hidden [B, S, E] or None where the pass did not find it; real [B, L] bool, False at padding, or
+    None; layout and state as in `reference.star`; index [B, L], place of each token in the
+    session's stream, or None where nothing was dropped yet; layer: its number; window W before
+    clipping; capacity C. sharing: how many of the key's heads are stored as one: scores and state
+    have G / sharing subspaces.
+
+    Where a set for each head is kept, frame, row, column and index are [B, G / sharing, L].
     """
 
     query: Any
     key: Any
+    value: Any
     mask: Any
     scale: float
     log_sum_exp: Any
@@ -25,9 +35,40 @@ class ScoreInputs:
     real: Any
     layout: tuple[Any, Any, Any, Any]
     state: tuple[Any, Any, Any, Any]
+    index: Any
+    layer: int
     window: int
     capacity: Any
     sharing: int = 1
+
+    def window_attention(self) -> Any:
+        """[B, G / sharing, P]: see `reference.attention.window_attention`."""
+        attention = STARKV.window_attention(
+            self.query, self.key, self.mask, self.scale, self.window, self.capacity,
+            False, self.log_sum_exp,
+        )  # fmt: skip
+        return self.stored_heads(attention)
+
+    def stored_heads(self, scores: Any) -> Any:
+        """Scores [B, G, ...] of the key's heads as those of the heads that are stored."""
+        return scores if self.sharing == 1 else scores.unflatten(1, (-1, self.sharing)).mean(2)
+
+    def places(self) -> Any:
+        """[B, L]: 1, 2, 3 ... for the stored tokens that are no padding; before those, 0."""
+        if self.real is not None:
+            return self.real.cumsum(-1)
+        return torch.ones_like(self.key[:, 0, :, 0], dtype=torch.int64).cumsum(-1)
+
+    def unit_keys(self) -> Any:
+        """[B, L, G * D] float32: the keys of all heads side by side, of length 1.
+
+        Padding and a key that is not finite are zeros: they resemble nothing.
+        """
+        keys = self.key.float().transpose(1, 2).flatten(2)
+        good = keys.isfinite().all(-1, keepdim=True)
+        if self.real is not None:
+            good = good & self.real[..., None]
+        return F.normalize(keys.masked_fill(~good, 0.0), dim=-1)
 
 
 class Scored(NamedTuple):

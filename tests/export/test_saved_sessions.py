@@ -1,7 +1,9 @@
 """What a session of an exported model saved, read back."""
 
+import pytest
 import torch
 
+from starkv_compile import CacheError
 from starkv_compile.export.runner import OnnxSession
 from starkv_compile.testing import generate, tiny_inputs
 
@@ -21,3 +23,15 @@ def test_a_saved_session_is_loaded(exported, tmp_path):
     )
     for a, b in zip(mine, theirs, strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_session_with_a_set_for_each_head_is_refused(exported):
+    session = OnnxSession(exported.folder, object())
+    inputs = tiny_inputs("qwen3_vl")
+    ids = generate(session.model, inputs, past_key_values=session.cache).sequences
+    for layer in session.cache.compressed_layers:
+        layer.kept = layer.kept[:, None].expand(-1, layer.keys.shape[1], -1)
+    more = {"input_ids": torch.cat([ids, torch.arange(10, 30)[None]], 1)}
+    more["position_ids"] = torch.arange(more["input_ids"].shape[1]).expand(4, 1, -1)
+    with pytest.raises(CacheError, match="another set of tokens for each head"):
+        generate(session.model, {**more, "past_key_values": session.cache})

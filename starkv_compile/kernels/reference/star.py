@@ -108,7 +108,8 @@ def star_scores(
     if real is not None:  # pooling spills attention onto padding beside a prompt's first tokens
         group = group.masked_fill(~real[:, None, :past], 0.0)
     if hidden is not None and hyper.boost > 0:
-        group = group + hyper.boost * _boost(hidden, layout, valid, place, past, hyper)[:, None]
+        added = frame_boost(hidden, layout.frame, layout.current, past, hyper.boost_temperature)
+        group = group + hyper.boost * added[:, None]
     unshaped = group
     everything = torch.full_like(layout.frame[:, 0], past)
     tokens = everything if real is None else real[:, :past].sum(1)
@@ -129,8 +130,7 @@ def star_scores(
     pattern, pattern_count, stability = temporal.update_pattern(
         on_frame, valid & several, state.pattern, state.pattern_count, hyper.pattern_decay
     )
-    frame = layout.frame[:, :past]
-    age = (layout.frame.amax(-1, keepdim=True) - frame).where(frame >= 0, 0)
+    age = temporal.age(layout.frame)[:, :past]
     stable = hyper.stability_floor + (1.0 - hyper.stability_floor) * stability.gather(1, winner)
     factor = temporal.discount(age, stable, hyper.frame_decay, hyper.frame_floor)
     temporal_score = spatial_score * factor
@@ -147,19 +147,23 @@ def star_scores(
     )  # fmt: skip
 
 
-def _boost(
+def frame_boost(
     hidden: torch.Tensor,
-    layout: Layout,
-    valid: torch.Tensor,
-    place: torch.Tensor,
+    frame: torch.Tensor,
+    current: torch.Tensor,
     past: int,
-    hyper: Hyper,
+    temperature: float,
 ) -> torch.Tensor:
-    """[B, P]: the boost of each token of the current frame, 0 elsewhere."""
-    offset = layout.frame.shape[1] - hidden.shape[1]  # stored tokens that are not new
+    """[B, P]: the boost of each token of the current frame, 0 elsewhere; sums to 1, or 0.
+
+    hidden [B, S, E] as in `star_scores`; frame and current as in `Layout`; past: P.
+    """
+    valid = (current >= 0) & (current < past)
+    place = current.where(valid, 0)
+    offset = frame.shape[-1] - hidden.shape[1]  # stored tokens that are not new
     source = (place - offset).clamp(min=0)
     rows = hidden.gather(1, source[..., None].expand(-1, -1, hidden.shape[-1]))
-    added = spatial.boost(rows, valid, hyper.boost_temperature)
+    added = spatial.boost(rows, valid, temperature)
     empty = torch.zeros(hidden.shape[0], past, dtype=added.dtype, device=added.device)
     return empty.scatter_add(1, place, added.where(valid, 0.0))
 

@@ -40,10 +40,17 @@ def update_pattern(
     )
 
 
-def discount(age: torch.Tensor, stability: torch.Tensor, rate: float, floor: float) -> torch.Tensor:
+def age(frame: torch.Tensor) -> torch.Tensor:
+    """Frames since each token's; 0 for text and the newest frame. frame [B, L] -> [B, L]."""
+    return (frame.amax(-1, keepdim=True) - frame).where(frame >= 0, 0)
+
+
+def discount(
+    age: torch.Tensor, stability: torch.Tensor | float, rate: float, floor: float
+) -> torch.Tensor:
     """floor + (1 - floor) exp(-rate * age * stability); 1 where age is 0.
 
     age [B, P]: frames since the token's frame (0 for text and the current frame).
-    stability [B, P]: of the token's winning group.
+    stability [B, P]: of the token's winning group, or one for all.
     """
     return floor + (1.0 - floor) * torch.exp(-rate * age * stability)

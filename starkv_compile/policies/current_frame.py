@@ -1,0 +1,24 @@
+"""The current frame and text before any older frame."""
+
+from __future__ import annotations
+
+import torch
+
+from ..kernels.reference.attention import pool
+from ..kernels.reference.temporal import age
+from .base import Policy
+from .inputs import Scored, ScoreInputs
+
+LEAST = 1e-30
+
+
+class CurrentFrame(Policy):
+    """What an agent without history has: text and the newest frame; older frames only if there is
+    room left. Among themselves both are in the order of head-mean SnapKV.
+    """
+
+    def score(self, inputs: ScoreInputs) -> Scored:
+        scores = pool(inputs.window_attention(), self.config.pool).mean(1)
+        older = age(inputs.layout[0])[:, : scores.shape[-1]] > 0
+        # Below zero, in the same order, and no digit lost as by subtracting a constant.
+        return Scored(torch.where(older, -1.0 / (scores + LEAST), scores), inputs.state)

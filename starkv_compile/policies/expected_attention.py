@@ -1,0 +1,60 @@
+"""Expected attention, from the prompt's own queries."""
+
+from __future__ import annotations
+
+import torch
+
+from ..kernels.ops import STARKV, op
+from .base import Policy
+from .inputs import Scored, ScoreInputs
+from .streaming_llm import SINKS
+
+MOST = torch.finfo(torch.float32).max
+
+
+@op
+def attention_expected(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, places: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Attention that normally distributed queries pay to each token, by the size of its value.
+
+    query [B, H, S, D], key and value [B, G, L, D]; places [B, L] as in `ScoreInputs.places`: the
+    first four tokens' queries do not count. Returns [B, G, L] float32.
+    """
+    batch, _, queries, dim = query.shape
+    groups = key.shape[1]
+    known = (places[:, -queries:] > SINKS)[:, None, :, None]
+    query = query.float().masked_fill(~known, 0.0)
+    count = known.sum(2, keepdim=True).clamp(min=1)
+    mean = query.sum(2, keepdim=True) / count
+    spread = (query - mean).masked_fill(~known, 0.0)
+    covariance = torch.matmul(spread.transpose(2, 3), spread) / count  # [B, H, D, D]
+    # The query heads of a KV head are one dimension: keys are never repeated.
+    mean = mean.reshape(batch, groups, -1, dim)
+    covariance = covariance.reshape(batch, groups, -1, dim, dim)
+    keys = key.float()
+    linear = torch.matmul(mean, keys.transpose(2, 3))  # [B, G, H / G, L]
+    turned = torch.matmul(keys[:, :, None], covariance)
+    squared = (turned * keys[:, :, None]).sum(-1)
+    logits = scale * linear + 0.5 * scale * scale * squared
+    logits = logits.masked_fill((places == 0)[:, None, None] | ~logits.isfinite(), -torch.inf)
+    weight = torch.softmax(logits, dim=-1).mean(2)
+    return weight * value.float().norm(dim=-1)
+
+
+class ExpectedAttention(Policy):
+    """Expected attention (Devoto et al., arXiv 2510.00636), as far as a graph allows.
+
+    score_t = mean over heads of softmax(K mu / sqrt(d) + K S K^T / 2d)_t ||v_t||, mu and S: mean
+    and covariance of the queries. The first 4 tokens are kept. The source takes queries before
+    their rotary positions and turns them by those of the next 512 tokens; a pass sees queries that
+    are turned already, and takes the prompt's own places for those to come. A later turn's
+    statistics are those of its own queries.
+    """
+
+    def score(self, inputs: ScoreInputs) -> Scored:
+        places = inputs.places()
+        scores = STARKV.attention_expected(
+            inputs.query, inputs.key, inputs.value, places, inputs.scale
+        )
+        return Scored(torch.where(places <= SINKS, MOST, scores.mean(1)), inputs.state)

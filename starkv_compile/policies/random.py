@@ -1,0 +1,25 @@
+"""Random tokens: what any other policy has to beat."""
+
+from __future__ import annotations
+
+from .base import Policy
+from .inputs import Scored, ScoreInputs
+
+
+class Random(Policy):
+    """A uniform sample, another one in each layer, the same in every run.
+
+    score_t is a hash of the layer and of the token's place in the session's stream, so that at any
+    turn what is kept is a sample of all tokens seen, and not of the newest more than of others.
+    The last W tokens stay, as with SnapKV.
+    """
+
+    def score(self, inputs: ScoreInputs) -> Scored:
+        # Two rounds of multiply and shift, on 32 bits in an int64: no product overflows.
+        index = inputs.places() if inputs.index is None else inputs.index
+        bits = index + (inputs.layer + 1) * 0x9E3779B9
+        for _ in range(2):
+            bits = bits & 0xFFFFFFFF
+            bits = ((bits >> 16) ^ bits) * 0x45D9F3B
+        bits = bits & 0xFFFFFFFF
+        return Scored((bits >> 8).float(), inputs.state)  # 24 bits: exact

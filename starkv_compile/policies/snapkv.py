@@ -1,0 +1,22 @@
+"""SnapKV, a set for each KV head."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from ..kernels.reference.attention import pool
+from .base import Policy
+from .inputs import Scored, ScoreInputs
+
+
+class SnapKV(Policy):
+    """SnapKV (Li et al., arXiv 2404.14469) on grouped heads, as kvpress (NVIDIA) has it.
+
+    score_gt = pool(mean over the query heads of KV head g of a_t), a_t: attention that the last W
+    queries pay to token t. As published every query head keeps a set: see docs/policies.md.
+    """
+
+    per_head: ClassVar[bool] = True
+
+    def score(self, inputs: ScoreInputs) -> Scored:
+        return Scored(pool(inputs.window_attention(), self.config.pool), inputs.state)

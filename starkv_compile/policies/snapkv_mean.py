@@ -1,0 +1,18 @@
+"""SnapKV's scores averaged over all heads, one set a layer."""
+
+from __future__ import annotations
+
+from ..kernels.reference.attention import pool
+from .base import Policy
+from .inputs import Scored, ScoreInputs
+
+
+class SnapKVMean(Policy):
+    """What STaR-KV starts from (arXiv 2606.01790), without its three axes.
+
+    score_t = pool(mean over heads of a_t), a_t: attention that the last W queries pay to token t,
+    as in SnapKV (Li et al., arXiv 2404.14469).
+    """
+
+    def score(self, inputs: ScoreInputs) -> Scored:
+        return Scored(pool(inputs.window_attention(), self.config.pool).mean(1), inputs.state)

@@ -1,0 +1,75 @@
+"""ST-Lite: tokens that differ from their neighbours on the screen, and from the screens after."""
+
+from __future__ import annotations
+
+import torch
+
+from ..kernels.ops import STARKV, op
+from ..kernels.reference.attention import pool
+from .base import Policy
+from .inputs import Scored, ScoreInputs
+
+Tensor = torch.Tensor
+AROUND = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)]
+
+
+@op
+def unlike_neighbours(units: Tensor, frame: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """1 - mean cosine with the up to 8 stored tokens around each on its frame.
+
+    units [B, L, E]: keys of length 1; frame, row, column [B, L] as in `reference.star.Layout`.
+    Returns [B, L]; 1 where there is no neighbour.
+    """
+    visual = frame >= 0
+    # One number for each cell of each frame, with a margin, so that no neighbour wraps around.
+    height, width = (t.amax(-1, keepdim=True) + 3 for t in (row, column))
+    cell = ((frame * height + row + 1) * width + column + 1).masked_fill(~visual, -1)
+    cells, token = cell.sort(dim=-1)
+    total = torch.zeros_like(units[..., 0])
+    count = torch.zeros_like(cell)
+    for down, right in AROUND:
+        wanted = cell + down * width + right
+        slot = torch.searchsorted(cells, wanted).clamp(max=cells.shape[-1] - 1)
+        found = visual & (cells.gather(1, slot) == wanted)
+        other = token.gather(1, slot)[..., None].expand(-1, -1, units.shape[-1])
+        total = total + (units * units.gather(1, other)).sum(-1).where(found, 0.0)
+        count = count + found
+    return 1.0 - total / count.clamp(min=1)
+
+
+@op
+def repeats_current(units: Tensor, frame: Tensor, current: Tensor, capacity: int) -> Tensor:
+    """Which tokens of older frames are more like some token of the current frame than C others.
+
+    units, frame as above; current [B, N] as in `reference.star.Layout`. Returns [B, L] bool.
+    """
+    valid = current >= 0
+    place = current.where(valid, 0)[..., None].expand(-1, -1, units.shape[-1])
+    alike = torch.matmul(units, units.gather(1, place).transpose(1, 2))  # [B, L, N]
+    nearest = alike.masked_fill(~valid[:, None], -torch.inf).amax(-1)
+    older = (frame >= 0) & (frame < frame.amax(-1, keepdim=True)) & valid.any(-1, keepdim=True)
+    order = nearest.masked_fill(~older, torch.inf).sort(dim=-1, stable=True).indices
+    return older & (order.argsort(dim=-1) >= capacity)
+
+
+class STLite(Policy):
+    """ST-Lite (arXiv 2603.00188), from its published description.
+
+    Visual tokens: 1 - mean cosine of the keys with those of the 8 neighbours on the screen. Tokens
+    of older frames whose largest cosine with a token of the current frame is above the C-th
+    smallest come last. Text: head-mean SnapKV. k: the keys of all KV heads side by side. The
+    description leaves open how text and screen compare: here text counts as its share of the
+    largest attention to text, between 0 and 1 as most of the others are.
+    """
+
+    def score(self, inputs: ScoreInputs) -> Scored:
+        attention = pool(inputs.window_attention(), self.config.pool).mean(1)
+        past = attention.shape[-1]
+        units = inputs.unit_keys()
+        frame, row, column, current = inputs.layout
+        screen = STARKV.unlike_neighbours(units, frame, row, column)[:, :past]
+        repeated = STARKV.repeats_current(units, frame, current, inputs.capacity)[:, :past]
+        text = attention.masked_fill(frame[:, :past] >= 0, 0.0)
+        text = text / text.amax(-1, keepdim=True).clamp(min=1e-30)
+        scores = torch.where(frame[:, :past] >= 0, screen, text)
+        return Scored(scores.masked_fill(repeated, -1.0), inputs.state)
