@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import StarKVError
+from ..config import StarKVConfig
+from ..errors import OptionError, StarKVError
 from .design import COLUMNS, Design
 
 FILE = "cells.jsonl"
@@ -18,7 +19,7 @@ FILE = "cells.jsonl"
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """A variant at a budget.
+    """A variant at a budget. options: every value of its `StarKVConfig`.
 
     right, same: [prompts, len(COLUMNS)] bool, answers that are right, and those whose every token
     is also the full cache's choice. kl: nats a token from the full cache's distribution, by way of
@@ -28,7 +29,6 @@ class Cell:
     """
 
     variant: str
-    title: str
     budget: float
     options: dict[str, Any]
     right: np.ndarray
@@ -88,11 +88,17 @@ class CellFile:
                     f"{wanted.get(name)}); give another --out, or remove the file"
                 )
         self.cells = {cell.key: cell for cell in cells}
+        text = self.path.read_text()
+        if not text.endswith("\n"):  # else the next line would be appended to half a one
+            self.path.write_text(text[: text.rindex("\n") + 1])
 
-    def has(self, variant: str, budget: float, options: dict[str, Any]) -> bool:
-        """Whether the cell was measured with these very options."""
+    def has(self, variant: str, budget: float, config: StarKVConfig) -> bool:
+        """Whether the cell was measured with this very configuration."""
         cell = self.cells.get((variant, budget))
-        return cell is not None and cell.options == json.loads(json.dumps(options))
+        try:
+            return cell is not None and StarKVConfig.from_options(cell.options) == config
+        except OptionError:  # an option or a value of it that is no more
+            return False
 
     def add(self, cell: Cell) -> None:
         with self.path.open("a") as file:

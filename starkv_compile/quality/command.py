@@ -77,7 +77,7 @@ def run_quality(options: QualityOptions, console: Console | None = None) -> Cell
     design = Design.of(options.questions, options.seed, tuple(options.frames))
     file = CellFile(options.out, design, {"agent": _agent(options.agent), **environment()})
     wanted = [(FULL, 1.0)] + [(v, b) for v in variants for b in options.budgets]
-    missing = [(v, b) for v, b in wanted if not file.has(v.name, b, v.config(b).to_options())]
+    missing = [(v, b) for v, b in wanted if not file.has(v.name, b, v.config(b))]
     console.print(
         f"{design.prompts} prompts, {design.questions} questions a cell; "
         f"{len(wanted) - len(missing)} of {len(wanted)} cells are there already"

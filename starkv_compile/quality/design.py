@@ -9,7 +9,7 @@ import numpy as np
 from ..agent.questions import KINDS
 from ..errors import OptionError
 
-ROWS = 8  # prompts of a batch: one grid, one number of frames, one kind, so one length
+ROWS = 16  # prompts of a batch: one grid, one number of frames, one kind, so one length
 FRAMES = (1, 2, 3, 5)
 ASKINGS = ("reply", "again", "other")
 """reply: the prompt's own answer, from its second token on; the first one is the full cache's.

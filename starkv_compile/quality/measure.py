@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class Reference:
     """What the full cache gave for one batch, for each continuation.
 
     chosen: [B, judged] each. logs: log-probabilities [B, judged, vocabulary] each. attention:
-    [B, layers, L], what the reply attends to in the prompt, summing to 1.
+    [B, layers, G, L], what the reply attends to in the prompt, summing to 1.
     """
 
     seen: Seen
@@ -111,9 +112,8 @@ class Bench:
         ways = np.array(COLUMNS)
         return Cell(
             variant=variant.name,
-            title=variant.title,
             budget=budget,
-            options=variant.config(budget).to_options(),
+            options=dataclasses.asdict(variant.config(budget)),
             right=np.concatenate(right),
             same=np.concatenate(same),
             kl={way: float(kl[:, ways == way].mean()) for way in ASKINGS},
@@ -141,5 +141,8 @@ def _recall(attention: torch.Tensor, cache: StarKVCache) -> float:
         if layer.kept is None or layer.stored == layer.seen:
             shares.append(1.0)
         else:
-            shares.append(float(attention[:, number].gather(1, layer.kept).sum(1).mean()))
+            by_head = attention[:, number]
+            kept = layer.kept if layer.kept.dim() == 3 else layer.kept[:, None]
+            kept = kept.expand(-1, by_head.shape[1], -1)
+            shares.append(float(by_head.gather(2, kept).sum(2).mean()))
     return sum(shares) / len(shares)

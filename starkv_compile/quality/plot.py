@@ -10,7 +10,7 @@ from ..export.packages import MissingPackage
 from .cells import FILE, Cell, read_cells
 from .design import Design
 from .tables import Comparison
-from .variants import FULL, VARIANTS
+from .variants import FULL, VARIANTS, title_of
 
 PANELS = {
     "all": "all questions",
@@ -65,7 +65,9 @@ def _draw_policies(comparison: Comparison, path: Path) -> None:
     cells = [c for c in comparison.cells.values() if _group(c) == "policy"]
     full = comparison.cells.get((FULL.name, 1.0))
     names = [name for name in dict.fromkeys(c.variant for c in cells) if name != FULL.name]
-    colors = dict(zip(names, pyplot.get_cmap("tab20").colors * 2, strict=False))
+    colors: dict[str, Any] = dict(
+        zip(names, map(pyplot.get_cmap("tab20"), range(20)), strict=False)
+    )
     colors |= {"oracle": "black", "default": "tab:green", "paper": "tab:red"}
     figure, panels = pyplot.subplots(1, len(PANELS), figsize=(15, 6.5), sharey=True)
     for panel, (part, title) in zip(panels, PANELS.items(), strict=True):
@@ -101,7 +103,7 @@ def _draw_line(
         markersize=3,
         linewidth=2.4 if name in LOUD else 1.1,
         linestyle="--" if name == "oracle" else "-",
-        label=VARIANTS[name].title,
+        label=title_of(name),
     )
     panel.fill_between(
         shares, [100 * v.low for v in values], [100 * v.high for v in values],
@@ -132,7 +134,7 @@ def _draw_ablation(comparison: Comparison, path: Path) -> None:
                 panel.plot(100 * gain.value, i + shift, "o", color=color, markersize=4,
                            label=PANELS[part] if i == 0 else None)  # fmt: skip
         panel.axvline(0, color="black", linewidth=0.8)
-        panel.set_yticks(range(len(names)), [VARIANTS[name].title for name in names])
+        panel.set_yticks(range(len(names)), [title_of(name) for name in names])
         panel.set_xlabel("points more right than the paper's, 95 %")
         panel.set_title(f"{budget:.0%} of the bytes", fontsize=10)
         panel.grid(axis="x", alpha=0.3)

@@ -53,22 +53,15 @@ def make_prompts(design: Design, number: int) -> Prompts:
     rng = random.Random(f"quality-{design.seed}-{number}-{frames}-{kind}")
     episodes = _episodes(rng, frames)
     asked = [ask(rng, episode, kind) for episode in episodes]
-    others = [
-        [
-            _ask_other(rng, episode, other, first)
-            for episode, first in zip(episodes, asked, strict=True)
-        ]
-        for other in KINDS
-    ]
+    pairs = list(zip(episodes, asked, strict=True))
+    others = [[_ask_other(rng, e, other, q) for e, q in pairs] for other in KINDS]
     screens = draw(episodes)
-    input_ids = _ids(
-        [*_shown(e), *q.text.split(), AGENT] for e, q in zip(episodes, asked, strict=True)
-    )
+    input_ids = _ids([*_shown(e), *q.text.split(), AGENT] for e, q in pairs)
     is_image = input_ids == TOKEN_ID[IMAGE]
     is_asked = torch.zeros_like(is_image)
     is_element = is_asked.clone()
     is_element[is_image] = screens.cells[:, 0] > 0
-    needed = [needed_cells(e, q) for e, q in zip(episodes, asked, strict=True)]
+    needed = [needed_cells(e, q) for e, q in pairs]
     is_asked[is_image] = torch.tensor(
         [place in cells for e, cells in zip(episodes, needed, strict=True) for place in _places(e)]
     )

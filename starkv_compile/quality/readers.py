@@ -111,7 +111,8 @@ class Reader:
         """Logits [B, judged, vocabulary] with which the judged tokens are predicted.
 
         They are put to a fork of the cache as they are, nothing is dropped meanwhile. With
-        `attentions`: also what those predictions attend to, [B, layers, tokens], mean over heads.
+        `attentions`: also what those predictions attend to, [B, layers, G, tokens], mean over the
+        query heads of each KV head.
         """
         rows, new = what.ids.shape
         start = cache.get_seq_length()
@@ -131,7 +132,11 @@ class Reader:
         if not attentions:
             return logits
         self.plain.get_decoder().set_attn_implementation("sdpa")
-        weights = [layer[:, :, -what.judged - 1 : -1].mean((1, 2)) for layer in output.attentions]
+        groups = cache.compressed_layers[0].keys.shape[1]
+        weights = [
+            layer[:, :, -what.judged - 1 : -1].unflatten(1, (groups, -1)).mean((2, 3))
+            for layer in output.attentions
+        ]
         return logits, torch.stack(weights, 1)
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from .cells import Cell, CellFile
 from .design import Design
 from .intervals import Bootstrap, Interval, wilson
-from .variants import FULL
+from .variants import FULL, title_of
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ class Comparison:
                     questions,
                     self.accuracy(cell, part),
                     wilson(right, questions),
-                    full and self.difference(cell, full, part),
-                    default and self.difference(cell, default, part),
+                    None if full is None else self.difference(cell, full, part),
+                    None if default is None else self.difference(cell, default, part),
                     float((cell.same * weights).sum() / weights.sum()),
                 )
 
@@ -116,7 +116,7 @@ def accuracy_table(design: Design, cells: Sequence[Cell]) -> Table:
                   for part in ("all", "reply", "again", "other")]  # fmt: skip
         less = "" if full is None or cell is full else _points(comparison.difference(cell, full))
         same = f"{np.mean(cell.same):.1%}"
-        table.add_row(f"{cell.budget:.0%}", cell.title, *shares, less, same)
+        table.add_row(f"{cell.budget:.0%}", title_of(cell.variant), *shares, less, same)
     return table
 
 

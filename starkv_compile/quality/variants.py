@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from ..config import StarKVConfig
 
@@ -29,8 +30,12 @@ class Variant:
         return self.make(budget=budget, inner="eager")
 
 
-def _changed(name: str, title: str, **options: object) -> Variant:
+def _changed(name: str, title: str, **options: Any) -> Variant:
     return Variant(name, f"paper, {title}", partial(StarKVConfig.paper, **options), "ablation")
+
+
+def _policy(policy: str, title: str, name: str = "", **options: Any) -> Variant:
+    return Variant(name or policy, title, partial(StarKVConfig, policy=policy, **options))
 
 
 FULL = Variant("full", "full cache", StarKVConfig)
@@ -41,6 +46,20 @@ _ALL = (
     Variant("oracle", "oracle: told what is needed", StarKVConfig, by_need=True),
     Variant("default", "STaR-KV, our default", StarKVConfig),
     Variant("paper", "STaR-KV, the paper's", StarKVConfig.paper),
+    _policy("snapkv", "SnapKV, a set for each KV head"),
+    _policy("snapkv_mean", "SnapKV, mean over heads"),
+    _policy("snapkv_boost", "the same with boost"),
+    _policy("gui_kv", "GUI-KV"),
+    _policy("st_lite", "ST-Lite"),
+    _policy("key_novelty", "attention + key novelty"),
+    _policy("age_decay", "age decay"),
+    _policy("current_frame", "current frame and text"),
+    _policy("expected_attention", "expected attention"),
+    _policy("tova", "TOVA"),
+    _policy("streaming_llm", "StreamingLLM"),
+    _policy("random", "random"),
+    _policy("snapkv_mean", "SnapKV, mean over heads, not pooled", "snapkv_mean-pool-1", pool=1),
+    _policy("key_novelty", "attention + key novelty, not pooled", "key_novelty-pool-1", pool=1),
     _changed("grid-true", "the screens' own grid", grid="true"),
     _changed("entropy-subspace", "entropy reshapes each subspace", entropy="subspace"),
     _changed("entropy-off", "no entropy", entropy="off"),
@@ -64,3 +83,8 @@ _ALL = (
 )  # fmt: skip
 
 VARIANTS = {variant.name: variant for variant in _ALL}
+
+
+def title_of(name: str) -> str:
+    """For people. The name itself of a variant that is no more."""
+    return VARIANTS[name].title if name in VARIANTS else name
