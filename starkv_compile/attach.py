@@ -22,6 +22,7 @@ from .config import StarKVConfig
 from .describe import describe_chunk
 from .errors import CacheError, OptionError
 from .image_shapes import note_shapes
+from .policies import POLICIES
 from .reporting import LayerStats, Report
 from .unpacked import is_packed, known_as_unpacked
 
@@ -53,6 +54,7 @@ class Attachment:
         self._model = weakref.ref(model)
         self.config = config
         self.report = Report(config.budget_bytes)
+        self._policy = POLICIES[config.policy](config)
         self.undo: list[Callable[[], Any]] = [note_shapes(model)]
         self._signature = inspect.signature(type(model).forward)
         self._takes_cache = "past_key_values" in self._signature.parameters
@@ -113,6 +115,10 @@ class Attachment:
         if self.config.budget_bytes is not None:
             over = self.report.nbytes > self.config.budget_bytes
             return over and layer.stored == layer.seen
+        if self._policy.is_uneven():
+            layers = self.report.layers
+            over = sum(x.stored - max(2, self.config.capacity(x.seen)) for x in layers) > 0
+            return over and layer.stored == layer.seen
         return layer.stored > max(2, self.config.capacity(layer.seen))
 
     def _check_bytes(self, budget: int) -> None:
@@ -145,9 +151,12 @@ class Attachment:
         tokens = named.get("inputs_embeds") if tokens is None else tokens
         if tokens is None:
             return args, kwargs, None
+        uneven = self._policy.is_uneven()
+        if uneven and getattr(named.get("past_key_values"), "is_uneven", False):
+            return args, self._mask_for_one(model, kwargs, tokens), None
         if tokens.shape[1] == 1:
             return args, kwargs, self._begin_step(model, named)
-        reason = _why_whole(model, named)
+        reason = _why_whole(model, named) or (_why_even(model, named) if uneven else None)
         if reason is not None:
             self.refuse(reason)
             self._append(model, named)
@@ -163,6 +172,21 @@ class Attachment:
         if named.get("past_key_values") is None:
             kwargs = {**kwargs, "past_key_values": cache}
         return args, kwargs, None if drafts else cache
+
+    def _mask_for_one(
+        self, model: Any, kwargs: dict[str, Any], tokens: torch.Tensor
+    ) -> dict[str, Any]:
+        """Keyword arguments with a mask that fits layers of any length: one token sees everything.
+
+        Raises:
+            CacheError: there are several tokens, which see different parts of each other.
+        """
+        from .cache import ONE_PROMPT
+
+        if tokens.shape[1] > 1:
+            raise CacheError(ONE_PROMPT)
+        everything = torch.zeros(len(tokens), 1, 1, 1, dtype=model.dtype, device=tokens.device)
+        return {**kwargs, "attention_mask": everything}
 
     def _append(self, model: Any, named: dict[str, Any]) -> None:
         """Have a cache that compresses store the coming tokens as they are."""
@@ -263,6 +287,25 @@ def _why_whole(model: Any, named: dict[str, Any]) -> str | None:
         return (
             "several sequences are packed into one row, as its position_ids start again; pass "
             "them as rows of a batch, padded on the left"
+        )
+    return None
+
+
+def _why_even(model: Any, named: dict[str, Any]) -> str | None:
+    """Why layers cannot be left with different numbers of tokens here; None if they can."""
+    mask = named.get("attention_mask")
+    plain = isinstance(mask, torch.Tensor) and mask.dim() == 2 and bool(mask.all())
+    if mask is not None and not plain:
+        return (
+            "layers would store different numbers of tokens, and of padding, which one mask cannot "
+            "hide in all of them; give each prompt a call of its own, or use a policy with one "
+            "budget for every layer"
+        )
+    form = model.config.get_text_config(decoder=True)._attn_implementation
+    if form not in ("sdpa", "eager"):
+        return (
+            f"layers would store different numbers of tokens, for which {form} takes no mask; load "
+            'the model with attn_implementation="sdpa"'
         )
     return None
 

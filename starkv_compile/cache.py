@@ -25,6 +25,13 @@ from .kernels.reference.star import fresh_state
 from .layout import VisionLayout
 from .memory import stored_bytes
 
+ONE_PROMPT = (
+    "layers of this cache store different numbers of tokens (layer_budgets, or the policy's own), "
+    "which the one mask of a model cannot fit: after its first prompt it takes tokens one at a "
+    "time. Begin a new cache, or compile the model with a policy of one budget for every layer"
+)
+"""Why a cache takes no second prompt, and the way out."""
+
 _LAYER_STATE = ("keys", "values", "seen", "retired", "kept", "state")
 
 
@@ -289,6 +296,11 @@ class StarKVCache(DynamicCache):
         return [layer for layer in self.layers if isinstance(layer, StarKVLayer)]
 
     @property
+    def is_uneven(self) -> bool:
+        """Whether layers store different numbers of tokens, so that no mask fits all of them."""
+        return len({layer.stored for layer in self.compressed_layers if layer.stored}) > 1
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the storages that hold keys and values, all layers."""
         return stored_bytes(self)
@@ -344,8 +356,11 @@ class StarKVCache(DynamicCache):
         set of its own.
 
         Raises:
-            CacheError: several batch rows, whose frames may differ in size; nothing is changed.
+            CacheError: several batch rows, whose frames may differ in size, or layers that store
+                different numbers of tokens; nothing is changed.
         """
+        if self.is_uneven:
+            raise CacheError(f"keep_newest_frames: {ONE_PROMPT}")
         layout = self.session.layout
         if layout is None or layout.seen == 0:
             return

@@ -10,9 +10,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import OptionError
+
+if TYPE_CHECKING:
+    from .policies import Policy
 
 INNER_BACKENDS = ("inductor", "aot_eager", "eager")
 GRIDS = ("true", "square")
@@ -38,6 +41,11 @@ class StarKVConfig:
     most this many bytes, those that `decode_tokens` adds included. In place of `budget` and
     `budget_tokens`. Layers left whole (sliding windows) do not count; nor does what is decoded
     without `decode_tokens`, until the next prompt."""
+
+    layer_budgets: tuple[float, ...] | None = None
+    """How much each compressed layer keeps in proportion to the others, first to last, beyond its
+    window; the total is that of the budget. None: as much each, unless the policy has a rule. One
+    prompt a cache, without padding."""
 
     decode_tokens: int | None = None
     """Decode in buffers with room for this many tokens, at fixed addresses, whose shape does not
@@ -128,13 +136,20 @@ class StarKVConfig:
             _check_number(self, name, least=0)
         for name in ("boost_temperature", "mi_temperature", "entropy_low", "entropy_high"):
             _check_number(self, name, above=0)
+        self._check_layer_budgets()
         for name in (
             "mi_weight", "mi_decay", "frame_floor", "pattern_decay", "stability_floor"
         ):  # fmt: skip
             _check_number(self, name, least=0, most=1)
         _check_integer(self, "mi_warm_steps", least=0)
         _check_integer(self, "mi_ramp_steps", least=1)
-        _check_choice(self, "policy", _policies())
+        _check_choice(self, "policy", tuple(_policies()))
+        if self.decode_tokens is not None and _policies()[self.policy](self).is_uneven():
+            why = "layer_budgets" if self.layer_budgets else f"policy={self.policy!r}"
+            raise OptionError(
+                f"decode_tokens={self.decode_tokens} with {why}: layers hold different numbers of "
+                "tokens, and one slot is not the next one's in all of them; leave out decode_tokens"
+            )
         _check_choice(self, "entropy", ENTROPIES)
         _check_choice(self, "grid", GRIDS)
         _check_choice(self, "inner", INNER_BACKENDS)
@@ -145,6 +160,18 @@ class StarKVConfig:
                 f"debug=True with inner={self.inner!r}: the check reads values on the host; use "
                 'inner="eager" with it'
             )
+
+    def _check_layer_budgets(self) -> None:
+        given = self.layer_budgets
+        if given is None:
+            return
+        numbers = isinstance(given, (tuple, list)) and all(map(_is_number, given))
+        if not numbers or not given or min(given) <= 0:
+            raise OptionError(
+                f"layer_budgets={given!r}: expected a number above 0 for each compressed layer, "
+                "such as (3, 2, 1)"
+            )
+        object.__setattr__(self, "layer_budgets", tuple(map(float, given)))
 
     def _check_one_budget(self) -> None:
         default = type(self).budget
@@ -223,10 +250,10 @@ class StarKVConfig:
         return hashlib.sha256(values.encode()).hexdigest()[:16]
 
 
-def _policies() -> tuple[str, ...]:
+def _policies() -> dict[str, type[Policy]]:
     from .policies import POLICIES  # its modules read this one
 
-    return tuple(POLICIES)
+    return POLICIES
 
 
 def _check_number(
@@ -240,19 +267,22 @@ def _check_number(
     value = getattr(config, name)
     low = f"more than {above}" if above is not None else f"at least {least}"
     allowed = f"a number, {low}" + (f", at most {most}" if most is not None else "")
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if is_number and math.isfinite(value):
+    if _is_number(value):
         too_low = (above is not None and value <= above) or (least is not None and value < least)
         if not too_low and not (most is not None and value > most):
             return
     raise OptionError(f"{name}={value!r}: expected {allowed}{_hint(name, value)}")
 
 
+def _is_number(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value)
+
+
 def _hint(name: str, value: Any) -> str:
     if name != "budget":
         return ""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if is_number and math.isfinite(value) and value >= 2:
+    if _is_number(value) and value >= 2:
         whole = f"budget={value / 100:g} for {value:g} %, " if value <= 100 else ""
         return f" ({whole}budget_tokens={int(value)} for a number of tokens)"
     if isinstance(value, str):

@@ -85,7 +85,7 @@ def _check(options: ExportOptions) -> None:
         )
     if options.config.debug:
         raise OptionError("debug=True reads values on the host, which an exported graph cannot")
-    for name in ("budget_bytes", "decode_tokens"):
+    for name in ("budget_bytes", "decode_tokens", "layer_budgets"):
         if getattr(options.config, name) is not None:
             raise OptionError(f"{name} is not exported yet; use budget or budget_tokens")
     if options.config.keeps_everything:

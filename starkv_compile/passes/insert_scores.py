@@ -7,9 +7,11 @@ from typing import Any
 import torch
 
 from ..kernels.ops import STARKV
-from ..policies import POLICIES, ScoreInputs
+from ..kernels.reference.capacity import every_length, layer_capacity
+from ..policies import POLICIES, Policy, ScoreInputs
 from . import fx
 from .base import Context, GraphPass, without_gradient
+from .find_cache_writes import WAY_OUT
 from .sites import HIDDEN, INDEX, Attention, Inserted, Site
 
 STATE = slice(7, 11)  # arguments of starkv.cache_write
@@ -21,7 +23,8 @@ class InsertScores(GraphPass):
 
     def run(self, context: Context) -> None:
         policy = POLICIES[self.config.policy](self.config)
-        for site in list(context.sites):
+        weights = self._layer_weights(context, policy)
+        for place, site in enumerate(list(context.sites)):
             attention, write = site.attention, site.write
             assert write is not None
             assert site.layout is not None
@@ -39,6 +42,9 @@ class InsertScores(GraphPass):
                     seen = context.proxy(marker.args[SEEN])
                 capacity = self.config.capacity(seen, self._token_bytes(context, site))
                 window = self._window(context, site, policy.window or self.config.window)
+                if weights is not None:
+                    with every_length():  # minima of proxies: there is nothing to decide by
+                        capacity = layer_capacity(key.shape[2], window, capacity, weights, place)
                 mask = _mask(context, site, window)
                 real = _real_tokens(context, site, mask)
                 layout, index = _stored_places(context, site, policy.per_head)
@@ -64,6 +70,23 @@ class InsertScores(GraphPass):
             inserted = Inserted(scored.scores, scored.state, index, real, capacity, window)
             context.update(site, scored=inserted)
             self.matched += 1
+
+    def _layer_weights(self, context: Context, policy: Policy) -> tuple[int, ...] | None:
+        """How the layers share the budget, if unevenly; refuses them where that cannot be right."""
+        if not policy.is_uneven():
+            return None
+        reason = None
+        if context.cache == "stock":
+            reason = f"layers that keep different numbers of tokens need another cache; {WAY_OUT}"
+        elif context.layers not in (0, len(context.sites)):
+            reason = (
+                f"{len(context.sites)} of {context.layers} layers can be compressed in this graph, "
+                "and what each keeps depends on all; use a policy with one budget for every layer"
+            )
+        if reason is not None:
+            for site in list(context.sites):
+                context.refuse(reason, site.attention.node, site)
+        return policy.layer_weights(len(context.sites)) if context.sites else None
 
     def _window(self, context: Context, site: Site, wanted: int) -> Any:
         """W, or all queries of a prompt that has fewer: such a length gets a graph of its own."""

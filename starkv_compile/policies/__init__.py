@@ -15,6 +15,7 @@ from .expected_attention import ExpectedAttention
 from .gui_kv import GuiKV
 from .inputs import Scored, ScoreInputs
 from .key_novelty import KeyNovelty
+from .pyramidkv import PyramidKV
 from .random import Random
 from .snapkv import SnapKV
 from .snapkv_boost import SnapKVBoost
@@ -29,6 +30,7 @@ POLICIES: dict[str, type[Policy]] = {
     "snapkv": SnapKV,
     "snapkv_mean": SnapKVMean,
     "snapkv_boost": SnapKVBoost,
+    "pyramidkv": PyramidKV,
     "gui_kv": GuiKV,
     "st_lite": STLite,
     "key_novelty": KeyNovelty,

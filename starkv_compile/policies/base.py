@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 from ..config import StarKVConfig
+from ..errors import OptionError
 from .inputs import Scored, ScoreInputs
+
+STEPS = 1000
+"""To how many parts of the largest budget the others are rounded: integers on any length."""
 
 
 class Policy:
@@ -20,6 +24,24 @@ class Policy:
 
     def __init__(self, config: StarKVConfig) -> None:
         self.config = config
+
+    def is_uneven(self) -> bool:
+        """Whether layers keep different numbers of tokens, in the same total."""
+        return self.config.layer_budgets is not None
+
+    def layer_weights(self, layers: int) -> tuple[int, ...]:
+        """Where it is: what each layer keeps beyond its window, in proportion.
+
+        Raises:
+            OptionError: `layer_budgets` is for another number of layers.
+        """
+        given = self.config.layer_budgets or (1.0,) * layers
+        if len(given) != layers:
+            raise OptionError(
+                f"layer_budgets has {len(given)} values, but {layers} layers are compressed; give "
+                "one for each, first to last"
+            )
+        return tuple(max(1, round(STEPS * budget / max(given))) for budget in given)
 
     def score(self, inputs: ScoreInputs) -> Scored:
         """Scores float32, higher = more important, and the layer's new state.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 
 import torch
@@ -64,3 +65,33 @@ def split_capacity(length: int, window: int, capacity: int) -> tuple[int, int]:
     """
     window = clip_window(window, capacity, length)
     return most(1, least(capacity - window, length - window)), window
+
+
+def layer_capacity(
+    length: int, window: int, capacity: int, weights: Sequence[int], layer: int
+) -> int:
+    """C of one layer where layers share out by weight what they keep beyond their windows.
+
+    All layers together keep exactly what they would with `capacity` each. Where the largest would
+    keep more than there is, all are brought nearer to the mean, until it keeps everything.
+
+    Args:
+        length: L. window: W before clipping. capacity: mean C, before clipping to L.
+        weights: whole numbers, not all zero, of all layers. layer: which of them.
+    """
+    capacity = least(capacity, length)
+    window = clip_window(window, capacity, length)
+    mean, layers, total = capacity - window, len(weights), sum(weights)
+    above = [layers * weight - total for weight in weights]  # the mean, in 1 / total of it
+    if not any(above):
+        return capacity
+    unit = math.gcd(total, *above)
+    total, above = total // unit, [part // unit for part in above]
+    largest = max(above)
+    stretch = least(mean * largest, (length - window - mean) * total)
+
+    def up_to(layers: int) -> int:
+        """What so many layers keep together: rounded down there, so that no rounding adds up."""
+        return mean * layers + stretch * sum(above[:layers]) // (largest * total)
+
+    return window + up_to(layer + 1) - up_to(layer)
