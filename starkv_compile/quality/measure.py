@@ -59,17 +59,12 @@ class Bench:
             advance()
 
     def _refer(self, seen: Seen) -> Reference:
-        cache, logs, attention = self.reader.read(seen), [], torch.empty(0)
-        for column, what in enumerate(seen.prompts.continuations):
-            if COLUMNS[column] == "reply":
-                logits, weights = self.reader.go_on(cache, seen, what, attentions=True)
-                attention = weights[..., : cache.get_seq_length()]
-                attention = attention / attention.sum(-1, keepdim=True)
-            else:
-                logits = self.reader.go_on(cache, seen, what)
-            logs.append(logits.log_softmax(-1))
-        chosen = tuple(part.argmax(-1) for part in logs)
-        return Reference(seen, chosen, tuple(logs), attention)
+        cache, continuations = self.reader.read(seen), seen.prompts.continuations
+        logs = tuple(self.reader.go_on(cache, seen, what).log_softmax(-1) for what in continuations)
+        attention = self.reader.attended(cache, seen, continuations[COLUMNS.index("reply")])
+        attention = attention[..., : cache.get_seq_length()]
+        attention = attention / attention.sum(-1, keepdim=True)
+        return Reference(seen, tuple(part.argmax(-1) for part in logs), logs, attention)
 
     @contextmanager
     def _reading(self, variant: Variant, budget: float) -> Iterator[Callable[[Seen], StarKVCache]]:

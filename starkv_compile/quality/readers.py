@@ -104,40 +104,43 @@ class Reader:
         finally:
             undo(self.compressing)
 
-    @torch.no_grad()
-    def go_on(
-        self, cache: StarKVCache, seen: Seen, what: Continuation, attentions: bool = False
-    ) -> Any:
+    def go_on(self, cache: StarKVCache, seen: Seen, what: Continuation) -> torch.Tensor:
         """Logits [B, judged, vocabulary] with which the judged tokens are predicted.
 
-        They are put to a fork of the cache as they are, nothing is dropped meanwhile. With
-        `attentions`: also what those predictions attend to, [B, layers, G, tokens], mean over the
-        query heads of each KV head.
+        They are put to a fork of the cache as they are, nothing is dropped meanwhile.
         """
-        rows, new = what.ids.shape
-        start = cache.get_seq_length()
-        positions = torch.arange(start, start + new) + seen.shift
-        if attentions:
-            self.plain.get_decoder().set_attn_implementation(
-                "eager"
-            )  # the others do not return them
-        output = self.plain(
-            input_ids=what.ids,
-            position_ids=positions.expand(3, rows, -1),
-            past_key_values=cache.fork(),
-            logits_to_keep=what.judged + 1,
-            output_attentions=attentions,
+        fork = cache.fork()
+        # No mask for several tokens fits layers that store different numbers of tokens.
+        parts = what.ids.split(1, 1) if cache.is_uneven else (what.ids,)
+        logits = torch.cat([self._put(fork, part, seen.shift).logits for part in parts], 1)
+        return logits[:, -what.judged - 1 : -1]
+
+    def attended(self, cache: StarKVCache, seen: Seen, what: Continuation) -> torch.Tensor:
+        """What those predictions attend to: [B, layers, G, tokens stored and put].
+
+        Mean over the predictions, and over the query heads of each KV head.
+        """
+        decoder, groups = self.plain.get_decoder(), cache.compressed_layers[0].keys.shape[1]
+        decoder.set_attn_implementation("eager")  # the others do not return it
+        output = self._put(cache.fork(), what.ids, seen.shift, output_attentions=True)
+        decoder.set_attn_implementation("sdpa")
+        predicting = slice(-what.judged - 1, -1)
+        return torch.stack(
+            [
+                layer[:, :, predicting].unflatten(1, (groups, -1)).mean((2, 3))
+                for layer in output.attentions
+            ],
+            1,
         )
-        logits = output.logits[:, :-1]
-        if not attentions:
-            return logits
-        self.plain.get_decoder().set_attn_implementation("sdpa")
-        groups = cache.compressed_layers[0].keys.shape[1]
-        weights = [
-            layer[:, :, -what.judged - 1 : -1].unflatten(1, (groups, -1)).mean((2, 3))
-            for layer in output.attentions
-        ]
-        return logits, torch.stack(weights, 1)
+
+    @torch.no_grad()
+    def _put(self, cache: StarKVCache, ids: torch.Tensor, shift: int, **options: Any) -> Any:
+        rows, new = ids.shape
+        if new == 1:
+            options["attention_mask"] = torch.zeros(rows, 1, 1, 1)  # everything is seen
+        start = cache.get_seq_length() + shift
+        positions = torch.arange(start, start + new).expand(3, rows, -1)
+        return self.plain(input_ids=ids, position_ids=positions, past_key_values=cache, **options)
 
 
 class _Compressor:
@@ -152,13 +155,14 @@ class _Compressor:
         """
         cache = _read(self.model, seen)
         told = report(self.model)
-        length = cache.get_seq_length()
+        length, layers = cache.get_seq_length(), len(cache.compressed_layers)
         expected = sum(split_capacity(length, self.config.window, self.config.capacity(length)))
-        stored = {layer.stored for layer in cache.compressed_layers}
-        if told.refusals or (stored != {expected} and not self.config.keeps_everything):
+        stored = [layer.stored for layer in cache.compressed_layers]
+        excess = abs(sum(stored) - layers * expected)
+        if told.refusals or excess > (layers if cache.is_uneven else 0):
             raise StarKVError(
-                f"{self.config}: layers store {sorted(stored)} of {length} tokens, expected "
-                f"{expected}; {'; '.join(told.refusals) or 'nothing was refused'}"
+                f"{self.config}: layers store {stored} of {length} tokens, expected {expected} "
+                f"each; {'; '.join(told.refusals) or 'nothing was refused'}"
             )
         return cache
 

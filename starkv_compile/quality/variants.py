@@ -49,6 +49,7 @@ _ALL = (
     _policy("snapkv", "SnapKV, a set for each KV head"),
     _policy("snapkv_mean", "SnapKV, mean over heads"),
     _policy("snapkv_boost", "the same with boost"),
+    _policy("pyramidkv", "PyramidKV"),
     _policy("gui_kv", "GUI-KV"),
     _policy("st_lite", "ST-Lite"),
     _policy("key_novelty", "attention + key novelty"),
