@@ -62,9 +62,9 @@ def _quality(args: argparse.Namespace) -> int:
 def _add_plot(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     plot = kinds.add_parser(
         "plot",
-        help="draw what `bench quality` measured",
-        description="Reads DIR/cells.jsonl and draws accuracy against bytes, and each change to "
-        "the paper's method against it.",
+        help="tables and pictures of what `bench quality` measured",
+        description="Reads DIR/cells.jsonl. Writes tables, draws accuracy against bytes, and each "
+        "change to the paper's method against it.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     plot.add_argument("folder", type=Path, metavar="DIR", help="the --out of `bench quality`")

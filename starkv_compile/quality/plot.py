@@ -1,4 +1,4 @@
-"""Pictures of measured cells: accuracy against bytes, and what each change to the paper does."""
+"""Measured cells for the documentation: tables, accuracy against bytes, changes to the paper's."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 from ..export.packages import MissingPackage
 from .cells import FILE, Cell, read_cells
 from .design import Design
+from .markdown import ABLATED_AT, markdown
 from .tables import Comparison
-from .variants import FULL, VARIANTS, title_of
+from .variants import FULL, VARIANTS, group_of, title_of
 
 PANELS = {
     "all": "all questions",
@@ -18,11 +19,11 @@ PANELS = {
     "other": "questions it was not compacted for",
 }
 LOUD = ("oracle", "default", "paper")  # drawn thick; the others thin
-ABLATED_AT = (0.2, 0.1, 0.05)
 
 
 def draw_plots(folder: Path, out: Path) -> list[Path]:
-    """`quality.png` and, if changes to the paper's method were measured, `quality-ablation.png`.
+    """`quality-tables.md`, `quality.png` and, if changes to the paper's method were measured,
+    `quality-ablation.png`.
 
     Args:
         folder: of a `cells.jsonl`.
@@ -39,16 +40,13 @@ def draw_plots(folder: Path, out: Path) -> list[Path]:
     design = Design(**{**head["design"], "frames": tuple(head["design"]["frames"])})
     comparison = Comparison(design, cells)
     out.mkdir(parents=True, exist_ok=True)
-    paths = [out / "quality.png"]
-    _draw_policies(comparison, paths[0])
-    if any(_group(cell) == "ablation" for cell in cells):
+    paths = [out / "quality-tables.md", out / "quality.png"]
+    paths[0].write_text(markdown(comparison))
+    _draw_policies(comparison, paths[1])
+    if any(group_of(cell.variant) == "ablation" for cell in cells):
         paths.append(out / "quality-ablation.png")
-        _draw_ablation(comparison, paths[1])
+        _draw_ablation(comparison, paths[2])
     return paths
-
-
-def _group(cell: Cell) -> str:
-    return VARIANTS[cell.variant].group if cell.variant in VARIANTS else ""
 
 
 def _save(figure: Any, path: Path) -> None:
@@ -62,7 +60,7 @@ def _draw_policies(comparison: Comparison, path: Path) -> None:
     """One panel a kind of question, one line a policy, its 95 % band."""
     from matplotlib import pyplot
 
-    cells = [c for c in comparison.cells.values() if _group(c) == "policy"]
+    cells = [c for c in comparison.cells.values() if group_of(c.variant) == "policy"]
     full = comparison.cells.get((FULL.name, 1.0))
     names = [name for name in dict.fromkeys(c.variant for c in cells) if name != FULL.name]
     colors: dict[str, Any] = dict(

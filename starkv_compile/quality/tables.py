@@ -114,7 +114,7 @@ def accuracy_table(design: Design, cells: Sequence[Cell]) -> Table:
     for cell in sorted(cells, key=rank):
         shares = [_percent(comparison.accuracy(cell, part))
                   for part in ("all", "reply", "again", "other")]  # fmt: skip
-        less = "" if full is None or cell is full else _points(comparison.difference(cell, full))
+        less = "" if full is None or cell is full else points(comparison.difference(cell, full))
         same = f"{np.mean(cell.same):.1%}"
         table.add_row(f"{cell.budget:.0%}", title_of(cell.variant), *shares, less, same)
     return table
@@ -124,6 +124,7 @@ def _percent(interval: Interval) -> str:
     return f"{interval.value:.1%} ({100 * interval.low:.0f}-{100 * interval.high:.0f})"
 
 
-def _points(interval: Interval) -> str:
+def points(interval: Interval) -> str:
+    """A difference of shares, for people: in percentage points."""
     value, low, high = (100 * number for number in interval)
     return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"

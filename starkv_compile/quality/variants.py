@@ -60,7 +60,9 @@ _ALL = (
     _policy("streaming_llm", "StreamingLLM"),
     _policy("random", "random"),
     _policy("snapkv_mean", "SnapKV, mean over heads, not pooled", "snapkv_mean-pool-1", pool=1),
+    _policy("snapkv", "SnapKV, a set for each KV head, not pooled", "snapkv-pool-1", pool=1),
     _policy("key_novelty", "attention + key novelty, not pooled", "key_novelty-pool-1", pool=1),
+    Variant("default-pool-1", "our default, not pooled", partial(StarKVConfig, pool=1)),
     _changed("grid-true", "the screens' own grid", grid="true"),
     _changed("entropy-subspace", "entropy reshapes each subspace", entropy="subspace"),
     _changed("entropy-off", "no entropy", entropy="off"),
@@ -78,6 +80,7 @@ _ALL = (
     _changed("decay-0.3", "discount 0.3 a frame", frame_decay=0.3),
     _changed("pool-1", "scores not pooled", pool=1),
     _changed("pool-3", "pooled by 3", pool=3),
+    _changed("pool-1-boost-0", "not pooled, no boost", pool=1, boost=0.0),
     _changed("window-4", "window 4", window=4),
     _changed("window-16", "window 16", window=16),
     _changed("window-32", "window 32", window=32),
@@ -89,3 +92,8 @@ VARIANTS = {variant.name: variant for variant in _ALL}
 def title_of(name: str) -> str:
     """For people. The name itself of a variant that is no more."""
     return VARIANTS[name].title if name in VARIANTS else name
+
+
+def group_of(name: str) -> str:
+    """Nothing ("") of a variant that is no more."""
+    return VARIANTS[name].group if name in VARIANTS else ""

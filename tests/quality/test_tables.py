@@ -59,16 +59,23 @@ def test_a_csv_for_others(tmp_path):
     assert accuracy_table(DESIGN, list(file.cells.values())).row_count == 2
 
 
-def test_plots_are_drawn_from_the_file_alone(tmp_path):
+def test_documents_are_made_from_the_file_alone(tmp_path):
     pytest.importorskip("matplotlib")
     file = CellFile(tmp_path, DESIGN, {})
     file.add(cell(DESIGN, "full", 1.0))
     for budget in (0.2, 0.1):
         file.add(cell(DESIGN, "paper", budget, right=ONLY_OTHER))
-    assert [p.name for p in draw_plots(tmp_path, tmp_path / "docs")] == ["quality.png"]
+    made = [path.name for path in draw_plots(tmp_path, tmp_path / "docs")]
+    assert made == ["quality-tables.md", "quality.png"]
     file.add(cell(DESIGN, "pool-1", 0.2))
-    paths = draw_plots(tmp_path, tmp_path / "docs")
-    assert [p.name for p in paths] == ["quality.png", "quality-ablation.png"]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+    tables, *pictures = draw_plots(tmp_path, tmp_path / "docs")
+    assert [p.name for p in pictures] == ["quality.png", "quality-ablation.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
     with pytest.raises(StarKVError, match="no file of measured cells"):
         draw_plots(tmp_path / "nowhere", tmp_path)
+    text = tables.read_text()
+    assert text.index("## 100%") < text.index("## 20%") < text.index("## 10%")
+    assert "| STaR-KV, the paper's | 33.3 (33-33) | 0.0 (0-0) |" in text
+    assert "| -66.7 (-66.7 to -66.7) | 100% | 20.0% |" in text
+    gained = "**+100.0 (+100.0 to +100.0)** | +0.0 (+0.0 to +0.0)"
+    assert f"| paper, scores not pooled | {gained} |  |  |" in text
