@@ -18,7 +18,12 @@ PANELS = {
     "again": "the question the cache was compacted for, put again",
     "other": "questions it was not compacted for",
 }
-LOUD = ("oracle", "default", "paper")  # drawn thick; the others thin
+LOUD = {"oracle": "black", "default": "tab:green", "paper": "tab:red"}  # thick; the others thin
+COLORS = (
+    "tab:blue", "tab:orange", "tab:purple", "tab:brown", "tab:pink", "tab:gray", "tab:olive",
+    "tab:cyan", "navy", "gold", "plum", "peru", "teal", "salmon", "silver", "yellowgreen",
+    "skyblue", "indigo", "tan",
+)  # fmt: skip
 
 
 def draw_plots(folder: Path, out: Path) -> list[Path]:
@@ -63,10 +68,7 @@ def _draw_policies(comparison: Comparison, path: Path) -> None:
     cells = [c for c in comparison.cells.values() if group_of(c.variant) == "policy"]
     full = comparison.cells.get((FULL.name, 1.0))
     names = [name for name in dict.fromkeys(c.variant for c in cells) if name != FULL.name]
-    colors: dict[str, Any] = dict(
-        zip(names, map(pyplot.get_cmap("tab20"), range(20)), strict=False)
-    )
-    colors |= {"oracle": "black", "default": "tab:green", "paper": "tab:red"}
+    colors = dict(zip(names, COLORS * len(names), strict=False)) | LOUD
     figure, panels = pyplot.subplots(1, len(PANELS), figsize=(15, 6.5), sharey=True)
     for panel, (part, title) in zip(panels, PANELS.items(), strict=True):
         for name in names:

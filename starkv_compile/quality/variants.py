@@ -48,7 +48,7 @@ _ALL = (
     Variant("paper", "STaR-KV, the paper's", StarKVConfig.paper),
     _policy("snapkv", "SnapKV, a set for each KV head"),
     _policy("snapkv_mean", "SnapKV, mean over heads"),
-    _policy("snapkv_boost", "the same with boost"),
+    _policy("snapkv_boost", "SnapKV, mean over heads, with boost"),
     _policy("pyramidkv", "PyramidKV"),
     _policy("gui_kv", "GUI-KV"),
     _policy("st_lite", "ST-Lite"),
