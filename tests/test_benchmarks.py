@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as program
-from benchmarks import layers, results
+from benchmarks import kvpress_sets, layers, results
 from benchmarks.contenders import CONTENDERS
 from benchmarks.layers import Layer, Size, make_inputs
 from starkv_compile.machine import environment
@@ -53,3 +53,19 @@ def test_every_row_says_where_it_was_measured(size, tmp_path):
         assert row["torch"] == torch.__version__
         assert {"commit", "cpu", "threads", "gpu"} <= row.keys()
     assert (tmp_path / "results.csv").read_text().count("\n") == 3
+
+
+def test_sets_are_compared_head_by_head():
+    """One token of one head swapped is one token fewer, without kvpress."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        "query": torch.randn(1, 4, kvpress_sets.LENGTH, 8, generator=generator),
+        "key": torch.randn(1, kvpress_sets.GROUPS, kvpress_sets.LENGTH, 8, generator=generator),
+    }
+    tensors["value"] = tensors["key"]
+    same = kvpress_sets.ours("snapkv", 0.05, tensors, 100).clone()
+    other = same.clone()
+    other[2, 0] = next(place for place in range(200) if place not in set(same[2].tolist()))
+    for peer, both in ((same, 400), (other, 399)):
+        lines = kvpress_sets.rows({**tensors, "found": {("snapkv", 0.05): peer}})
+        assert lines == [("snapkv 5%", 100, 100, both)]

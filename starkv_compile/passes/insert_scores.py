@@ -45,7 +45,7 @@ class InsertScores(GraphPass):
                 if weights is not None:
                     with every_length():  # minima of proxies: there is nothing to decide by
                         capacity = layer_capacity(key.shape[2], window, capacity, weights, place)
-                mask = _mask(context, site, window)
+                mask = _mask(context, site, window, policy.observers)
                 real = _real_tokens(context, site, mask)
                 layout, index = _stored_places(context, site, policy.per_head)
                 scored = policy.score(
@@ -146,15 +146,19 @@ def _row_bytes(site: Site) -> int:
     return sum(t.shape[1] * t.shape[3] * t.element_size() for t in stored)
 
 
-def _mask(context: Context, site: Site, window: Any) -> Any:
-    """The mask with the leading dimensions that attention would broadcast; None: causal."""
+def _mask(context: Context, site: Site, window: Any, observers: int) -> Any:
+    """The mask with the leading dimensions that attention would broadcast; None: causal.
+
+    Or None where the log-sum-exp knows who sees what, unless more than the window observe.
+    """
     attention = site.attention
     if attention.mask_function:
-        return _evaluated_mask(context, attention, window)
+        return _evaluated_mask(context, attention, observers or window)
     mask = context.proxy(attention.mask)
     if attention.mask_hides:
         mask = torch.logical_not(mask)
-    if mask is None and not attention.causal and site.log_sum_exp is None:
+    told = site.log_sum_exp is not None and not observers
+    if mask is None and not attention.causal and not told:
         query, key = context.proxy(attention.query), context.proxy(attention.key)
         everything = query.new_ones((1, 1, 1, 1), dtype=torch.bool)
         return everything.expand(1, 1, query.shape[2], key.shape[2])
@@ -162,15 +166,15 @@ def _mask(context: Context, site: Site, window: Any) -> Any:
     return mask[(None,) * missing] if missing else mask
 
 
-def _evaluated_mask(context: Context, attention: Attention, window: Any) -> Any:
-    """A mask function's values for the queries that score: bool [B, 1, W, L]."""
+def _evaluated_mask(context: Context, attention: Attention, observers: Any) -> Any:
+    """A mask function's values for the queries that score: bool [B, 1, observers, L]."""
     function, *inputs = attention.mask_function
     query, key = context.proxy(attention.query), context.proxy(attention.key)
     batch, places, keys = (
         torch.ones_like(line, dtype=torch.int64).cumsum(0) - 1
         for line in (query[:, 0, 0, 0], query[0, 0, :, 0], key[0, 0, :, 0])
     )
-    batch, rows = batch[:, None, None], places[-window:][:, None]
+    batch, rows = batch[:, None, None], places[-observers:][:, None]
     arguments = (batch, batch * 0, rows, keys, *map(context.proxy, inputs))
     nodes = tuple(a.node for a in arguments)
     seen = context.proxy(context.graph.call_module(function.target, nodes))  # type: ignore[arg-type]

@@ -24,6 +24,7 @@ from .st_lite import STLite
 from .starkv import StarKV
 from .streaming_llm import StreamingLLM
 from .tova import Tova
+from .vl_cache import VLCache, measure_layer_budgets
 
 POLICIES: dict[str, type[Policy]] = {
     "starkv": StarKV,
@@ -31,6 +32,7 @@ POLICIES: dict[str, type[Policy]] = {
     "snapkv_mean": SnapKVMean,
     "snapkv_boost": SnapKVBoost,
     "pyramidkv": PyramidKV,
+    "vl_cache": VLCache,
     "gui_kv": GuiKV,
     "st_lite": STLite,
     "key_novelty": KeyNovelty,
@@ -42,4 +44,4 @@ POLICIES: dict[str, type[Policy]] = {
     "random": Random,
 }
 
-__all__ = ["POLICIES", "Policy", "ScoreInputs", "Scored", "StarKV"]
+__all__ = ["POLICIES", "Policy", "ScoreInputs", "Scored", "StarKV", "measure_layer_budgets"]

@@ -9,7 +9,7 @@ from .base import Policy
 from .inputs import Scored, ScoreInputs
 from .streaming_llm import SINKS
 
-MOST = torch.finfo(torch.float32).max
+BOUNDS = torch.finfo(torch.float32)
 
 
 @op
@@ -19,7 +19,7 @@ def attention_expected(
     """Attention that normally distributed queries pay to each token, by the size of its value.
 
     query [B, H, S, D], key and value [B, G, L, D]; places [B, L] as in `ScoreInputs.places`: the
-    first four tokens' queries do not count. Returns [B, G, L] float32.
+    first four tokens neither ask nor are asked. Returns [B, G, L] float32.
     """
     batch, _, queries, dim = query.shape
     groups = key.shape[1]
@@ -37,7 +37,8 @@ def attention_expected(
     turned = torch.matmul(keys[:, :, None], covariance)
     squared = (turned * keys[:, :, None]).sum(-1)
     logits = scale * linear + 0.5 * scale * scale * squared
-    logits = logits.masked_fill((places == 0)[:, None, None] | ~logits.isfinite(), -torch.inf)
+    asked = (places > SINKS)[:, None, None] & logits.isfinite()
+    logits = logits.masked_fill(~asked, BOUNDS.min)
     weight = torch.softmax(logits, dim=-1).mean(2)
     return weight * value.float().norm(dim=-1)
 
@@ -57,4 +58,4 @@ class ExpectedAttention(Policy):
         scores = STARKV.attention_expected(
             inputs.query, inputs.key, inputs.value, places, inputs.scale
         )
-        return Scored(torch.where(places <= SINKS, MOST, scores.mean(1)), inputs.state)
+        return Scored(torch.where(places <= SINKS, BOUNDS.max, scores.mean(1)), inputs.state)

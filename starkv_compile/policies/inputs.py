@@ -15,7 +15,8 @@ from ..kernels.ops import STARKV
 class ScoreInputs:
     """One layer's values at a cache write. Shapes as in `kernels`.
 
-    query [B, H, S, D], key and value [B, G, L, D]; mask and log_sum_exp as in `window_attention`;
+    query [B, H, S, D], key and value [B, G, L, D]; mask and log_sum_exp as in `window_attention`,
+    the mask perhaps of the last queries alone, as many as the policy's window or `observers`;
     hidden [B, S, E] or None where the pass did not find it; real [B, L] bool, False at padding, or
     None; layout and state as in `reference.star`; index [B, L], place of each token in the
     session's stream, or None where nothing was dropped yet; layer: its number; window W before

@@ -7,6 +7,8 @@ from starkv_compile.kernels.ops import STARKV
 from starkv_compile.kernels.reference.star import fresh_state
 from starkv_compile.policies import POLICIES, ScoreInputs
 
+FIELDS = set(ScoreInputs.__dataclass_fields__)
+
 
 def text(length):
     """The layout of a prompt without frames."""
@@ -38,15 +40,21 @@ def attended(*weights):
 
 
 def kept(policy, query, key, capacity, layout=None, **changes):
-    """Places kept, [C] or [G][C], by a policy on real tensors; `changes`: options and inputs.
+    """Places kept of the only row, [C] or [G][C], by a policy on real tensors.
 
-    A window of one token and no pooling, unless `changes` says otherwise.
+    A window of one token and no pooling, unless `changes`, options and inputs, say otherwise.
     """
-    inputs = {n: changes.pop(n) for n in list(changes) if n in ScoreInputs.__dataclass_fields__}
-    config = StarKVConfig(policy=policy, **{"window": 1, "pool": 1, **changes})
+    changes = {"window": 1, "pool": 1, **changes}
+    layout = layout or text(key.shape[2])
+    return kept_rows(policy, query, key, capacity, layout, **changes)[0].tolist()
+
+
+def kept_rows(policy, query, key, capacity, layout, **changes):
+    """The same of all rows, [B, (G,) C], with the options' own defaults."""
+    inputs = {n: changes.pop(n) for n in list(changes) if n in FIELDS - {"window"}}
+    config = StarKVConfig(policy=policy, **changes)
     scorer = POLICIES[policy](config)
     length = key.shape[2]
-    layout = layout or text(length)
     state = tuple(fresh_state(key, layout[3]))
     if scorer.per_head:
         heads = key.shape[1]
@@ -59,5 +67,4 @@ def kept(policy, query, key, capacity, layout=None, **changes):
     }  # fmt: skip
     given = ScoreInputs(**inputs)
     scores = scorer.score(given).scores
-    found = STARKV.select_tokens(scores, given.real, length, given.window, capacity)
-    return found[0].tolist()
+    return STARKV.select_tokens(scores, given.real, length, given.window, capacity)

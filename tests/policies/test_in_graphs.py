@@ -12,7 +12,7 @@ from starkv_compile.passes import Pipeline, apply
 from starkv_compile.policies import POLICIES
 from starkv_compile.testing import Prompt, tiny_inputs, tiny_model
 from tests.passes.one_layer import Attention, D, G, S, X, capture
-from tests.policies.cases import frames, kept
+from tests.policies.cases import frames, kept, kept_rows
 from tests.test_session import two_turns
 
 CONFIG = {"budget": 0.5, "inner": "eager"}
@@ -64,13 +64,12 @@ def test_what_leaves_the_graph_is_what_the_policy_chose(name):
     assert report.rewritten == 1
     assert new_key.shape == (2, G, S // 2, D)
     query, key, value = projected()
-    window = POLICIES[name].window or 8
     causal = torch.ones(S, S, dtype=torch.bool).tril()[None, None]
     for row in range(2):
         one, layout = slice(row, row + 1), tuple(t[row : row + 1] for t in LAYOUT)
         expected = kept(
             name, query[one], key[one], S // 2, layout, value=value[one], hidden=X[one],
-            index=places_of(1), mask=causal, scale=D**-0.5, window=window, pool=5,
+            index=places_of(1), mask=causal, scale=D**-0.5, window=8, pool=5,
         )  # fmt: skip
         assert places[row].tolist() == expected
         slots = places[row] if POLICIES[name].per_head else places[row].expand(G, -1)
@@ -195,3 +194,25 @@ def test_what_a_session_does_with_sets_by_head():
         cache.crop(-1)
     cache.reorder_cache(torch.tensor([0, 0]))
     assert cache.layers[0].kept.shape == (2, 2, 6)
+
+
+RECOMMENDED = ("snapkv_mean", "snapkv", "key_novelty")
+
+
+def test_inductor_keeps_the_same():
+    """In one graph for all, as compiling is what takes the time."""
+    query, key, value = projected()
+
+    def run(query, key, value):
+        return [
+            kept_rows(name, query, key, S // 2, tuple(LAYOUT), value=value, hidden=X, pool=5,
+                      window=8, scale=D**-0.5)
+            for name in RECOMMENDED
+        ]  # fmt: skip
+
+    expected = run(query, key, value)
+    assert not torch.equal(expected[0], expected[2])
+    compiled = torch.compile(run, backend="inductor", fullgraph=True)
+    with torch.no_grad():
+        for ours, theirs in zip(compiled(query, key, value), expected, strict=True):
+            assert torch.equal(ours, theirs)

@@ -1,8 +1,13 @@
 """Policies in which each KV head keeps a set of its own, against sets worked out by hand."""
 
+import pytest
 import torch
 
-from tests.policies.cases import attended, frames, kept
+from starkv_compile import StarKVConfig, UnsupportedModel
+from starkv_compile.policies import measure_layer_budgets
+from starkv_compile.policies.vl_cache import density
+from starkv_compile.testing import LAYERS, tiny_inputs, tiny_model
+from tests.policies.cases import attended, frames, kept, text
 
 
 def test_snapkv_cuts_for_each_kv_head():
@@ -58,3 +63,55 @@ def test_gui_kv_boosts_the_current_frame_in_each_head():
     hidden[0, 7] = 4.0
     assert kept("gui_kv", query, key, 2, layout, hidden=hidden) == [[7, 9]]
     assert kept("gui_kv", query, key, 3, layout, hidden=hidden) == [[6, 7, 9]]
+
+
+def test_vl_cache_asks_the_queries_after_the_last_image():
+    """A frame at 2 to 5, then text; what the frame's own queries see does not count."""
+    key, query = torch.zeros(1, 2, 10, 4), torch.zeros(1, 2, 10, 4)
+    query[0, :, :6, 1], query[0, :, 6:, 0] = 1.0, 1.0
+    key[0, :, 0, 1] = 9.0  # seen by the frame alone
+    key[0, 0, 3, 0], key[0, 1, 4, 0] = 2.0, 2.0
+    layout = frames(10, (2, 6))
+    assert kept("vl_cache", query, key, 5, layout) == [[3, 6, 7, 8, 9], [4, 6, 7, 8, 9]]
+    assert kept("vl_cache", query, key, 3, layout) == [[7, 8, 9], [7, 8, 9]], "newest first"
+    # A pool of three spreads a peak of 7.4 over its neighbours, which then tie.
+    assert kept("vl_cache", query, key, 6, layout, pool=3)[0] == [2, 3, 6, 7, 8, 9]
+    everything = torch.ones(1, 1, 10, 10, dtype=torch.bool).tril()
+    for mask in (everything, torch.zeros(1, 1, 10, 10).masked_fill(~everything, -1e9)):
+        found = kept("vl_cache", query, key, 5, layout, mask=mask)
+        assert found == [[3, 6, 7, 8, 9], [4, 6, 7, 8, 9]]
+
+
+def test_vl_cache_without_frames_or_without_text_after_them_asks_the_window():
+    query, key = attended([1.0, 1, 1, 9, 1, 1, 5, 1])
+    query[0, 0, :6, 1], key[0, 0, 4, 1] = 9.0, 9.0  # what all but the last two look at
+    for layout in (text(8), frames(8, (2, 8))):
+        assert kept("vl_cache", query, key, 4, layout, window=2) == [[0, 3, 6, 7]]
+        # The last three: the first of them looks at token 4.
+        assert kept("vl_cache", query, key, 5, layout, window=3) == [[3, 4, 5, 6, 7]]
+
+
+def test_density_counts_what_is_not_a_hundredth_of_the_largest():
+    weights = torch.tensor([[0.5, 0.4, 0.004, 0.0], [0.5, 0.006, 0.2, 0.1]])[None, None]
+    # Of the three that the first query sees one is sparse, of the second's four none.
+    assert density(weights) == pytest.approx(6 / 7)
+
+
+def test_budgets_measured_on_a_model():
+    model, inputs = tiny_model("qwen2_5_vl"), tiny_inputs("qwen2_5_vl")
+    form = model.config.get_text_config()._attn_implementation
+    budgets = measure_layer_budgets(model, inputs)
+    assert len(budgets) == LAYERS
+    assert all(0 < budget <= 1 for budget in budgets)
+    assert model.config.get_text_config()._attn_implementation == form
+    with torch.no_grad():  # the first layer told to look at one token only
+        attention = model.get_decoder().layers[0].self_attn
+        attention.q_proj.weight.mul_(40.0)
+        attention.k_proj.weight.mul_(40.0)
+    assert measure_layer_budgets(model, inputs)[0] < 0.5 * budgets[0]
+    StarKVConfig(policy="vl_cache", layer_budgets=budgets)
+    ids = inputs["input_ids"]
+    cut = int((ids[0] == model.config.image_token_id).nonzero().amax()) + 1
+    short = {k: v[:, :cut] if v.shape[-1] == ids.shape[1] else v for k, v in inputs.items()}
+    with pytest.raises(UnsupportedModel, match="ends in an image"):
+        measure_layer_budgets(model, short)

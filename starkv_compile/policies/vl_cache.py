@@ -1,0 +1,135 @@
+"""VL-Cache: what the text after the last image attends to."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+
+from ..errors import UnsupportedModel
+from ..kernels.ops import STARKV, op
+from ..kernels.reference.attention import BOUNDS, pool
+from ..kernels.reference.capacity import clip_window
+from .base import Policy
+from .inputs import Scored, ScoreInputs
+
+Tensor = torch.Tensor
+OBSERVERS = 64
+"""At most so many of the last queries are read: their attention is held for all tokens at once."""
+KEPT = 2.0**24
+"""More than any token's attention, with digits for the places of all that come before any other."""
+SPARSE = 0.01
+
+
+@op
+def post_vision_scores(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    real: Tensor | None,
+    frame: Tensor,
+    scale: float,
+    window: int,
+    capacity: int,
+    width: int,
+) -> Tensor:
+    """Attention of the queries after the last visual token, pooled; first of all those tokens.
+
+    query [B, H, S, D], key [B, G, L, D]; mask, real, window and capacity as in `ScoreInputs`;
+    frame [B, G', L], of the heads that are stored; width of the pool. The window's queries count
+    even if they are visual, and without a frame they alone do. Returns [B, G', L] float32.
+    """
+    batch, _, _, dim = query.shape
+    groups, length = key.shape[1], key.shape[2]
+    window = clip_window(window, capacity, length)
+    rows = query[:, :, -OBSERVERS:].float() * scale
+    heads, count = rows.shape[1], rows.shape[2]
+    packed = rows.reshape(batch, groups, -1, dim)
+    logits = torch.matmul(packed, key.float().transpose(2, 3)).view(batch, heads, count, length)
+    place = torch.arange(length, device=key.device)
+    asking = place[length - count :]
+    if mask is None:
+        logits = logits.masked_fill(place > asking[:, None], -torch.inf)
+    elif mask.dtype == torch.bool:
+        logits = logits.masked_fill(~mask[:, :, -count:], -torch.inf)
+    else:
+        logits = logits + mask[:, :, -count:].float()
+    logits = torch.nan_to_num(logits, nan=BOUNDS.min, posinf=BOUNDS.max, neginf=BOUNDS.min)
+    last = torch.where(frame >= 0, place, -1).amax(-1, keepdim=True)  # [B, G', 1]
+    tail = length - window
+    first = torch.where(last < 0, tail, (last + 1).clamp(max=tail))
+    observes = asking >= first  # [B, G', rows]
+    if real is not None:
+        observes = observes & real[:, None, length - count :]
+    weights = torch.softmax(logits, dim=-1).view(batch, frame.shape[1], -1, count, length)
+    scores = (weights.mean(2) * observes[..., None]).sum(2)
+    return torch.where(place >= first, KEPT + place, pool(scores, width))
+
+
+class VLCache(Policy):
+    """VL-Cache (Tu et al., arXiv 2410.23317), a set for each KV head.
+
+    score_gt = pool(attention of the queries after the last visual token to t, summed over them,
+    mean over the query heads of KV head g); those tokens are themselves kept, the newest first. At
+    most 64 of the queries are read.
+
+    The source gives each layer a budget in proportion to how dense its attention is, measured in
+    the prompt at hand. Then no layer can be compacted before the last has been computed, with all
+    keys and values alive, and every length depends on data; a graph of one pass, with shapes that
+    are known, has neither. `measure_layer_budgets` takes them from a prompt like those to come.
+    """
+
+    per_head: ClassVar[bool] = True
+    observers: ClassVar[int] = OBSERVERS
+
+    def score(self, inputs: ScoreInputs) -> Scored:
+        scores = STARKV.post_vision_scores(
+            inputs.query, inputs.key, inputs.mask, inputs.real, inputs.layout[0], inputs.scale,
+            inputs.window, inputs.capacity, self.config.pool,
+        )  # fmt: skip
+        return Scored(scores, inputs.state)
+
+
+@torch.no_grad()
+def measure_layer_budgets(model: Any, inputs: dict[str, Tensor]) -> tuple[float, ...]:
+    """VL-Cache's budgets by layer, for the option `layer_budgets`.
+
+    A layer's is its density over the sum of all: the share of post-vision attention weights that
+    are at least 1 % of the largest of their row.
+
+    Args:
+        model: not compiled. Its attention is computed in full, with weights: a short prompt.
+        inputs: a prompt of one row, with images.
+
+    Raises:
+        UnsupportedModel: it does not give its attention weights, or the prompt ends in an image.
+    """
+    decoder = model.get_decoder()
+    config = model.config.get_text_config(decoder=True)
+    form = config._attn_implementation
+    decoder.set_attn_implementation("eager")
+    try:
+        weights = model(**inputs, output_attentions=True, use_cache=False).attentions
+    finally:
+        decoder.set_attn_implementation(form)
+    if not weights or weights[0] is None:
+        raise UnsupportedModel(f"{type(model).__name__} gives no attention weights to measure")
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * len(weights)
+    whole = [w for w, kind in zip(weights, kinds, strict=True) if kind == "full_attention"]
+    visual = inputs["input_ids"][0] == getattr(model.config, "image_token_id", -1)
+    after = int(visual.nonzero().amax()) + 1 if bool(visual.any()) else 0
+    if after == len(visual):
+        raise UnsupportedModel("the prompt ends in an image: no query comes after it")
+    return tuple(density(layer[:, :, after:]) for layer in whole)
+
+
+def density(weights: Tensor) -> float:
+    """Share of attention weights [B, H, rows, L] of at least 1 % of the largest of their row.
+
+    What a query does not see, as it comes later, counts as neither.
+    """
+    queries, length = weights.shape[2:]
+    seen = torch.ones(queries, length, dtype=torch.bool, device=weights.device)
+    seen = seen.tril(length - queries).expand_as(weights)
+    dense = (weights >= SPARSE * weights.amax(-1, keepdim=True)) & seen
+    return float(dense.sum() / seen.sum())
