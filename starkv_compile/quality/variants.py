@@ -50,6 +50,7 @@ _ALL = (
     _policy("snapkv_mean", "SnapKV, mean over heads"),
     _policy("snapkv_boost", "SnapKV, mean over heads, with boost"),
     _policy("pyramidkv", "PyramidKV"),
+    _policy("vl_cache", "VL-Cache, one budget for all layers"),
     _policy("gui_kv", "GUI-KV"),
     _policy("st_lite", "ST-Lite"),
     _policy("key_novelty", "attention + key novelty"),
