@@ -42,6 +42,22 @@ def test_policies_keep_as_many_bytes_and_less_of_the_answers(bench):
     assert paper.kl["other"] > 0.1
 
 
+def test_a_token_at_a_time_is_the_same(bench, monkeypatch):
+    """What layers of different lengths need, on a cache that could be asked either way."""
+    seen = bench.batches[2].seen
+    cache, what = bench.reader.read(seen), seen.prompts.continuations[3]
+    at_once = bench.reader.go_on(cache, seen, what)
+    monkeypatch.setattr(StarKVCache, "is_uneven", True)
+    one_by_one = bench.reader.go_on(cache, seen, what)
+    torch.testing.assert_close(one_by_one, at_once, rtol=1e-4, atol=1e-4)
+
+
+def test_layers_of_different_lengths(bench):
+    cells = [bench.measure(VARIANTS[name], 0.25) for name in ("pyramidkv", "snapkv")]
+    assert abs(cells[0].nbytes / cells[1].nbytes - 1) < 0.05
+    assert 0.2 < cells[0].right.mean() < 0.97
+
+
 def test_right_is_what_greedy_decoding_says(bench):
     """Judged in one pass over the right answer; `generate` token by token must agree."""
     config = StarKVConfig(budget=0.15, inner="eager")
