@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from fractions import Fraction
 from pathlib import Path
 
 
@@ -24,13 +25,13 @@ def _add_quality(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = quality.add_argument
-    add("--policies", type=_names, metavar="A,B", default=["policy", "ablation"],
+    add("--policies", type=names, metavar="A,B", default="policy,ablation",
         help="names in starkv_compile.quality.variants; 'policy', 'ablation' for all of a "
         "kind")  # fmt: skip
-    add("--budgets", type=_percents, metavar="P,Q", default=[0.4, 0.2, 0.1, 0.05, 0.03],
+    add("--budgets", type=percents, metavar="P,Q", default="40,20,10,5,3",
         help="percent of the tokens seen")  # fmt: skip
     add("--questions", type=int, metavar="N", default=2000, help="at least, a policy and budget")
-    add("--frames", type=_numbers, metavar="N,M", default=[1, 2, 3, 5],
+    add("--frames", type=numbers, metavar="N,M", default="1,2,3,5",
         help="screenshots of a prompt")  # fmt: skip
     add("--seed", type=int, default=0, help="of screens and questions")
     add("--threads", type=int, default=1)
@@ -80,14 +81,14 @@ def _plot(args: argparse.Namespace) -> int:
     return 0
 
 
-def _names(text: str) -> list[str]:
+def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
 
-def _numbers(text: str) -> list[int]:
+def numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
-def _percents(text: str) -> list[float]:
+def percents(text: str) -> list[float]:
     """20 is 0.2, exactly as written."""
-    return [float(number) / 100 for number in text.split(",")]
+    return [float(Fraction(number) / 100) for number in text.split(",")]
