@@ -75,7 +75,7 @@ _ALL = (
     _changed("mi-at-once", "prior from the first step", mi_warm_steps=0, mi_ramp_steps=1),
     _changed("mi-whole", "prior alone from the first step",
              mi_weight=1.0, mi_warm_steps=0, mi_ramp_steps=1),
-    _changed("mi-whole-true", "the same, on the screens' own grid",
+    _changed("mi-whole-true", "prior alone, on the screens' own grid",
              mi_weight=1.0, mi_warm_steps=0, mi_ramp_steps=1, grid="true"),
     _changed("decay-0", "no discount of older frames", frame_decay=0.0),
     _changed("decay-0.3", "discount 0.3 a frame", frame_decay=0.3),
