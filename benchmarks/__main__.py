@@ -13,11 +13,12 @@ from rich.progress import Progress
 from starkv_compile.kernels import reference
 from starkv_compile.kernels.compiling import in_process
 from starkv_compile.kernels.reference.star import Layout, fresh_state, star_scores
+from starkv_compile.machine import environment
 from starkv_compile.policies.starkv import hyper_of
 
 from .contenders import CONTENDERS, Work, config_of
 from .layers import LAYERS, SCREENS, Inputs, Size, make_inputs
-from .results import Result, environment, table, write
+from .results import Result, table, write
 
 
 def main() -> None:

@@ -16,11 +16,11 @@ import torch
 
 from starkv_compile.kernels import reference
 from starkv_compile.kernels.ops import STARKV
+from starkv_compile.machine import environment
 
 from . import exact
 from .contenders import CONTENDERS
 from .layers import LAYERS, Size, make_inputs
-from .results import environment
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

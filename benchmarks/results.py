@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-import platform
 import statistics
-import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import torch
 
 from .layers import Size
 
@@ -41,26 +37,6 @@ class Result:
         )
         median = statistics.median(seconds) * 1e3
         return cls(str(size), name, role, median, middle, low, high)
-
-
-def environment(device: str) -> dict[str, str | int]:
-    """What a number depends on."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    gpu = torch.cuda.get_device_name() if device == "cuda" else "none"
-    return {
-        "commit": commit, "python": platform.python_version(), "torch": torch.__version__,
-        "gpu": gpu, "cpu": _cpu(), "threads": torch.get_num_threads(),
-        "system": platform.system(),
-    }  # fmt: skip
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor()
 
 
 def table(results: list[Result]) -> str:

@@ -30,6 +30,7 @@ from rich.table import Table
 
 import starkv_compile
 from starkv_compile import StarKVCache, StarKVConfig
+from starkv_compile.quality.intervals import wilson
 
 from .text_models import TEXT_MODELS, load_text_model
 from .text_tasks import (
@@ -120,14 +121,6 @@ def _ask(model: Any, tokenizer: Any, prompt: Prompted, opened: bool) -> Answered
     right = codes[0] in said.replies[0], codes[1] in said.replies[1]
     seed = needles.seed
     return Answered(seed, needles.asked[0], codes[0], said.replies, right, said.nbytes)
-
-
-def wilson(right: int, of: int) -> tuple[float, float]:
-    """95 % interval of a share."""
-    z, share = 1.96, right / of
-    centre = share + z * z / (2 * of)
-    half = z * (share * (1 - share) / of + z * z / (4 * of * of)) ** 0.5
-    return (centre - half) / (1 + z * z / of), (centre + half) / (1 + z * z / of)
 
 
 def _share(right: Sequence[bool]) -> str:

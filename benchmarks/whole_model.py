@@ -17,10 +17,10 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 import starkv_compile
 from starkv_compile import StarKVConfig
+from starkv_compile.machine import environment
 from starkv_compile.memory import peak_bytes, stored_bytes
 
 from .layers import SCREENS, TEXT
-from .results import environment
 
 VISION_START, VISION_END, IMAGE = 151652, 151653, 151655
 FAMILIES, MERGE = ("qwen2_5_vl", "qwen3_vl"), 2

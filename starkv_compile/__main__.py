@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .config import INNER_BACKENDS
 from .errors import StarKVError
+from .quality.arguments import add_bench
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_models(commands)
     _add_export(commands)
+    add_bench(commands)
     return parser
 
 

@@ -9,6 +9,7 @@ from benchmarks import __main__ as program
 from benchmarks import kvpress_sets, layers, results
 from benchmarks.contenders import CONTENDERS
 from benchmarks.layers import Layer, Size, make_inputs
+from starkv_compile.machine import environment
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_ratios_are_of_the_same_round(size):
 
 def test_every_row_says_where_it_was_measured(size, tmp_path):
     rows = [results.Result.of(size, name, "ours", [1.0], [1.0]) for name in ("ours", "other")]
-    results.write(rows, results.environment("cpu"), tmp_path)
+    results.write(rows, environment("cpu"), tmp_path)
     for row in json.loads((tmp_path / "results.json").read_text()):
         assert row["torch"] == torch.__version__
         assert {"commit", "cpu", "threads", "gpu"} <= row.keys()

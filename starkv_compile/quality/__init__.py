@@ -1,0 +1,5 @@
+"""What a compressed cache still answers: `python -m starkv_compile bench quality`.
+
+The shipped agent is given held-out screens and one question; a policy compacts the cache; then
+that question and others are put to what is left. Importing this package imports no torch.
+"""

@@ -1,0 +1,94 @@
+"""The command line of `bench`. Imports no torch, so that --help is quick."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from fractions import Fraction
+from pathlib import Path
+
+
+def add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    bench = commands.add_parser("bench", help="measure what a compressed cache still answers")
+    kinds = bench.add_subparsers(required=True, metavar="KIND")
+    _add_quality(kinds)
+    _add_plot(kinds)
+
+
+def _add_quality(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    quality = kinds.add_parser(
+        "quality",
+        help="policies and options on the shipped agent, at equal bytes",
+        description="Gives the shipped agent held-out screens and a question, compacts the cache, "
+        "and puts that question and others to what is left. Interrupted, it goes on where it was: "
+        "one line of DIR/cells.jsonl for each policy and budget.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = quality.add_argument
+    add("--policies", type=names, metavar="A,B", default="policy,ablation",
+        help="names in starkv_compile.quality.variants; 'policy', 'ablation' for all of a "
+        "kind")  # fmt: skip
+    add("--budgets", type=percents, metavar="P,Q", default="40,20,10,5,3",
+        help="percent of the tokens seen")  # fmt: skip
+    add("--questions", type=int, metavar="N", default=2000, help="at least, a policy and budget")
+    add("--frames", type=numbers, metavar="N,M", default="1,2,3,5",
+        help="screenshots of a prompt")  # fmt: skip
+    add("--seed", type=int, default=0, help="of screens and questions")
+    add("--threads", type=int, default=1)
+    add("--agent", type=Path, metavar="DIR", default=argparse.SUPPRESS,
+        help="checkpoint folder of the agent (default: the one shipped)")  # fmt: skip
+    add("--out", type=Path, metavar="DIR", default=Path("bench-quality"))
+    quality.set_defaults(run=_quality)
+
+
+def _quality(args: argparse.Namespace) -> int:
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from .command import QualityOptions, run_quality
+
+    run_quality(
+        QualityOptions(
+            policies=args.policies,
+            budgets=args.budgets,
+            questions=args.questions,
+            frames=args.frames,
+            seed=args.seed,
+            threads=args.threads,
+            agent=getattr(args, "agent", None),
+            out=args.out,
+        )
+    )
+    return 0
+
+
+def _add_plot(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    plot = kinds.add_parser(
+        "plot",
+        help="tables and pictures of what `bench quality` measured",
+        description="Reads DIR/cells.jsonl. Writes tables, draws accuracy against bytes, and each "
+        "change to the paper's method against it.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    plot.add_argument("folder", type=Path, metavar="DIR", help="the --out of `bench quality`")
+    plot.add_argument("--out", type=Path, metavar="DIR", default=Path("docs"))
+    plot.set_defaults(run=_plot)
+
+
+def _plot(args: argparse.Namespace) -> int:
+    from .plot import draw_plots
+
+    for path in draw_plots(args.folder, args.out):
+        print(path)
+    return 0
+
+
+def names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def percents(text: str) -> list[float]:
+    """20 is 0.2, exactly as written."""
+    return [float(Fraction(number) / 100) for number in text.split(",")]

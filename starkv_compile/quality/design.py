@@ -1,0 +1,83 @@
+"""Which questions are put: how many prompts, of which kinds. The same for every variant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..agent.questions import KINDS
+from ..errors import OptionError
+
+ROWS = 16  # prompts of a batch: one grid, one number of frames, one kind, so one length
+FRAMES = (1, 2, 3, 5)
+ASKINGS = ("reply", "again", "other")
+"""reply: the prompt's own answer, from its second token on; the first one is the full cache's.
+again: the same question, put once more to the compacted cache. other: a question it has not seen
+when it was compacted, one of each kind."""
+COLUMNS = ("reply", "again", *("other" for _ in KINDS))
+"""What each question of a prompt is."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """`prompts` prompts of held-out episodes, the kinds and the numbers of frames balanced.
+
+    Each asks one question before the compaction and is put `len(COLUMNS)` after it.
+    """
+
+    prompts: int
+    seed: int = 0
+    frames: tuple[int, ...] = FRAMES
+
+    @classmethod
+    def of(cls, questions: int, seed: int = 0, frames: tuple[int, ...] = FRAMES) -> Design:
+        """The smallest balanced design with that many questions.
+
+        Raises:
+            OptionError: no questions, or an impossible number of frames.
+        """
+        if questions < 1:
+            raise OptionError(f"questions={questions}: at least 1 is needed")
+        if not frames or min(frames) < 1 or max(frames) > 10:
+            raise OptionError(f"frames={frames}: 1 to 10 screenshots a prompt")
+        whole = ROWS * len(frames) * len(KINDS)
+        rounds = -(-questions // (len(COLUMNS) * whole))
+        return cls(rounds * whole, seed, tuple(frames))
+
+    @property
+    def questions(self) -> int:
+        return self.prompts * len(COLUMNS)
+
+    def batches(self) -> list[tuple[int, str]]:
+        """(frames, kind of the question asked) of each batch of ROWS prompts."""
+        n = len(self.frames)
+        return [
+            (self.frames[i % n], KINDS[i // n % len(KINDS)]) for i in range(self.prompts // ROWS)
+        ]
+
+    def slices(self) -> dict[str, np.ndarray]:
+        """Weights [prompts, len(COLUMNS)] of the questions in each part that is reported.
+
+        "all" gives the three ways of asking the same weight. A question's need is the current
+        frame, an older one, or both; with a single frame it is always the current one.
+        """
+        frames = np.repeat([f for f, _ in self.batches()], ROWS)[:, None]
+        asked = np.repeat([k for _, k in self.batches()], ROWS)[:, None]
+        asking = np.array(COLUMNS)[None]
+        kind = np.where(asking == "other", np.array(("", "", *KINDS))[None], asked)
+        need = np.select(
+            [(kind == "click") | (frames == 1), kind == "return"], ["current", "both"], "older"
+        )
+        everything = np.ones(need.shape)
+        weights = {"all": np.where(asking == "other", 1 / len(KINDS), 1.0) * everything}
+        for way in ASKINGS:
+            here = (asking == way) * everything
+            weights[way] = here
+            for part in ("current", "older", "both"):
+                weights[f"{way}, {part} frame" + "s" * (part == "both")] = here * (need == part)
+        for number in self.frames:
+            weights[f"all, {number} frame" + "s" * (number > 1)] = weights["all"] * (
+                frames == number
+            )
+        return {name: part for name, part in weights.items() if part.any()}

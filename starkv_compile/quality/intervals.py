@@ -1,0 +1,66 @@
+"""How far a share can be off: Wilson's interval, and a bootstrap over prompts."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+RESAMPLES = 2000
+Z = 1.96  # 95 %
+
+
+class Interval(NamedTuple):
+    """An estimate and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+def wilson(right: int, of: int) -> tuple[float, float]:
+    """95 % interval of a share of independent trials.
+
+    Raises:
+        ValueError: there were none.
+    """
+    if of < 1:
+        raise ValueError(f"{right} of {of}: a share needs at least one trial")
+    share = right / of
+    centre = share + Z * Z / (2 * of)
+    half = Z * (share * (1 - share) / of + Z * Z / (4 * of * of)) ** 0.5
+    return (centre - half) / (1 + Z * Z / of), (centre + half) / (1 + Z * Z / of)
+
+
+class Bootstrap:
+    """The same resamples of P prompts for everything that is compared, hence paired.
+
+    A prompt is drawn with all its questions: they share screens and a cache, so they are not
+    independent.
+    """
+
+    def __init__(self, prompts: int, resamples: int = RESAMPLES, seed: int = 0) -> None:
+        drawn = np.random.default_rng(seed).multinomial(
+            prompts, np.full(prompts, 1 / prompts), size=resamples
+        )
+        self._drawn = drawn.astype(np.float64)  # [R, P]: how often each prompt is in a resample
+
+    def mean(self, values: np.ndarray, weights: np.ndarray) -> Interval:
+        """Weighted mean of `values` over all questions. Both [P, Q]; a weight 0 leaves one out.
+
+        For a difference, `values` are the differences of two variants' questions.
+
+        Raises:
+            ValueError: every weight is 0.
+        """
+        above, below = (values * weights).sum(1), weights.sum(1)
+        if not below.any():
+            raise ValueError("no question has a weight")
+        totals = self._drawn @ below
+        means = (self._drawn @ above)[totals > 0] / totals[totals > 0]
+        low, high = np.quantile(means, (0.025, 0.975))
+        return Interval(float(above.sum() / below.sum()), float(low), float(high))
