@@ -16,7 +16,7 @@ from ..errors import OptionError, StarKVError, UnsupportedModel
 from .decoder import Decode, DecodeInSlots, Decoder, Prefill, describe, traceable
 from .manifest import Manifest
 from .packages import needs
-from .ports import decode_ports, prefill_ports
+from .ports import Shapes, decode_ports, prefill_ports
 from .select import SELECTIONS, chosen
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -178,9 +178,30 @@ def _load(options: ExportOptions, config: Any) -> Any:
 
 
 def _write(model: Any, options: ExportOptions, folder: Path, say: Callable[[str], Any]) -> None:
-    from .capture import capture_prompt, export_program
-    from .onnx_graph import opset_for, prompt_model, save, tidy, to_onnx
+    from .onnx_graph import opset_for
     from .visual import export_visual
+
+    shapes = _write_decoder(model, options, folder, say)
+    opset = opset_for(options.cache, options.dtype)
+    visual = export_visual(model, folder, opset, say)
+    Manifest(
+        model_class=type(model).__name__,
+        shapes=shapes,
+        config=options.config,
+        max_seq=options.max_seq,
+        opset=opset,
+        select=chosen(options.select, options.config, options.max_seq),
+        visual=visual,
+    ).write(folder)
+    _copy_files(model, options.checkpoint, folder)
+
+
+def _write_decoder(
+    model: Any, options: ExportOptions, folder: Path, say: Callable[[str], Any]
+) -> Shapes:
+    """Write `prefill.onnx` and `decode.onnx`, the model's language part."""
+    from .capture import capture_prompt
+    from .onnx_graph import opset_for, prompt_model, save
 
     decoder = Decoder(model)
     shapes = replace(describe(model, decoder), slots=options.room)
@@ -196,22 +217,20 @@ def _write(model: Any, options: ExportOptions, folder: Path, say: Callable[[str]
         )  # fmt: skip
         save(prompt_model(captured, inputs, outputs, opset), folder / "prefill.onnx")
         say("decode.onnx")
-        inputs, outputs = decode_ports(shapes)
-        decode = DecodeInSlots if shapes.slots else Decode
-        program = export_program(decode(decoder, shapes).eval(), inputs, as_list=True)
-        one = to_onnx(program, [p.name for p in inputs], [p.name for p in outputs], opset)
-        save(tidy(one), folder / "decode.onnx")
-    visual = export_visual(model, folder, opset, say)
-    Manifest(
-        model_class=type(model).__name__,
-        shapes=shapes,
-        config=options.config,
-        max_seq=options.max_seq,
-        opset=opset,
-        select=select,
-        visual=visual,
-    ).write(folder)
-    _copy_files(model, options.checkpoint, folder)
+        write_decode(decoder, shapes, opset, folder)
+    return shapes
+
+
+def write_decode(decoder: Decoder, shapes: Shapes, opset: int, folder: Path) -> None:
+    """Write `decode.onnx`."""
+    from .capture import export_program
+    from .onnx_graph import save, tidy, to_onnx
+
+    inputs, outputs = decode_ports(shapes)
+    decode = DecodeInSlots if shapes.slots else Decode
+    program = export_program(decode(decoder, shapes).eval(), inputs, as_list=True)
+    one = to_onnx(program, [p.name for p in inputs], [p.name for p in outputs], opset)
+    save(tidy(one), folder / "decode.onnx")
 
 
 def _check_positions(config: Any, options: ExportOptions) -> None:
