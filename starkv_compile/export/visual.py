@@ -15,6 +15,9 @@ from .graphs import Graph
 from .ports import Port
 from .windows import Windows, as_batch, has_windows, window_inputs, window_ports
 
+PATCH = ("in_channels", "temporal_patch_size", "patch_size")
+"""Of a tower's configuration: what a patch's pixels are."""
+
 INDICES = "interp_indices"
 
 
@@ -153,7 +156,8 @@ def _has_table(tower: Any) -> bool:
 def _is_exportable(tower: Any) -> bool:
     parameters = inspect.signature(tower.forward).parameters
     windowed = hasattr(tower, "get_window_index") or hasattr(tower.config, "window_size")
-    return "grid_thw" in parameters and (has_windows(tower) or not windowed)
+    known = all(hasattr(tower.config, name) for name in PATCH)
+    return known and "grid_thw" in parameters and (has_windows(tower) or not windowed)
 
 
 def _grid_inputs(tower: Any, grid: torch.Tensor) -> dict[str, torch.Tensor]:
