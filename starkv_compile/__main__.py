@@ -120,13 +120,14 @@ def _add_models(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add = models.add_argument
     add("families", nargs="*", metavar="FAMILY", help="only these, such as qwen2_5_vl")
     add("--out", type=Path, metavar="FILE", help="write the table there, as Markdown")
+    add("--exports", action="store_true", help="their export instead, as far as it depends on them")
     models.set_defaults(run=_models)
 
 
 def _models(args: argparse.Namespace) -> int:
     from .matrix.table import run_models  # imports torch, which --help should not
 
-    return run_models(args.families, args.out)
+    return run_models(args.families, args.out, args.exports)
 
 
 def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -7,6 +7,14 @@ class StarKVError(Exception):
     """Base of every error this package raises on purpose."""
 
 
+def root_cause(error: BaseException) -> str:
+    """The kind and first line of what an error was first raised from, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    said = next((line for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {said.strip()}"
+
+
 class OptionError(StarKVError, ValueError):
     """A configuration value is unknown or impossible."""
 

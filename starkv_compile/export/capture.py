@@ -12,14 +12,14 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
 
 from ..config import StarKVConfig
-from ..errors import UnsupportedModel
+from ..errors import UnsupportedModel, root_cause
 from ..kernels.compiling import portable
 from ..kernels.ops import BODIES, scores_counting_by
 from ..kernels.reference.capacity import every_length
 from ..kernels.reference.spatial import Counting
 from ..passes import Pipeline, fx
 from ..reporting import GraphReport
-from .carve import carve
+from .carve import Part, carve
 from .counting import RANKS, information_by_table
 from .ports import Port
 from .select import SELECTIONS
@@ -56,6 +56,9 @@ def export_program(
 
     sizes: of the tensors to trace with; only their shapes and dtypes matter. multiples: what
     a length is a multiple of. largest: what it cannot exceed.
+
+    Raises:
+        UnsupportedModel: torch cannot capture it.
     """
     names = dict.fromkeys(d for port in ports for d in port.dims if isinstance(d, str))
     most = largest or {}
@@ -68,32 +71,44 @@ def export_program(
     inputs = [torch.zeros(port.shape(sizes), dtype=port.dtype) for port in ports]
     with warnings.catch_warnings(), torch.no_grad(), portable():
         warnings.simplefilter("ignore")
-        return torch.export.export(
-            module,
-            (inputs,) if as_list else tuple(inputs),
-            dynamic_shapes=(shapes,) if as_list else tuple(shapes),
-            strict=False,
-            # Else it refuses lengths for which k could be 0 or 1; the ONNX graph has no such case.
-            prefer_deferred_runtime_asserts_over_guards=True,
-        )
+        try:
+            return torch.export.export(
+                module,
+                (inputs,) if as_list else tuple(inputs),
+                dynamic_shapes=(shapes,) if as_list else tuple(shapes),
+                strict=False,
+                # Else it refuses lengths for which k could be 0 or 1, no case of its own in ONNX.
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+        except Exception as error:  # of any kind: the model's own code runs here
+            raise UnsupportedModel(
+                f"torch.export cannot capture the model for all lengths ({root_cause(error)})"
+            ) from error
 
 
-def capture_prompt(
+@dataclass(frozen=True)
+class CutPrompt:
+    """A prompt's graph, rewritten and cut. answer: its first part. parts: what each layer's cache
+    reads alone, the same function in all."""
+
+    whole: GraphModule
+    answer: Part
+    parts: list[Part]
+    report: GraphReport
+
+
+def cut_prompt(
     module: torch.nn.Module,
     inputs: Sequence[Port],
     each: int,
     config: StarKVConfig,
-    select: str,
-    max_seq: int,
     largest: Mapping[str, int] | None = None,
-) -> Captured:
-    """A prompt's program, its cache writes compacted by the graph passes.
+) -> CutPrompt:
+    """A prompt's program, its cache writes compacted by the graph passes, cut into parts.
 
     Args:
         module: `decoder.Prefill` or one like it: first the logits, then `each` outputs a layer.
         inputs: its ports.
-        select: the form of selection, a name in `select.SELECTIONS`.
-        max_seq: tokens that a session may see.
         largest: see `export_program`.
 
     Raises:
@@ -111,9 +126,29 @@ def capture_prompt(
                 f"layer {layer} is scored by another graph than layer 0; only models whose layers "
                 "are alike can be exported"
             )
+    return CutPrompt(whole, answer, parts, report)
+
+
+def capture_prompt(
+    module: torch.nn.Module,
+    inputs: Sequence[Port],
+    each: int,
+    config: StarKVConfig,
+    select: str,
+    max_seq: int,
+    largest: Mapping[str, int] | None = None,
+) -> Captured:
+    """`cut_prompt`'s parts as programs.
+
+    Args:
+        select: the form of selection, a name in `select.SELECTIONS`.
+        max_seq: tokens that a session may see.
+    """
+    cut = cut_prompt(module, inputs, each, config, largest)
+    answer, parts = cut.answer, cut.parts
     names = {node: port.name for node, port in zip(answer.reads, inputs, strict=True)}
     lengths = _names_of_lengths(answer.reads, inputs)
-    outputs = [fx.outputs(whole.graph)[0]]
+    outputs = [fx.outputs(cut.whole.graph)[0]]
     outputs += dict.fromkeys(n for p in parts for n in p.reads if n.op != "placeholder")
     names.update({node: f"inner.{i}" for i, node in enumerate(outputs) if i > 0})
     put_in_place(parts[0].module, _bodies(select, max_seq))
@@ -126,7 +161,7 @@ def capture_prompt(
         calls=[[names[node] for node in part.reads] for part in parts],
         answer_outputs=["logits", *(names[node] for node in outputs[1:])],
         compact_inputs=[port.name for port in ports],
-        report=report,
+        report=cut.report,
     )
 
 

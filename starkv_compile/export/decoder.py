@@ -11,7 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..cache import StarKVCache, StarKVLayer
-from ..errors import UnsupportedModel
+from ..errors import UnsupportedModel, root_cause
 from ..layout import VisionLayout
 from .ports import Layer, Shapes
 from .slots import SlotLayer, write_slots
@@ -30,7 +30,12 @@ class Decoder(nn.Module):
                 "nothing to export"
             )
         self.decoder, self.head = model.get_decoder(), model.get_output_embeddings()
-        self.embed = model.get_input_embeddings()
+        try:
+            self.embed = model.get_input_embeddings()
+        except NotImplementedError as error:
+            raise UnsupportedModel(
+                f"{type(model).__name__}: transformers does not know which its input embeddings are"
+            ) from error
         self.config = model.config
 
     def new_cache(self) -> StarKVCache:
@@ -170,7 +175,8 @@ def describe(model: Any, decoder: Decoder) -> Shapes:
     """The model's shapes, from what its decoder would return for four tokens.
 
     Raises:
-        UnsupportedModel: a layer stores something else than keys and values of every token.
+        UnsupportedModel: a layer stores something else than keys and values of every token, or
+            the decoder needs other inputs.
     """
     weight = decoder.embed.weight
     hidden = int(
@@ -184,14 +190,26 @@ def describe(model: Any, decoder: Decoder) -> Shapes:
     positions = places.expand(3, 1, -1) if rows else places[None]
     mask = torch.ones(1, tokens, dtype=torch.int64, device=weight.device)
     cache = decoder.new_cache()
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):  # shapes alone
-        logits = decoder.run(embeds, positions, mask, cache)
+    try:
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):  # shapes alone
+            logits = decoder.run(embeds, positions, mask, cache)
+    except Exception as error:  # of any kind: the model's own code runs here
+        raise UnsupportedModel(
+            f"{type(model).__name__}: its decoder cannot be called with embeddings, positions, a "
+            f"mask and a cache alone ({root_cause(error)})"
+        ) from error
     others = {type(n).__name__ for n in cache.layers if not isinstance(n, StarKVLayer)}
     if others or not cache.layers:
         kinds = ", ".join(sorted(others)) or "nothing"
         raise UnsupportedModel(
             f"{type(model).__name__} stores {kinds} as well, which export does not know; only "
             "models whose every layer caches all keys and values can be exported"
+        )
+    empty = [i for i, layer in enumerate(cache.compressed_layers) if not layer.is_initialized]
+    if empty:
+        raise UnsupportedModel(
+            f"{type(model).__name__} stores nothing of a text in layers {empty}, which export does "
+            "not know; only models whose every layer caches all keys and values can be exported"
         )
     layers = tuple(
         Layer(n.keys.shape[1], n.keys.shape[3], n.values.shape[3]) for n in cache.compressed_layers

@@ -15,6 +15,7 @@ from onnx_ir.passes import common
 from onnxscript import optimizer
 from torch.export import ExportedProgram
 
+from ..errors import UnsupportedModel, root_cause
 from .capture import Captured
 from .graphs import ONNX_TYPES
 from .grouped import share_heads
@@ -38,21 +39,30 @@ def to_onnx(
     outputs: Sequence[str],
     opset: int = OPSET,
 ) -> ir.Model:
-    """The program in ONNX, its ports named."""
+    """The program in ONNX, its ports named.
+
+    Raises:
+        UnsupportedModel: an operation has no translation.
+    """
     if opset >= HAS_ATTENTION:
         share_heads(program.graph)
-    with _quiet():
-        made = torch.onnx.export(
-            program,
-            dynamo=True,
-            opset_version=opset,
-            input_names=list(inputs),
-            output_names=list(outputs),
-            custom_translation_table=TRANSLATIONS,
-            # Its rewrite rules take 1e-12 for zero: `log(x + 1e-12)` would lose its guard.
-            optimize=False,
-            verbose=False,
-        )
+    try:
+        with _quiet():
+            made = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=opset,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                custom_translation_table=TRANSLATIONS,
+                # Its rewrite rules take 1e-12 for zero: `log(x + 1e-12)` would lose its guard.
+                optimize=False,
+                verbose=False,
+            )
+    except Exception as error:  # torch's and onnxscript's have no base of their own
+        raise UnsupportedModel(
+            f"the model cannot be converted to ONNX ({root_cause(error)})"
+        ) from error
     assert made is not None
     return tidy(made.model)
 

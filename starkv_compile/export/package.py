@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,8 +16,11 @@ from ..errors import OptionError, StarKVError, UnsupportedModel
 from .decoder import Decode, DecodeInSlots, Decoder, Prefill, describe, traceable
 from .manifest import Manifest
 from .packages import needs
-from .ports import decode_ports, prefill_ports
+from .ports import Shapes, decode_ports, prefill_ports
 from .select import chosen
+
+if TYPE_CHECKING:
+    from .weights import Weights  # imports onnx
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LEAST_SEQ = 16
@@ -183,12 +186,33 @@ def _load(options: ExportOptions, config: Any) -> Any:
 
 
 def _write(model: Any, options: ExportOptions, folder: Path, say: Callable[[str], Any]) -> None:
-    from .capture import capture_prompt, export_program
-    from .onnx_graph import name_lengths, opset_for, prompt_model, save, tidy, to_onnx
+    from .onnx_graph import opset_for
     from .visual import export_visual
     from .weights import Weights
 
     weights = Weights(folder)
+    shapes = _write_decoder(model, options, weights, say)
+    opset = opset_for(options.cache)
+    visual = export_visual(model, weights, opset, say)
+    Manifest(
+        model_class=type(model).__name__,
+        shapes=shapes,
+        config=options.config,
+        max_seq=options.max_seq,
+        opset=opset,
+        select=chosen(options.select, options.config, options.max_seq),
+        visual=visual,
+    ).write(folder)
+    _copy_files(model, options.checkpoint, folder)
+
+
+def _write_decoder(
+    model: Any, options: ExportOptions, weights: Weights, say: Callable[[str], Any]
+) -> Shapes:
+    """Write `prefill.onnx` and `decode.onnx`, the model's language part."""
+    from .capture import capture_prompt
+    from .onnx_graph import opset_for, prompt_model, save
+
     decoder = Decoder(model)
     shapes = replace(describe(model, decoder), slots=options.room)
     opset = opset_for(options.cache)
@@ -201,25 +225,24 @@ def _write(model: Any, options: ExportOptions, folder: Path, say: Callable[[str]
             Prefill(decoder, shapes).eval(), inputs, each, options.config, select, options.max_seq,
             largest={"stored": shapes.slots} if shapes.slots else None,
         )  # fmt: skip
-        save(prompt_model(captured, inputs, outputs, opset), folder / "prefill.onnx", weights)
+        made = prompt_model(captured, inputs, outputs, opset)
+        save(made, weights.folder / "prefill.onnx", weights)
         say("decode.onnx")
-        inputs, outputs = decode_ports(shapes)
-        decode = DecodeInSlots if shapes.slots else Decode
-        program = export_program(decode(decoder, shapes).eval(), inputs, as_list=True)
-        one = to_onnx(program, [p.name for p in inputs], [p.name for p in outputs], opset)
-        name_lengths(one, inputs)
-        save(tidy(one), folder / "decode.onnx", weights)
-    visual = export_visual(model, weights, opset, say)
-    Manifest(
-        model_class=type(model).__name__,
-        shapes=shapes,
-        config=options.config,
-        max_seq=options.max_seq,
-        opset=opset,
-        select=select,
-        visual=visual,
-    ).write(folder)
-    _copy_files(model, options.checkpoint, folder)
+        write_decode(decoder, shapes, opset, weights)
+    return shapes
+
+
+def write_decode(decoder: Decoder, shapes: Shapes, opset: int, weights: Weights) -> None:
+    """Write `decode.onnx`."""
+    from .capture import export_program
+    from .onnx_graph import name_lengths, save, tidy, to_onnx
+
+    inputs, outputs = decode_ports(shapes)
+    decode = DecodeInSlots if shapes.slots else Decode
+    program = export_program(decode(decoder, shapes).eval(), inputs, as_list=True)
+    one = to_onnx(program, [p.name for p in inputs], [p.name for p in outputs], opset)
+    name_lengths(one, inputs)
+    save(tidy(one), weights.folder / "decode.onnx", weights)
 
 
 def _check_positions(config: Any, options: ExportOptions) -> None:

@@ -16,8 +16,8 @@ PATCHES = (16, 4096, 16384)
 Length = tuple[int, int, int]
 
 WINDOWED: dict[str, Length] = {"merged": (4, 1024, 4096), "windows": (1, 80, 1024)}
-"""Of Qwen2.5-VL's tower, whose merged patches are four each and whose windows hold up to 64. A strip
-two patches high, with the most of them, has 1,024 windows."""
+"""Of Qwen2.5-VL's tower, whose merged patches are four each and whose windows hold up to 64. A
+strip two patches high, with the most of them, has 1,024 windows."""
 
 Shape = tuple[int, ...]
 

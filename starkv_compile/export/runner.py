@@ -421,6 +421,11 @@ class Runtime:
     ) -> dict[str, torch.Tensor]:
         """Features of images and videos in the places of their tokens."""
         if not self.shapes.images:
+            given = [name for name in PIXELS.values() if named.get(name) is not None]
+            if given:
+                raise StarKVError(
+                    f"{given[0]}: the model was exported as one of text alone; leave it out"
+                )
             return {}
         wide = (*ids.shape, self.shapes.hidden)
         dense = [

@@ -18,6 +18,9 @@ from .windows import Windows, as_batch, has_windows, window_inputs, window_ports
 if TYPE_CHECKING:
     from .weights import Weights  # imports onnx
 
+PATCH = ("in_channels", "temporal_patch_size", "patch_size")
+"""Of a tower's configuration: what a patch's pixels are."""
+
 INDICES = "interp_indices"
 
 
@@ -162,7 +165,8 @@ def _has_table(tower: Any) -> bool:
 def _is_exportable(tower: Any) -> bool:
     parameters = inspect.signature(tower.forward).parameters
     windowed = hasattr(tower, "get_window_index") or hasattr(tower.config, "window_size")
-    return "grid_thw" in parameters and (has_windows(tower) or not windowed)
+    known = all(hasattr(tower.config, name) for name in PATCH)
+    return known and "grid_thw" in parameters and (has_windows(tower) or not windowed)
 
 
 def _grid_inputs(tower: Any, grid: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -36,8 +36,11 @@ torch {torch}. Written by `python -m starkv_compile models --out docs/models.md`
 """
 
 
-def run_models(names: Sequence[str], out: Path | None) -> int:
-    """Try the families `names`, or all; print their lines as they come. 1 if one is wrong."""
+def run_models(names: Sequence[str], out: Path | None, exports: bool = False) -> int:
+    """Try the families `names`, or all; print their lines as they come. 1 if one is wrong.
+
+    exports: through export instead of compilation.
+    """
     known = families()
     unknown = sorted(set(names) - set(known))
     if unknown:
@@ -47,15 +50,31 @@ def run_models(names: Sequence[str], out: Path | None) -> int:
         )
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # it comments on default configurations
-    rows = []
     try:
-        for name in names or known:
-            rows.append(probe(name))
-            print(line(rows[-1]), flush=True)
+        return _run_exports(names or [*known], out) if exports else _run(names or [*known], out)
     finally:
         transformers.logging.set_verbosity(level)
+
+
+def _run(names: Sequence[str], out: Path | None) -> int:
+    rows = []
+    for name in names:
+        rows.append(probe(name))
+        print(line(rows[-1]), flush=True)
     if out is not None:
         out.write_text(markdown(rows))
+    return int(any(row.verdict == "WRONG" for row in rows))
+
+
+def _run_exports(names: Sequence[str], out: Path | None) -> int:
+    from .exports import probe_export, table
+
+    rows = []
+    for name in names:
+        rows.append(probe_export(name))
+        print(rows[-1], flush=True)
+    if out is not None:
+        out.write_text(table(rows))
     return int(any(row.verdict == "WRONG" for row in rows))
 
 

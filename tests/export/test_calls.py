@@ -6,7 +6,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import StaticCache
 
 from starkv_compile import StarKVCache, StarKVError
-from starkv_compile.export.runner import load_model
+from starkv_compile.export.ports import Shapes
+from starkv_compile.export.runner import Runtime, load_model
 from starkv_compile.testing import VIDEO_TOKEN, Prompt, generate, tiny_inputs, tiny_model
 
 FAMILY = "qwen3_vl"
@@ -140,6 +141,14 @@ def test_a_tuple_instead_of_a_dictionary(onnx):
     logits, cache = onnx(TEXT, logits_to_keep=1, return_dict=False)
     assert torch.equal(logits, onnx(TEXT, logits_to_keep=1).logits)
     assert cache.get_seq_length() == TEXT.shape[1]
+
+
+def test_images_for_a_model_of_text_alone():
+    runtime = object.__new__(Runtime)
+    runtime.shapes = Shapes(layers=(), hidden=4, vocabulary=9, dtype=torch.float32)
+    assert runtime._features(None, TEXT, {}) == {}
+    with pytest.raises(StarKVError, match="pixel_values: the model was exported as one of text"):
+        runtime._features(None, TEXT, {"pixel_values": torch.zeros(4, 96)})
 
 
 def test_caches_of_other_kinds(onnx):

@@ -12,6 +12,7 @@ for package in ("onnxscript", "onnxruntime"):
     pytest.importorskip(package, reason="pip install 'starkv-compile[export]'")
 
 from starkv_compile.export.onnx_graph import NEWEST, OPSET  # noqa: E402
+from starkv_compile.export.weights import Weights  # noqa: E402
 
 WINDOW = 2  # merged patches at a window's side: 16 pixels, 4 a patch, 2 patches merged
 
@@ -22,7 +23,7 @@ def windowed(request, tmp_path_factory):
     model = tiny_model("qwen2_5_vl")
     tower, folder = model.model.visual, tmp_path_factory.mktemp("visual")
     form = tower.config._attn_implementation
-    assert export_visual(model, folder, request.param, lambda text: None)
+    assert export_visual(model, Weights(folder), request.param, lambda text: None)
     assert tower.config._attn_implementation == form
     return tower, Graph(folder / "visual.onnx")
 
