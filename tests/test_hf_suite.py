@@ -20,8 +20,9 @@ TOKENS = 5
 
 
 def run(command, **environment):
+    # As many threads as here: sums in another order may differ in the last bit.
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRANSFORMERS_TEST_DEVICE": "cpu",
-                   **environment}  # fmt: skip
+                   "OMP_NUM_THREADS": str(torch.get_num_threads()), **environment}  # fmt: skip
     return subprocess.run(
         [sys.executable, *map(str, command)], cwd=ROOT, env=environment, capture_output=True,
         text=True, check=False,
