@@ -1,6 +1,7 @@
 """Needles in text and continuations of real text, on real weights.
 
     python -m benchmarks.text_weights --model gemma3 --prompts 96
+    python -m benchmarks.text_weights --policies default snapkv tova
 
 Six door codes stand in a text of about 900 tokens, one in each sixth of it; a question asks for one
 of them, and a second question for another one, on the cache the first one left. An answer is right
@@ -15,10 +16,11 @@ and are what a budget concerns. Bytes are of all layers' caches.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from rich.table import Table
 
 import starkv_compile
 from starkv_compile import StarKVCache, StarKVConfig
+from starkv_compile.policies import POLICIES
 from starkv_compile.quality.intervals import wilson
 
 from .text_models import TEXT_MODELS, load_text_model
@@ -44,7 +47,7 @@ from .text_tasks import (
     read,
 )
 
-BUDGETS = (1.0, 0.5, 0.2, 0.1)
+BUDGETS = (0.5, 0.2, 0.1)  # beside the full cache
 CONTEXT, REST = 768, 64  # tokens of a passage: in the cache, and scored
 
 
@@ -80,15 +83,33 @@ class Prompted:
     past: StarKVCache
 
 
-def configurations(window: int) -> Iterator[tuple[str, StarKVConfig]]:
-    for policy, make in (("default", StarKVConfig), ("paper", StarKVConfig.paper)):
+NAMES: dict[str, Callable[..., StarKVConfig]] = {
+    "default": StarKVConfig,
+    "paper": StarKVConfig.paper,
+    **{
+        name: functools.partial(StarKVConfig, policy=name)
+        for name, policy in POLICIES.items()
+        if name != "starkv" and not policy(StarKVConfig()).is_uneven()  # which ends at one prompt
+    },
+}
+
+
+def configurations(window: int, names: Sequence[str]) -> Iterator[tuple[str, StarKVConfig]]:
+    """The full cache, which is the same for all, then every policy at every smaller budget."""
+    yield "full", StarKVConfig(budget=1.0, window=window, inner="eager")
+    for name in names:
         for budget in BUDGETS:
-            if budget < 1 or policy == "default":  # a full cache is the same for both
-                yield policy, make(budget=budget, window=window, inner="eager")
+            yield name, NAMES[name](budget=budget, window=window, inner="eager")
 
 
 def measure(
-    model: Any, tokenizer: Any, prompts: int, texts: int, window: int, opened: bool
+    model: Any,
+    tokenizer: Any,
+    prompts: int,
+    texts: int,
+    window: int,
+    opened: bool,
+    names: Sequence[str],
 ) -> Iterator[Row]:
     """One row a configuration; every text is read once, before the model is compiled."""
     asked = [Needles.of(seed) for seed in range(prompts)]
@@ -101,7 +122,7 @@ def measure(
     for text in track(passages()[:texts], "reading passages"):
         ids = tokenizer(text, return_tensors="pt").input_ids[:, : CONTEXT + REST]
         pieces.append((ids, read(model, ids[:, :CONTEXT])))
-    for policy, config in configurations(window):
+    for policy, config in configurations(window, names):
         name = f"{policy} {config.budget:.0%}"
         starkv_compile.compile(model, config)
         answers = [_ask(model, tokenizer, p, opened) for p in track(ready, f"{name}: needles")]
@@ -166,6 +187,10 @@ def tables(title: str, rows: Sequence[Row]) -> Iterator[Table]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", choices=TEXT_MODELS, default="smollm2")
+    parser.add_argument(
+        "--policies", nargs="+", choices=NAMES, metavar="NAME", default=["default", "paper"],
+        help=f"of {', '.join(NAMES)}",
+    )  # fmt: skip
     parser.add_argument("--prompts", type=int, default=96, help="a multiple of six")
     parser.add_argument("--passages", type=int, default=32)
     parser.add_argument("--window", type=int, default=StarKVConfig().window)
@@ -183,7 +208,7 @@ def main() -> None:
     model, tokenizer = load_text_model(args.model)
     rows = []
     for row in measure(
-        model, tokenizer, args.prompts, args.passages, args.window, not args.unopened
+        model, tokenizer, args.prompts, args.passages, args.window, not args.unopened, args.policies
     ):
         rows.append(row)
         if args.out:
