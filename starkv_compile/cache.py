@@ -237,9 +237,10 @@ class StarKVLayer(DynamicLayer):
         return self._places(self.stored, 0, self.keys)
 
     def keep_only(self, stay: torch.Tensor) -> None:
-        """Store the tokens of slots `stay` alone, of the only row: [n], or [G, n] by head."""
-        self.kept = self.places().gather(-1, stay[None])
-        rows = stay.expand(self.keys.shape[1], -1)[None, ..., None]
+        """Store the tokens of slots `stay` alone, of every batch row: [n], or [G, n] by head."""
+        places = self.places()
+        self.kept = places.gather(-1, stay.expand(*places.shape[:-1], -1))
+        rows = stay.expand(*self.keys.shape[:2], -1)[..., None]
         self.keys = self.keys.gather(2, rows.expand(-1, -1, -1, self.keys.shape[-1]))
         self.values = self.values.gather(2, rows.expand(-1, -1, -1, self.values.shape[-1]))
         self.filled = None
