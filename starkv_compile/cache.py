@@ -236,6 +236,11 @@ class StarKVLayer(DynamicLayer):
         """[B, (G,) stored]: place in the stream of each token stored."""
         return self._places(self.stored, 0, self.keys)
 
+    @property
+    def full_nbytes(self) -> int:
+        """Bytes of this layer had every token seen been stored."""
+        return self.seen * (self.keys.nbytes + self.values.nbytes) // self.stored
+
     def keep_only(self, stay: torch.Tensor) -> None:
         """Store the tokens of slots `stay` alone, of every batch row: [n], or [G, n] by head."""
         places = self.places()

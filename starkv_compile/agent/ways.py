@@ -129,7 +129,7 @@ def _measure(
         stored=layer.stored,
         seen=layer.seen,
         nbytes=cache.nbytes,
-        full_nbytes=sum(_uncompressed(layer) for layer in cache.compressed_layers),
+        full_nbytes=sum(layer.full_nbytes for layer in cache.compressed_layers),
         peak_nbytes=peak_bytes(run) if peak else None,
         first_token_seconds=sum(clock.first for clock in clocks) / len(clocks),
         token_seconds=sum(later) / max(1, len(later)),
@@ -161,8 +161,3 @@ class _Clock(BaseStreamer):
     @property
     def later(self) -> list[float]:
         return [after - before for before, after in pairwise(self._times[1:])]
-
-
-def _uncompressed(layer: Any) -> int:
-    """Bytes of a layer's keys and values had every token seen been kept."""
-    return layer.seen * (layer.keys.nbytes + layer.values.nbytes) // layer.stored

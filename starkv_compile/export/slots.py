@@ -13,7 +13,7 @@ from ..cache import Session, StarKVLayer
 def write_slots(buffer: torch.Tensor, new: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
     """`buffer` [B, G, slots, D] with `new` [B, G, n, D] from slot `slot` [B] int64 of each row on.
 
-    It is only ever traced: `onnx_graph` translates it, and a runtime writes in place.
+    It is only ever traced: `translations` has its form in ONNX, and a runtime writes in place.
     """
     places = slot[:, None] + torch.arange(new.shape[2], device=slot.device)
     places = places[:, None, :, None].expand_as(new)

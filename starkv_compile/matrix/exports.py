@@ -10,14 +10,12 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from ..config import StarKVConfig
 from ..errors import UnsupportedModel
@@ -25,6 +23,7 @@ from ..export.decoder import Decode, Decoder, Prefill, describe, traceable
 from ..export.packages import needs
 from ..export.ports import Shapes, decode_ports, prefill_ports
 from .prompts import said
+from .table import headed
 from .tiny import FIRST_WORD, LAST_WORD, tiny_model
 
 STORED = 12
@@ -89,14 +88,7 @@ def probe_export(family: str) -> ExportRow:
 
 
 def table(rows: Sequence[ExportRow]) -> str:
-    counts = Counter(row.verdict for row in rows)
-    summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
-    head = HEADER.format(
-        transformers=transformers.__version__,
-        torch=torch.__version__.partition("+")[0],
-        summary=f"{len(rows)} families: {summary}.",
-    )
-    return head + "".join(f"{row}\n" for row in rows)
+    return headed(HEADER, rows, str)
 
 
 def _export(model: Any) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -22,7 +23,7 @@ torch {torch}. Written by `python -m starkv_compile models --out docs/models.md`
 
 {summary}
 
-* **compressed**: at a budget of {budget:.0%} each rewritten layer stores exactly the tokens it
+* **compressed**: at a budget of {budget} each rewritten layer stores exactly the tokens it
   should, the images' tokens are recognised, with the rows and columns they truly have where the
   layout is "grid" or "positions", and at a budget of 100 % the logits are bit-identical to those
   of the inner backend alone.
@@ -51,41 +52,43 @@ def run_models(names: Sequence[str], out: Path | None, exports: bool = False) ->
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # it comments on default configurations
     try:
-        return _run_exports(names or [*known], out) if exports else _run(names or [*known], out)
+        if exports:
+            from .exports import probe_export, table
+
+            return _run(names or [*known], out, probe_export, str, table)
+        return _run(names or [*known], out, probe, line, markdown)
     finally:
         transformers.logging.set_verbosity(level)
 
 
-def _run(names: Sequence[str], out: Path | None) -> int:
+def _run(
+    names: Sequence[str],
+    out: Path | None,
+    probe: Callable[[str], Any],
+    line: Callable[[Any], str],
+    table: Callable[[list[Any]], str],
+) -> int:
     rows = []
     for name in names:
         rows.append(probe(name))
         print(line(rows[-1]), flush=True)
-    if out is not None:
-        out.write_text(markdown(rows))
-    return int(any(row.verdict == "WRONG" for row in rows))
-
-
-def _run_exports(names: Sequence[str], out: Path | None) -> int:
-    from .exports import probe_export, table
-
-    rows = []
-    for name in names:
-        rows.append(probe_export(name))
-        print(rows[-1], flush=True)
     if out is not None:
         out.write_text(table(rows))
     return int(any(row.verdict == "WRONG" for row in rows))
 
 
 def markdown(rows: Sequence[Row]) -> str:
+    return headed(HEADER.replace("{budget}", f"{BUDGET:.0%}"), rows, line)
+
+
+def headed(header: str, rows: Sequence[Any], line: Callable[[Any], str]) -> str:
+    """The lines of `rows` below `header`, which names versions and counts verdicts."""
     counts = Counter(row.verdict for row in rows)
     summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
-    head = HEADER.format(
+    head = header.format(
         transformers=transformers.__version__,
         torch=torch.__version__.partition("+")[0],
         summary=f"{len(rows)} families: {summary}.",
-        budget=BUDGET,
     )
     return head + "".join(f"{line(row)}\n" for row in rows)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..kernels.reference.attention import pool
 from ..kernels.reference.temporal import age, discount
 from .base import Policy
 from .inputs import Scored, ScoreInputs
@@ -16,7 +15,7 @@ class AgeDecay(Policy):
     """
 
     def score(self, inputs: ScoreInputs) -> Scored:
-        scores = pool(inputs.window_attention(), self.config.pool).mean(1)
+        scores = inputs.pooled_attention(self.config.pool).mean(1)
         ages = age(inputs.layout[0])[:, : scores.shape[-1]]
         factor = discount(ages, 1.0, self.config.frame_decay, self.config.frame_floor)
         return Scored(scores * factor, inputs.state)

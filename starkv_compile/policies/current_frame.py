@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from ..kernels.reference.attention import pool
 from ..kernels.reference.temporal import age
 from .base import Policy
 from .inputs import Scored, ScoreInputs
@@ -18,7 +17,7 @@ class CurrentFrame(Policy):
     """
 
     def score(self, inputs: ScoreInputs) -> Scored:
-        scores = pool(inputs.window_attention(), self.config.pool).mean(1)
+        scores = inputs.pooled_attention(self.config.pool).mean(1)
         older = age(inputs.layout[0])[:, : scores.shape[-1]] > 0
         # Below zero, in the same order, and no digit lost as by subtracting a constant.
         return Scored(torch.where(older, -1.0 / (scores + LEAST), scores), inputs.state)

@@ -7,7 +7,6 @@ from typing import ClassVar
 import torch
 
 from ..kernels.ops import STARKV, op
-from ..kernels.reference.attention import pool
 from .inputs import Scored, ScoreInputs
 from .snapkv_boost import SnapKVBoost
 
@@ -64,7 +63,7 @@ class GuiKV(SnapKVBoost):
     per_head: ClassVar[bool] = True
 
     def score(self, inputs: ScoreInputs) -> Scored:
-        scores = pool(inputs.window_attention(), self.config.pool)
+        scores = inputs.pooled_attention(self.config.pool)
         past = scores.shape[-1]
         scores = scores + self.boost(inputs, past)
         frame, _, _, current = inputs.layout

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from ..kernels.ops import STARKV
+from ..kernels.reference.attention import pool
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ class ScoreInputs:
             False, self.log_sum_exp,
         )  # fmt: skip
         return self.stored_heads(attention)
+
+    def pooled_attention(self, width: int) -> Any:
+        """[B, G / sharing, P]: the same, averaged over `width` neighbours: SnapKV's scores."""
+        return pool(self.window_attention(), width)
 
     def stored_heads(self, scores: Any) -> Any:
         """Scores [B, G, ...] of the key's heads as those of the heads that are stored."""

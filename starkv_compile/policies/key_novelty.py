@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..kernels.reference.attention import pool
 from .base import Policy
 from .inputs import Scored, ScoreInputs
 
@@ -19,7 +18,7 @@ class KeyNovelty(Policy):
     """
 
     def score(self, inputs: ScoreInputs) -> Scored:
-        attention = pool(inputs.window_attention(), self.config.pool).mean(1)
+        attention = inputs.pooled_attention(self.config.pool).mean(1)
         units = inputs.unit_keys()
         mean = units.sum(1) / inputs.places()[:, -1:]
         novelty = 1.0 - (units * mean[:, None]).sum(-1)

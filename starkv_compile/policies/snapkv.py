@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from ..kernels.reference.attention import pool
 from .base import Policy
 from .inputs import Scored, ScoreInputs
 
@@ -19,4 +18,4 @@ class SnapKV(Policy):
     per_head: ClassVar[bool] = True
 
     def score(self, inputs: ScoreInputs) -> Scored:
-        return Scored(pool(inputs.window_attention(), self.config.pool), inputs.state)
+        return Scored(inputs.pooled_attention(self.config.pool), inputs.state)

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from ..kernels.ops import STARKV, op
-from ..kernels.reference.attention import pool
 from ..kernels.reference.star import frame_boost
 from .base import Policy
 from .inputs import Scored, ScoreInputs
@@ -35,7 +34,7 @@ class SnapKVBoost(Policy):
     """
 
     def score(self, inputs: ScoreInputs) -> Scored:
-        scores = pool(inputs.window_attention(), self.config.pool)
+        scores = inputs.pooled_attention(self.config.pool)
         return Scored((scores + self.boost(inputs, scores.shape[-1])).mean(1), inputs.state)
 
     def boost(self, inputs: ScoreInputs, past: Any) -> Any:

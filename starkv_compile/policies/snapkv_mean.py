@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..kernels.reference.attention import pool
 from .base import Policy
 from .inputs import Scored, ScoreInputs
 
@@ -15,4 +14,4 @@ class SnapKVMean(Policy):
     """
 
     def score(self, inputs: ScoreInputs) -> Scored:
-        return Scored(pool(inputs.window_attention(), self.config.pool).mean(1), inputs.state)
+        return Scored(inputs.pooled_attention(self.config.pool).mean(1), inputs.state)

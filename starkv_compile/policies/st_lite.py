@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from ..kernels.ops import STARKV, op
-from ..kernels.reference.attention import pool
 from .base import Policy
 from .inputs import Scored, ScoreInputs
 
@@ -63,7 +62,7 @@ class STLite(Policy):
     """
 
     def score(self, inputs: ScoreInputs) -> Scored:
-        attention = pool(inputs.window_attention(), self.config.pool).mean(1)
+        attention = inputs.pooled_attention(self.config.pool).mean(1)
         past = attention.shape[-1]
         units = inputs.unit_keys()
         frame, row, column, current = inputs.layout

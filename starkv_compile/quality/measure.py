@@ -93,10 +93,7 @@ class Bench:
                 cache, spent = read_timed(read, batch.seen)
                 seconds += spent
                 nbytes += cache.nbytes
-                full_nbytes += sum(
-                    layer.seen * (layer.keys.nbytes + layer.values.nbytes) // layer.stored
-                    for layer in cache.compressed_layers
-                )
+                full_nbytes += sum(layer.full_nbytes for layer in cache.compressed_layers)
                 recall.append(_recall(batch.attention, cache))
                 judged = [self._judge(batch, cache, i) for i in range(len(COLUMNS))]
                 right.append(np.stack([one.right for one in judged], 1))
