@@ -52,8 +52,8 @@ def _pipeline(
             ScoreInputs(
                 query=query, key=key, value=value, mask=None, scale=size.layer.dim**-0.5,
                 log_sum_exp=total, hidden=hidden, real=None, layout=layout,
-                state=tuple(fresh_state(key, layout[3])), index=None, layer=0, window=size.window,
-                capacity=capacity,
+                state=tuple(fresh_state(key, layout[3])), index=None, novelty=None, layer=0,
+                window=size.window, capacity=capacity,
             )
         )  # fmt: skip
         kept = STARKV.select_tokens(scored.scores, None, size.length, size.window, capacity)

@@ -89,7 +89,7 @@ NAMES: dict[str, Callable[..., StarKVConfig]] = {
     **{
         name: functools.partial(StarKVConfig, policy=name)
         for name, policy in POLICIES.items()
-        if name != "starkv" and not policy(StarKVConfig()).is_uneven()  # which ends at one prompt
+        if not policy(StarKVConfig(policy=name)).is_uneven()  # which ends at one prompt
     },
 }
 

@@ -32,7 +32,7 @@ ONE_PROMPT = (
 )
 """Why a cache takes no second prompt, and the way out."""
 
-_LAYER_STATE = ("keys", "values", "seen", "retired", "kept", "state")
+_LAYER_STATE = ("keys", "values", "seen", "retired", "kept", "novelty", "state")
 
 
 class Session:
@@ -60,8 +60,9 @@ class StarKVLayer(DynamicLayer):
 
     keys, values: [B, G, stored, D]. kept: [B, C] int64, place in the session's stream of each
     token the last compaction kept, or [B, G, C] where each head keeps a set of its own; what came
-    later follows it without gaps. seen: tokens of the stream; retired: those of them in frames that
-    have left the session, which no budget counts.
+    later follows it without gaps. novelty: float32 of the same shape, how new the policy found each
+    of them in its own prompt; None, and what came later: 1. seen: tokens of the stream; retired:
+    those of them in frames that have left the session, which no budget counts.
 
     While decoding in buffers, keys and values have room for tokens to come: filled is how many of
     their slots are taken, and dropped how many tokens of the stream are not stored. No graph reads
@@ -79,6 +80,7 @@ class StarKVLayer(DynamicLayer):
     def _clear(self) -> None:
         self.seen, self.retired = 0, 0
         self.kept: torch.Tensor | None = None
+        self.novelty: torch.Tensor | None = None
         self.state: tuple[torch.Tensor, ...] | None = None
         self.filled: int | None = None
         self.dropped = 0
@@ -146,8 +148,9 @@ class StarKVLayer(DynamicLayer):
         self.seen = self.seen + new
         *layout, has_layout = self._layout(index, stored)
         state = self._state(keys, layout[3])
-        self.keys, self.values, self.kept, *state = STARKV.cache_write(
-            keys, values, index, *layout, *state, self.seen - self.retired, has_layout
+        novelty = self._novelties(index)
+        self.keys, self.values, self.kept, self.novelty, *state = STARKV.cache_write(
+            keys, values, index, novelty, *layout, *state, self.seen - self.retired, has_layout
         )
         self.state = tuple(state)
         return keys, values
@@ -160,6 +163,11 @@ class StarKVLayer(DynamicLayer):
         if kept is None:
             return rest.expand(keys.shape[0], -1)
         return torch.cat([kept, rest.expand(*kept.shape[:-1], -1)], dim=-1)
+
+    def _novelties(self, index: torch.Tensor) -> torch.Tensor:
+        """Like `index`, the places of tokens about to be stored: how new each was, 1 if unknown."""
+        known = index.new_ones(index.shape[:-1] + (0,)) if self.novelty is None else self.novelty
+        return F.pad(known.float(), (0, index.shape[-1] - known.shape[-1]), value=1.0)
 
     @property
     def _known(self) -> int:
@@ -231,10 +239,16 @@ class StarKVLayer(DynamicLayer):
         self.seen -= remove
         if self.kept is not None:
             self.kept = self.kept[..., : self.stored]
+        if self.novelty is not None:
+            self.novelty = self.novelty[..., : self.stored]
 
     def places(self) -> torch.Tensor:
         """[B, (G,) stored]: place in the stream of each token stored."""
         return self._places(self.stored, 0, self.keys)
+
+    def novelties(self) -> torch.Tensor:
+        """[B, (G,) stored] float32: how new each token stored was in its own prompt."""
+        return self._novelties(self.places())
 
     @property
     def full_nbytes(self) -> int:
@@ -244,7 +258,9 @@ class StarKVLayer(DynamicLayer):
     def keep_only(self, stay: torch.Tensor) -> None:
         """Store the tokens of slots `stay` alone, of every batch row: [n], or [G, n] by head."""
         places = self.places()
-        self.kept = places.gather(-1, stay.expand(*places.shape[:-1], -1))
+        slots = stay.expand(*places.shape[:-1], -1)
+        novelty = self._novelties(places)
+        self.kept, self.novelty = places.gather(-1, slots), novelty.gather(-1, slots)
         rows = stay.expand(*self.keys.shape[:2], -1)[..., None]
         self.keys = self.keys.gather(2, rows.expand(-1, -1, -1, self.keys.shape[-1]))
         self.values = self.values.gather(2, rows.expand(-1, -1, -1, self.values.shape[-1]))
@@ -269,6 +285,8 @@ class StarKVLayer(DynamicLayer):
             self.keys, self.values = keys, values
         if self.kept is not None:
             self.kept = self.kept[rows]
+        if self.novelty is not None:
+            self.novelty = self.novelty[rows]
         if self.state is not None:
             self.state = tuple(t[rows] for t in self.state)
 

@@ -27,7 +27,7 @@ class StarKVConfig:
     """Options of the `starkv` backend. Unknown keys and impossible values raise `OptionError`.
 
     The defaults are ours; `StarKVConfig.paper()` is the published method as released
-    (arXiv 2606.01790). Symbols in brackets are the paper's.
+    (arXiv 2606.01790), which is another policy. Symbols in brackets are the paper's.
     """
 
     budget: float = 0.2
@@ -106,11 +106,18 @@ class StarKVConfig:
     """Screen grid for mutual information. "true": the frame's rows and columns. "square": a
     square guessed from the number of tokens, as in the paper's release."""
 
-    novelty: float = 1.0
+    novelty_weight: float = 1.0
     """Weight of key novelty beside attention, in the policy of that name [nu]."""
 
-    policy: str = "starkv"
-    """How tokens are scored: a name in `starkv_compile.policies.POLICIES`; docs/policies.md."""
+    attention_weight: float = 0.5
+    """Weight of attention beside novelty, in the policy "screen_novelty" [nu]. 0 = none."""
+
+    text_weight: float = 2.0
+    """How many times as large a share of the text as of the screens is kept, in that policy."""
+
+    policy: str = "screen_novelty"
+    """How tokens are scored: a name in `starkv_compile.policies.POLICIES`; docs/policies.md. Each
+    reads some of the options of scoring; one that it does not read must have its default."""
 
     inner: str = "inductor"
     """Backend that compiles the rewritten graph: "inductor", "aot_eager", "eager", or "tensorrt",
@@ -133,9 +140,11 @@ class StarKVConfig:
         _check_integer(self, "pool", least=1, most=63)
         if self.pool % 2 == 0:
             raise OptionError(f"pool={self.pool}: an odd number is needed; try {self.pool + 1}")
-        for name in ("boost", "frame_decay", "novelty"):
+        for name in ("boost", "frame_decay", "novelty_weight", "attention_weight"):
             _check_number(self, name, least=0)
-        for name in ("boost_temperature", "mi_temperature", "entropy_low", "entropy_high"):
+        for name in (
+            "boost_temperature", "mi_temperature", "entropy_low", "entropy_high", "text_weight"
+        ):  # fmt: skip
             _check_number(self, name, above=0)
         self._check_layer_budgets()
         for name in (
@@ -145,6 +154,7 @@ class StarKVConfig:
         _check_integer(self, "mi_warm_steps", least=0)
         _check_integer(self, "mi_ramp_steps", least=1)
         _check_choice(self, "policy", tuple(_policies()))
+        self._check_options_are_read()
         if self.decode_tokens is not None and _policies()[self.policy](self).is_uneven():
             why = "layer_budgets" if self.layer_budgets else f"policy={self.policy!r}"
             raise OptionError(
@@ -174,6 +184,20 @@ class StarKVConfig:
             )
         object.__setattr__(self, "layer_budgets", tuple(map(float, given)))
 
+    def _check_options_are_read(self) -> None:
+        policies = _policies()
+        read = policies[self.policy].reads
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            readers = [name for name, policy in policies.items() if field.name in policy.reads]
+            if readers and field.name not in read and value != field.default:
+                reads = ", ".join(sorted(read)) or "none of them"
+                raise OptionError(
+                    f"{field.name}={value!r} does nothing with policy={self.policy!r}, which reads "
+                    f"{reads}; leave it out, or choose a policy that reads it: "
+                    f"{', '.join(map(repr, readers))}"
+                )
+
     def _check_one_budget(self) -> None:
         default = type(self).budget
         if self.budget_tokens is not None or self.budget != default:
@@ -186,7 +210,8 @@ class StarKVConfig:
     @classmethod
     def paper(cls, **changes: Any) -> StarKVConfig:
         """The method as its authors released it, with `changes` on top."""
-        return cls.from_options({"entropy": "global", "grid": "square", **changes})
+        paper = {"policy": "starkv", "entropy": "global", "grid": "square"}
+        return cls.from_options({**paper, **changes})
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any] | None) -> StarKVConfig:

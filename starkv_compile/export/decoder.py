@@ -73,18 +73,19 @@ class Prefill(nn.Module):
         cache.session.layout = layout
         retired = layout.seen - next(values).shape[0]
         seen = layout.seen - ids.shape[1]
-        given = [[next(values) for _ in range(3 + STATE)] for _ in self.shapes.layers]
+        given = [[next(values) for _ in range(4 + STATE)] for _ in self.shapes.layers]
         cache.layers = [self._layer(cache, seen, retired, *one) for one in given]
         logits = self.inner.run(embeds, positions, mask, cache, **more)
         found = [logits]
         for layer, one in zip(cache.compressed_layers, given, strict=True):
             assert layer.kept is not None
+            assert layer.novelty is not None
             assert layer.state is not None
             pair = [layer.keys, layer.values]
             if self.shapes.slots:
                 first = torch.zeros_like(layer.kept[:, 0])
                 pair = [write_slots(a, b, first) for a, b in zip(one[:2], pair, strict=True)]
-            found += [*pair, layer.kept, *layer.state]
+            found += [*pair, layer.kept, layer.novelty, *layer.state]
         return found
 
     def _embed(
@@ -112,13 +113,14 @@ class Prefill(nn.Module):
         key: torch.Tensor,
         value: torch.Tensor,
         kept: torch.Tensor,
+        novelty: torch.Tensor,
         *state: torch.Tensor,
     ) -> StarKVLayer:
         layer = StarKVLayer(cache.session)
         layer.lazy_initialization(key, value)
         if self.shapes.slots:
             key, value = (buffer[:, :, : kept.shape[1]] for buffer in (key, value))
-        layer.keys, layer.values, layer.kept = key, value, kept
+        layer.keys, layer.values, layer.kept, layer.novelty = key, value, kept, novelty
         layer.seen, layer.retired = seen, retired
         layer.state = state
         return layer

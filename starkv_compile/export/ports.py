@@ -101,10 +101,11 @@ def stored(shapes: Shapes, prefix: str, length: str) -> list[list[Port]]:
 
 
 def state(shapes: Shapes, prefix: str, length: str) -> list[list[Port]]:
-    """Places in the stream of what each layer stores, and its scoring state."""
+    """Place in the stream of all that each layer stores, how new it was, and the scoring state."""
     return [
         [
             Port(f"{prefix}.{i}.kept", ("batch", length), torch.int64),
+            Port(f"{prefix}.{i}.novelty", ("batch", length), torch.float32),
             Port(f"{prefix}.{i}.mi", ("batch", n.heads), torch.float32),
             Port(f"{prefix}.{i}.mi_steps", ("batch",), torch.int64),
             Port(f"{prefix}.{i}.pattern", ("batch", n.heads, "on_frame"), torch.float32),

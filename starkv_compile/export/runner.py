@@ -32,6 +32,11 @@ NARROWEST = 2
 
 OTHER_OUTPUTS = ("output_hidden_states", "output_attentions", "output_router_logits")
 
+PRESENT = (
+    "key", "value", "kept", "novelty", "mi", "mi_steps", "pattern", "pattern_count"
+)  # fmt: skip
+"""What a prompt's graph gives back of each layer."""
+
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 """What the tower encodes, and the argument it comes in."""
 
@@ -336,15 +341,15 @@ class Runtime:
             mi, mi_steps, pattern, pattern_count = layer.state
             feeds |= {
                 f"past.{i}.key": layer.keys, f"past.{i}.value": layer.values,
-                f"past.{i}.kept": layer.places(), f"past.{i}.mi": mi,
+                f"past.{i}.kept": layer.places(), f"past.{i}.novelty": layer.novelties(),
+                f"past.{i}.mi": mi,
                 f"past.{i}.mi_steps": mi_steps, f"past.{i}.pattern_count": pattern_count,
                 f"past.{i}.pattern": F.pad(pattern, (0, width - pattern.shape[-1])),
             }  # fmt: skip
         found = self._prefill(feeds)
         for i, layer in enumerate(layers):
-            layer.keys, layer.values, layer.kept, *state = (
-                found[f"present.{i}.{name}"]
-                for name in ("key", "value", "kept", "mi", "mi_steps", "pattern", "pattern_count")
+            layer.keys, layer.values, layer.kept, layer.novelty, *state = (
+                found[f"present.{i}.{name}"] for name in PRESENT
             )
             layer.state = (*state[:2], state[2][..., : layout.current.shape[1]], state[3])
             layer.seen = layout.seen

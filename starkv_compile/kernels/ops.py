@@ -18,7 +18,7 @@ import torch
 from ..errors import NonFiniteScores
 from . import cpp, reference
 from .compiling import runs_cpp
-from .reference import layout
+from .reference import layout, novelty
 from .reference import star as star_reference
 from .reference.capacity import split_capacity
 from .reference.spatial import Counting
@@ -124,6 +124,22 @@ def scores_counting_by(counting: Counting, *arguments: Any) -> tuple[Tensor, ...
 
 
 @op
+def spatial_novelty(
+    key: Tensor, frame: Tensor, row: Tensor, column: Tensor, earlier: Tensor
+) -> Tensor:
+    """See `reference.novelty.spatial_novelty`."""
+    return novelty.spatial_novelty(key, frame, row, column, earlier)
+
+
+@op
+def temporal_novelty(
+    key: Tensor, frame: Tensor, row: Tensor, column: Tensor, current: Tensor
+) -> Tensor:
+    """See `reference.novelty.temporal_novelty`."""
+    return novelty.temporal_novelty(key, frame, row, column, current)
+
+
+@op
 def select_tokens(
     scores: Tensor, real: Tensor | None, length: int, window: int, capacity: int
 ) -> Tensor:
@@ -175,6 +191,7 @@ def cache_write(
     key: Tensor,
     value: Tensor,
     index: Tensor,
+    novelty: Tensor,
     frame: Tensor,
     row: Tensor,
     column: Tensor,
@@ -185,17 +202,18 @@ def cache_write(
     pattern_count: Tensor,
     seen: int,
     has_layout: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Marks where `StarKVCache` stores a prompt, for the pass to replace by a compaction.
 
     Left in place it changes nothing: it returns copies of key, value [B, G, L, D], of index
-    [B, L] (place of each stored token in the stream of all `seen` tokens) and of the layer's
-    state. Inputs are in `reference.star.Layout` and `State`; `has_layout` is False where the
-    cache was not told what the tokens are.
+    [B, L] (place of each stored token in the stream of all `seen` tokens), of novelty [B, L]
+    (`reference.novelty.spatial_novelty` of those of earlier prompts) and of the layer's state.
+    Inputs are in `reference.star.Layout` and `State`; `has_layout` is False where the cache was
+    not told what the tokens are.
     """
     return (
-        key.clone(), value.clone(), index.clone(), mi.clone(), mi_steps.clone(), pattern.clone(),
-        pattern_count.clone(),
+        key.clone(), value.clone(), index.clone(), novelty.clone(), mi.clone(), mi_steps.clone(),
+        pattern.clone(), pattern_count.clone(),
     )  # fmt: skip
 
 

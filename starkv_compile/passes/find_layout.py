@@ -10,9 +10,7 @@ from torch.fx import Node
 from ..kernels.ops import STARKV
 from . import fx
 from .base import Context, GraphPass
-from .sites import Refusal, Site
-
-HAS_LAYOUT = 12  # argument of starkv.cache_write
+from .sites import HAS_LAYOUT, LAYOUT, Refusal, Site
 
 
 class FindLayout(GraphPass):
@@ -26,7 +24,7 @@ class FindLayout(GraphPass):
         for site in list(context.sites):
             marker = site.write.marker if site.write else None
             if marker is not None and marker.args[HAS_LAYOUT]:
-                context.update(site, layout=tuple(context.proxy(a) for a in marker.args[3:7]))
+                context.update(site, layout=tuple(context.proxy(a) for a in marker.args[LAYOUT]))
                 self.matched += 1
                 continue
             if inferred is None:

@@ -11,7 +11,7 @@ from torch.fx import Node
 from ..kernels.ops import STARKV
 from . import fx
 from .base import Context, GraphPass, without_gradient
-from .sites import CacheWrite, Inserted
+from .sites import INDEX, NOVELTY, STATE, CacheWrite, Inserted
 
 
 class InsertCompaction(GraphPass):
@@ -40,6 +40,7 @@ class InsertCompaction(GraphPass):
                 stored = [pair[0], pair[1]]
                 if write.marker is not None:
                     stored.append(scored.index.gather(-1, kept))
+                    stored.append(scored.novelty.gather(-1, kept))
                     stored.extend(scored.state)
             new = [proxy.node for proxy in stored]
             if self.config.inner == "inductor" and context.cache != "caller":
@@ -59,7 +60,7 @@ class StripMarkers(GraphPass):
         for marker in list(context.graph.nodes):
             if fx.is_op(marker, fx.CACHE_WRITE):
                 args = marker.args
-                same = [*args[:3], *args[7:11]]
+                same = [*args[:2], args[INDEX], args[NOVELTY], *args[STATE]]
                 replace_marker(context.graph, CacheWrite(args[0], args[1], marker), same)
                 self.matched += 1
 
@@ -67,7 +68,8 @@ class StripMarkers(GraphPass):
 def _end_of_scores(scored: Inserted) -> Node:
     """The node before which compaction goes: after attention and after its scores."""
     node = scored.scores.node
-    for proxy in scored.state:
+    told = [] if scored.novelty is None else [scored.novelty]
+    for proxy in (*scored.state, *told):
         if node < proxy.node:
             node = proxy.node
     return node.next

@@ -12,10 +12,7 @@ from ..policies import POLICIES, Policy, ScoreInputs
 from . import fx
 from .base import Context, GraphPass, without_gradient
 from .find_cache_writes import WAY_OUT
-from .sites import HIDDEN, INDEX, Attention, Inserted, Site
-
-STATE = slice(7, 11)  # arguments of starkv.cache_write
-SEEN = 11
+from .sites import HIDDEN, INDEX, NOVELTY, SEEN, STATE, Attention, Inserted, Site
 
 
 class InsertScores(GraphPass):
@@ -47,7 +44,7 @@ class InsertScores(GraphPass):
                         capacity = layer_capacity(key.shape[2], window, capacity, weights, place)
                 mask = _mask(context, site, window, policy.observers)
                 real = _real_tokens(context, site, mask)
-                layout, index = _stored_places(context, site, policy.per_head)
+                layout, index, novelty = _stored_tokens(context, site, policy.per_head)
                 scored = policy.score(
                     ScoreInputs(
                         query=self._checked(query, f"layer {site.index}, queries"),
@@ -61,13 +58,15 @@ class InsertScores(GraphPass):
                         layout=layout,
                         state=state,
                         index=index,
+                        novelty=novelty,
                         layer=site.index,
                         window=window,
                         capacity=capacity,
                         sharing=_sharing(site),
                     )
                 )
-            inserted = Inserted(scored.scores, scored.state, index, real, capacity, window)
+            told = novelty if scored.novelty is None else scored.novelty
+            inserted = Inserted(scored.scores, scored.state, index, told, real, capacity, window)
             context.update(site, scored=inserted)
             self.matched += 1
 
@@ -117,20 +116,24 @@ class InsertScores(GraphPass):
         return STARKV.check_finite(tensor, name) if self.config.debug else tensor
 
 
-def _stored_places(
+def _stored_tokens(
     context: Context, site: Site, per_head: bool
-) -> tuple[tuple[Any, Any, Any, Any], Any]:
-    """The layout, and each stored token's place in the stream: of each head, if each has a set."""
+) -> tuple[tuple[Any, Any, Any, Any], Any, Any]:
+    """The layout, and each stored token's place in the stream and novelty, which markers tell.
+
+    Of each head, if each keeps a set.
+    """
     assert site.write is not None
     assert site.layout is not None
     marker = site.write.marker
-    index = None if marker is None else context.proxy(marker.args[INDEX])
+    told = [] if marker is None else [context.proxy(marker.args[i]) for i in (INDEX, NOVELTY)]
     *described, current = site.layout
     if per_head:
         heads = int(fx.shape(site.write.key)[1])
         described = [_for_heads(tokens, heads) for tokens in described]
-        index = None if index is None else _for_heads(index, heads)
-    return (*described, current), index
+        told = [_for_heads(tokens, heads) for tokens in told]
+    index, novelty = told or (None, None)
+    return (*described, current), index, novelty
 
 
 def _for_heads(tokens: Any, heads: int) -> Any:

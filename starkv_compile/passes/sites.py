@@ -10,8 +10,9 @@ from torch.fx import Node
 HIDDEN = -9984.0
 """What hides a key from a query is at most this: -1e4, as bfloat16 rounds it."""
 
-INDEX = 2
-"""Which argument of `starkv.cache_write` is the place in the stream of each stored token."""
+INDEX, NOVELTY, SEEN, HAS_LAYOUT = 2, 3, 12, 13
+LAYOUT, STATE = slice(4, 8), slice(8, 12)
+"""Which argument of `starkv.cache_write` is what; index, novelty and state are results as well."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,14 @@ class CacheWrite:
 class Inserted:
     """Proxies of the values that `InsertScores` put into the graph; the window that scored.
 
-    index: place in the stream of each stored token, for each head if each keeps a set.
+    index: place in the stream of each stored token, for each head if each keeps a set; novelty:
+    see `policies.Scored`.
     """
 
     scores: Any
     state: tuple[Any, ...]
     index: Any
+    novelty: Any
     real: Any
     capacity: Any
     window: Any

@@ -18,6 +18,7 @@ from .key_novelty import KeyNovelty
 from .layer_density import measure_layer_budgets
 from .pyramidkv import PyramidKV
 from .random import Random
+from .screen_novelty import ScreenNovelty
 from .snapkv import SnapKV
 from .snapkv_boost import SnapKVBoost
 from .snapkv_mean import SnapKVMean
@@ -28,6 +29,7 @@ from .tova import Tova
 from .vl_cache import VLCache
 
 POLICIES: dict[str, type[Policy]] = {
+    "screen_novelty": ScreenNovelty,
     "starkv": StarKV,
     "snapkv": SnapKV,
     "snapkv_mean": SnapKVMean,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from ..kernels.reference.temporal import age, discount
 from .base import Policy
 from .inputs import Scored, ScoreInputs
@@ -13,6 +15,8 @@ class AgeDecay(Policy):
     score_t = pool(mean over heads of a_t) * (D_min + (1 - D_min) exp(-delta age_t)), delta:
     `frame_decay`, D_min: `frame_floor`; text and the current frame have age 0.
     """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"pool", "frame_decay", "frame_floor"})
 
     def score(self, inputs: ScoreInputs) -> Scored:
         scores = inputs.pooled_attention(self.config.pool).mean(1)

@@ -18,11 +18,13 @@ class Policy:
     per_head: whether each KV head keeps a set of its own. window: how many of the last tokens are
     kept whatever their score, and score the others; None: as many as the configuration says.
     observers: of how many of the last queries a mask is needed, where more than the window's score.
+    reads: the options of scoring that act here.
     """
 
     per_head: ClassVar[bool] = False
     window: ClassVar[int | None] = None
     observers: ClassVar[int] = 0
+    reads: ClassVar[frozenset[str]] = frozenset({"pool"})
 
     def __init__(self, config: StarKVConfig) -> None:
         self.config = config

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from ..kernels.ops import STARKV, op
@@ -52,6 +54,8 @@ class ExpectedAttention(Policy):
     are turned already, and takes the prompt's own places for those to come. A later turn's
     statistics are those of its own queries.
     """
+
+    reads: ClassVar[frozenset[str]] = frozenset()
 
     def score(self, inputs: ScoreInputs) -> Scored:
         places = inputs.places()

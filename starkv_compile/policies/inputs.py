@@ -20,11 +20,13 @@ class ScoreInputs:
     the mask perhaps of the last queries alone, as many as the policy's window or `observers`;
     hidden [B, S, E] or None where the pass did not find it; real [B, L] bool, False at padding, or
     None; layout and state as in `reference.star`; index [B, L], place of each token in the
-    session's stream, or None where the graph does not say; layer: its number; window W before
+    session's stream, and novelty [B, L] float32, what an earlier prompt of the session said of the
+    tokens it left, or None where the graph does not say; layer: its number; window W before
     clipping; capacity C. sharing: how many of the key's heads are stored as one: scores and state
     have G / sharing subspaces.
 
-    Where a set for each head is kept, frame, row, column and index are [B, G / sharing, L].
+    Where a set for each head is kept, frame, row, column, index and novelty are
+    [B, G / sharing, L].
     """
 
     query: Any
@@ -38,6 +40,7 @@ class ScoreInputs:
     layout: tuple[Any, Any, Any, Any]
     state: tuple[Any, Any, Any, Any]
     index: Any
+    novelty: Any
     layer: int
     window: int
     capacity: Any
@@ -54,6 +57,13 @@ class ScoreInputs:
     def pooled_attention(self, width: int) -> Any:
         """[B, G / sharing, P]: the same, averaged over `width` neighbours: SnapKV's scores."""
         return pool(self.window_attention(), width)
+
+    def spatial_novelty(self) -> Any:
+        """[B, L]: see `reference.novelty.spatial_novelty`; of one set for all heads."""
+        frame, row, column, _ = self.layout
+        told = torch.ones_like(frame, dtype=torch.float32) if self.novelty is None else self.novelty
+        earlier = told[:, : self.key.shape[2] - self.query.shape[2]]
+        return STARKV.spatial_novelty(self.key, frame, row, column, earlier)
 
     def stored_heads(self, scores: Any) -> Any:
         """Scores [B, G, ...] of the key's heads as those of the heads that are stored."""
@@ -78,5 +88,9 @@ class ScoreInputs:
 
 
 class Scored(NamedTuple):
+    """novelty: [B, L], to come back with the tokens that are kept at the next prompt; None: what
+    came in."""
+
     scores: Any
     state: tuple[Any, Any, Any, Any]
+    novelty: Any = None

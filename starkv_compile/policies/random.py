@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from .base import Policy
 from .inputs import Scored, ScoreInputs
 
@@ -13,6 +15,8 @@ class Random(Policy):
     turn what is kept is a sample of all tokens seen, and not of the newest more than of others.
     The last W tokens stay, as with SnapKV.
     """
+
+    reads: ClassVar[frozenset[str]] = frozenset()
 
     def score(self, inputs: ScoreInputs) -> Scored:
         # Two rounds of multiply and shift, on 32 bits in an int64: no product overflows.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -32,6 +32,8 @@ class SnapKVBoost(Policy):
     Source: GUI-KV (Huang et al., arXiv 2510.00536), whose boost it is. Where the pass finds no key
     projection there is no boost, which the report notes.
     """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"pool", "boost", "boost_temperature"})
 
     def score(self, inputs: ScoreInputs) -> Scored:
         scores = inputs.pooled_attention(self.config.pool)

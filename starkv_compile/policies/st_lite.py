@@ -9,31 +9,6 @@ from .base import Policy
 from .inputs import Scored, ScoreInputs
 
 Tensor = torch.Tensor
-AROUND = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)]
-
-
-@op
-def unlike_neighbours(units: Tensor, frame: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """1 - mean cosine with the up to 8 stored tokens around each on its frame.
-
-    units [B, L, E]: keys of length 1; frame, row, column [B, L] as in `reference.star.Layout`.
-    Returns [B, L]; 1 where there is no neighbour.
-    """
-    visual = frame >= 0
-    # One number for each cell of each frame, with a margin, so that no neighbour wraps around.
-    height, width = (t.amax(-1, keepdim=True) + 3 for t in (row, column))
-    cell = ((frame * height + row + 1) * width + column + 1).masked_fill(~visual, -1)
-    cells, token = cell.sort(dim=-1)
-    total = torch.zeros_like(units[..., 0])
-    count = torch.zeros_like(cell)
-    for down, right in AROUND:
-        wanted = cell + down * width + right
-        slot = torch.searchsorted(cells, wanted).clamp(max=cells.shape[-1] - 1)
-        found = visual & (cells.gather(1, slot) == wanted)
-        other = token.gather(1, slot)[..., None].expand(-1, -1, units.shape[-1])
-        total = total + (units * units.gather(1, other)).sum(-1).where(found, 0.0)
-        count = count + found
-    return 1.0 - total / count.clamp(min=1)
 
 
 @op
@@ -65,10 +40,11 @@ class STLite(Policy):
         attention = inputs.pooled_attention(self.config.pool).mean(1)
         past = attention.shape[-1]
         units = inputs.unit_keys()
-        frame, row, column, current = inputs.layout
-        screen = STARKV.unlike_neighbours(units, frame, row, column)[:, :past]
+        frame, _, _, current = inputs.layout
+        novelty = inputs.spatial_novelty()
+        screen = novelty[:, :past]
         repeated = STARKV.repeats_current(units, frame, current, inputs.capacity)[:, :past]
         text = attention.masked_fill(frame[:, :past] >= 0, 0.0)
         text = text / text.amax(-1, keepdim=True).clamp(min=1e-30)
         scores = torch.where(frame[:, :past] >= 0, screen, text)
-        return Scored(scores.masked_fill(repeated, -1.0), inputs.state)
+        return Scored(scores.masked_fill(repeated, -1.0), inputs.state, novelty)

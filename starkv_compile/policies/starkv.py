@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from ..config import StarKVConfig
 from ..kernels.ops import STARKV
 from ..kernels.reference.star import Hyper
@@ -16,6 +18,8 @@ def hyper_of(config: StarKVConfig) -> Hyper:
 
 class StarKV(Policy):
     """arXiv 2606.01790, in the form `StarKVConfig` asks for."""
+
+    reads: ClassVar[frozenset[str]] = frozenset(Hyper._fields)
 
     def score(self, inputs: ScoreInputs) -> Scored:
         scored = STARKV.star_scores(

@@ -21,6 +21,7 @@ class StreamingLLM(Policy):
     anew. No query scores, so that the last token alone is kept whatever its score.
     """
 
+    reads: ClassVar[frozenset[str]] = frozenset()
     window: ClassVar[int | None] = 1
 
     def score(self, inputs: ScoreInputs) -> Scored:

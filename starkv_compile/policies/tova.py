@@ -15,6 +15,7 @@ class Tova(Policy):
     alone; the option `window` is not read.
     """
 
+    reads: ClassVar[frozenset[str]] = frozenset()
     window: ClassVar[int | None] = 1
 
     def score(self, inputs: ScoreInputs) -> Scored:

@@ -25,9 +25,9 @@ def _add_quality(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = quality.add_argument
-    add("--policies", type=names, metavar="A,B", default="policy,ablation",
-        help="names in starkv_compile.quality.variants; 'policy', 'ablation' for all of a "
-        "kind")  # fmt: skip
+    add("--policies", type=names, metavar="A,B", default="policy,ablation,own",
+        help="names in starkv_compile.quality.variants; 'policy', 'ablation', 'own' for all of "
+        "a kind")  # fmt: skip
     add("--budgets", type=percents, metavar="P,Q", default="40,20,10,5,3",
         help="percent of the tokens seen")  # fmt: skip
     add("--questions", type=int, metavar="N", default=2000, help="at least, a policy and budget")

@@ -27,12 +27,12 @@ from .measure import Bench
 from .tables import accuracy_table, write_csv
 from .variants import BUDGETS, FULL, VARIANTS, Variant
 
-GROUPS = ("policy", "ablation")
+GROUPS = ("policy", "ablation", "own")
 
 
 @dataclass(frozen=True, kw_only=True)
 class QualityOptions:
-    """What the command line gives. policies: names of variants, "policy" and "ablation" for all of
+    """What the command line gives. policies: names of variants, or of `GROUPS` for all of
     such. budgets: shares below 1. agent: a checkpoint folder, None for the shipped one."""
 
     policies: Sequence[str] = GROUPS
@@ -54,7 +54,7 @@ def chosen(names: Sequence[str]) -> list[Variant]:
     for name in names:
         if name not in VARIANTS and name not in GROUPS:
             raise OptionError(
-                f"policy {name!r}: known are {', '.join(VARIANTS)}; {' and '.join(GROUPS)} stand "
+                f"policy {name!r}: known are {', '.join(VARIANTS)}; {', '.join(GROUPS)} stand "
                 "for all of a kind"
             )
     found = [v for v in VARIANTS.values() if v.name in names or v.group in names]

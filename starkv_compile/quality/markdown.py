@@ -18,14 +18,15 @@ ABLATED_AT = (0.2, 0.1, 0.05)
 
 
 def markdown(comparison: Comparison) -> str:
-    """A table of the policies for each budget, and one of the changes to the paper's method."""
+    """A table of the policies for each budget, and one of the changes to each method."""
     parts = [
         "# Quality: tables",
         "Made by `python -m starkv_compile bench plot`; `quality.md` says what they mean. Percent "
         "right with 95 % intervals (bootstrap over prompts). Differences are paired: of the same "
         "questions, in points.",
         *_policies(comparison),
-        *_ablation(comparison),
+        *_changes(comparison, "own", "default", "our default"),
+        *_changes(comparison, "ablation", "paper", "the paper's configuration"),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -53,24 +54,24 @@ def _policies(comparison: Comparison) -> Iterator[str]:
         yield _table(["", *shown, "all, less full", "as full", "bytes"], rows)
 
 
-def _ablation(comparison: Comparison) -> Iterator[str]:
+def _changes(comparison: Comparison, group: str, base: str, title: str) -> Iterator[str]:
     cells = comparison.cells
-    names = [name for name, variant in VARIANTS.items() if variant.group == "ablation"]
-    budgets = [b for b in ABLATED_AT if ("paper", b) in cells]
+    names = [name for name, variant in VARIANTS.items() if variant.group == group]
+    budgets = [b for b in ABLATED_AT if (base, b) in cells]
     rows = []
     for name in names:
         if not any((name, b) in cells for b in budgets):
             continue
         row = [title_of(name)]
         for budget in budgets:
-            cell, paper = cells.get((name, budget)), cells["paper", budget]
+            cell, unchanged = cells.get((name, budget)), cells[base, budget]
             for part in ("again", "other"):
-                gain = None if cell is None else comparison.difference(cell, paper, part)
+                gain = None if cell is None else comparison.difference(cell, unchanged, part)
                 row.append("" if gain is None else _marked(gain))
         rows.append(row)
     if rows:
-        yield "## One change to the paper's method"
-        yield "Points gained over the paper's configuration; bold where the interval leaves out 0."
+        yield f"## One change to {title}"
+        yield "Points gained over it; bold where the interval leaves out 0."
         yield _table(["", *(f"{b:.0%} {p}" for b in budgets for p in ("again", "other"))], rows)
 
 

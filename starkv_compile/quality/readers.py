@@ -91,7 +91,7 @@ class Reader:
         )
         for layer in cache.compressed_layers:
             layer.keys, layer.values = STARKV.gather_kv(layer.keys, layer.values, kept, None)
-            layer.kept = kept
+            layer.kept, layer.novelty = kept, None
         return cache
 
     @contextlib.contextmanager

@@ -16,8 +16,9 @@ BUDGETS = (0.4, 0.2, 0.1, 0.05, 0.03)
 class Variant:
     """A configuration under a name. make: called with `budget` and `inner`.
 
-    group: "policy", or "ablation" for one change to the paper's method. by_need: no policy but the
-    ceiling, which is told what the questions need; of `make` only the capacity counts then.
+    group: "policy"; "ablation" for one change to the paper's method, "own" to ours. by_need: no
+    policy but the ceiling, which is told what the questions need; of `make` only the capacity
+    counts then.
     """
 
     name: str
@@ -34,6 +35,10 @@ def _changed(name: str, title: str, **options: Any) -> Variant:
     return Variant(name, f"paper, {title}", partial(StarKVConfig.paper, **options), "ablation")
 
 
+def _own(name: str, title: str, **options: Any) -> Variant:
+    return Variant(name, f"ours, {title}", partial(StarKVConfig, **options), "own")
+
+
 def _policy(policy: str, title: str, name: str = "", **options: Any) -> Variant:
     return Variant(name or policy, title, partial(StarKVConfig, policy=policy, **options))
 
@@ -44,7 +49,8 @@ FULL = Variant("full", "full cache", StarKVConfig)
 _ALL = (
     FULL,
     Variant("oracle", "oracle: told what is needed", StarKVConfig, by_need=True),
-    Variant("default", "STaR-KV, our default", StarKVConfig),
+    Variant("default", "novelty on the screen (our default)", StarKVConfig),
+    _policy("starkv", "STaR-KV, our options"),
     Variant("paper", "STaR-KV, the paper's", StarKVConfig.paper),
     _policy("snapkv", "SnapKV, a set for each KV head"),
     _policy("snapkv_mean", "SnapKV, mean over heads"),
@@ -63,7 +69,7 @@ _ALL = (
     _policy("snapkv_mean", "SnapKV, mean over heads, not pooled", "snapkv_mean-pool-1", pool=1),
     _policy("snapkv", "SnapKV, a set for each KV head, not pooled", "snapkv-pool-1", pool=1),
     _policy("key_novelty", "attention + key novelty, not pooled", "key_novelty-pool-1", pool=1),
-    Variant("default-pool-1", "our default, not pooled", partial(StarKVConfig, pool=1)),
+    _policy("starkv", "STaR-KV, our options, not pooled", "starkv-pool-1", pool=1),
     _changed("grid-true", "the screens' own grid", grid="true"),
     _changed("entropy-subspace", "entropy reshapes each subspace", entropy="subspace"),
     _changed("entropy-off", "no entropy", entropy="off"),
@@ -85,6 +91,13 @@ _ALL = (
     _changed("window-4", "window 4", window=4),
     _changed("window-16", "window 16", window=16),
     _changed("window-32", "window 32", window=32),
+    _own("own-attention-0", "no attention on screens", attention_weight=0.0),
+    _own("own-attention-2", "attention 2", attention_weight=2.0),
+    _own("own-text-1", "as large a share of text as of screens", text_weight=1.0),
+    _own("own-text-4", "four times as large a share of text", text_weight=4.0),
+    _own("own-pool-1", "text not pooled", pool=1),
+    _own("own-window-4", "window 4", window=4),
+    _own("own-window-16", "window 16", window=16),
 )  # fmt: skip
 
 VARIANTS = {variant.name: variant for variant in _ALL}

@@ -177,8 +177,8 @@ def test_dumps_show_each_pass(tmp_path, monkeypatch):
     files = sorted(p.name for p in tmp_path.iterdir())
     assert len(files) == 2 * len(PIPELINE)
     after = (tmp_path / "graph0-5-InsertScores-after.txt").read_text()
-    assert "starkv.star_scores" in after
-    assert "starkv.star_scores" not in (tmp_path / files[0]).read_text()
+    assert "starkv.window_attention" in after
+    assert "starkv.window_attention" not in (tmp_path / files[0]).read_text()
 
 
 def test_debug_names_the_layer_of_a_score_that_is_not_finite():

@@ -44,7 +44,8 @@ def kept(policy, query, key, capacity, layout=None, **changes):
 
     A window of one token and no pooling, unless `changes`, options and inputs, say otherwise.
     """
-    changes = {"window": 1, "pool": 1, **changes}
+    plain = {"window": 1, "pool": 1} if "pool" in POLICIES[policy].reads else {"window": 1}
+    changes = {**plain, **changes}
     layout = layout or text(key.shape[2])
     return kept_rows(policy, query, key, capacity, layout, **changes)[0].tolist()
 
@@ -62,7 +63,7 @@ def kept_rows(policy, query, key, capacity, layout, **changes):
     inputs = {
         "query": query, "key": key, "value": torch.ones_like(key), "mask": None, "scale": 1.0,
         "log_sum_exp": None, "hidden": None, "real": None, "layout": layout, "layer": 0,
-        "state": state, "index": None, "capacity": capacity,
+        "state": state, "index": None, "novelty": None, "capacity": capacity,
         "window": scorer.window or config.window, **inputs,
     }  # fmt: skip
     given = ScoreInputs(**inputs)

@@ -25,10 +25,10 @@ class Layer(nn.Module):
         super().__init__()
         self.attention = Attention(cached=True)
 
-    def forward(self, x, index, frame, row, column, current, mi, steps, pattern, count):
+    def forward(self, x, index, new, frame, row, column, current, mi, steps, pattern, count):
         y, k, v = self.attention(x)
         written = STARKV.cache_write(
-            k, v, index, frame, row, column, current, mi, steps, pattern, count, S, True
+            k, v, index, new, frame, row, column, current, mi, steps, pattern, count, S, True
         )
         return y, *written
 
@@ -44,7 +44,7 @@ def run_layer(policy, index, **options):
     """`Layer` rewritten with `policy`: the report, and what it computes and writes."""
     zero = torch.zeros(2, dtype=torch.int64)
     state = [torch.zeros(2, G), zero, torch.zeros(2, G, 9), zero.clone()]
-    inputs = (X, index, *LAYOUT, *state)
+    inputs = (X, index, torch.ones(index.shape), *LAYOUT, *state)
     graph = capture(Layer(), *inputs, how="export")
     config = StarKVConfig(policy=policy, **CONFIG, **options)
     report = Pipeline(config).run(graph, cache="marked")
@@ -149,7 +149,7 @@ def by_head(seen=20, sets=((0, 3, 6, 9, 17, 18), (1, 2, 5, 14, 17, 19))):
     for layer in cache.compressed_layers:
         rows = kept_sets[..., None].expand(-1, -1, -1, 16)
         layer.keys, layer.values = layer.keys.gather(2, rows), layer.values.gather(2, rows)
-        layer.kept = kept_sets.clone()
+        layer.kept, layer.novelty = kept_sets.clone(), None
     layout = VisionLayout.empty(1, torch.device("cpu"))
     frame, row, column, _ = frames(seen, (2, 8), (9, 15))
     layout.extend(frame, row, column, "grid")

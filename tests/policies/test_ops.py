@@ -18,6 +18,7 @@ def cases():
     frame, row, column, current = (
         t.expand(B, -1).clone() for t in frames(L, (3, 12), (14, 23), columns=3)
     )
+    novelty = scores[..., : L - 8].exp(), units[..., 0].abs(), units[..., 1].abs()
     real = torch.arange(L) >= torch.tensor([[0], [5]])
     by_head = frame[:, None].expand(-1, G, -1).clone()
     kept = STARKV.select_tokens(scores, real, L, 8, C)
@@ -27,7 +28,9 @@ def cases():
         "gather_kv": (key, value, kept, real),
         "current_frame_boost": (hidden, frame, current, L - 8, 3.5),
         "repeated_tokens": (key, by_head, current, C),
-        "unlike_neighbours": (units, frame, row, column),
+        "spatial_novelty": (key, frame, row, column, torch.ones(B, 7)),
+        "temporal_novelty": (key, frame, row, column, current),
+        "novelty_scores": (*novelty, real, frame, 5, 0.5, 2.0),
         "repeats_current": (units, frame, current, C),
         "attention_expected": (query, key, value, places, 0.25),
         "post_vision_scores": (query, key, None, real, by_head, 0.25, 8, C, 5),

@@ -113,7 +113,7 @@ def test_novelty_prefers_the_key_that_is_unlike_the_others():
     key[0, 0, :, 1] = 1.0
     key[0, 0, 2] = torch.tensor([0.0, 0, 1, 0])
     assert kept("key_novelty", query, key, 2) == [2, 4]
-    assert kept("key_novelty", query, key, 2, novelty=0.0) == [0, 4]
+    assert kept("key_novelty", query, key, 2, novelty_weight=0.0) == [0, 4]
 
 
 def test_novelty_against_attention_in_numbers():
@@ -124,14 +124,14 @@ def test_novelty_against_attention_in_numbers():
     key[0, 0, 0, 0] = math.log(5)
     # Attention of the five scored: 5 1 1 1 1 of 9. Cosine with the mean: 5/6, and 1/6 of token 2;
     # so novelty: 1 1 5 1 1 of 9.
-    assert kept("key_novelty", query, key, 2, novelty=0.9) == [0, 5]
-    assert kept("key_novelty", query, key, 2, novelty=1.1) == [2, 5]
+    assert kept("key_novelty", query, key, 2, novelty_weight=0.9) == [0, 5]
+    assert kept("key_novelty", query, key, 2, novelty_weight=1.1) == [2, 5]
 
 
 def test_a_key_that_is_not_a_number_costs_novelty_its_own_place_only():
     query, key = attended([1.0, 5, 1, 3, 1])
     key[0, 0, 2] = float("nan")
-    assert kept("key_novelty", query, key, 3, novelty=0.0) == [1, 3, 4]
+    assert kept("key_novelty", query, key, 3, novelty_weight=0.0) == [1, 3, 4]
     assert 2 not in kept("key_novelty", query, key, 4)
 
 
@@ -154,14 +154,14 @@ def axes_off(**options):
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "options", "fixed"),
     [
-        ("snapkv_mean", {}),
-        ("snapkv_boost", {"boost": 2.0}),
-        ("age_decay", {"frame_decay": 0.3, "stability_floor": 1.0}),
+        ("snapkv_mean", {}, {}),
+        ("snapkv_boost", {"boost": 2.0}, {}),
+        ("age_decay", {"frame_decay": 0.3}, {"stability_floor": 1.0}),
     ],
 )
-def test_starkv_without_the_other_axes_keeps_the_same(name, options):
+def test_starkv_without_the_other_axes_keeps_the_same(name, options, fixed):
     generator = torch.Generator().manual_seed(3)
     query = torch.randn(1, 4, 80, 8, generator=generator)
     key = torch.randn(1, 2, 80, 8, generator=generator)
@@ -169,7 +169,8 @@ def test_starkv_without_the_other_axes_keeps_the_same(name, options):
     layout = frames(80, (4, 30), (32, 58), columns=5)
     common = {"hidden": hidden, "pool": 5, "window": 8}
     for capacity in (12, 30, 60):
-        expected = kept("starkv", query, key, capacity, layout, **common, **axes_off(**options))
+        axes = axes_off(**options, **fixed)
+        expected = kept("starkv", query, key, capacity, layout, **common, **axes)
         assert kept(name, query, key, capacity, layout, **common, **options) == expected
 
 

@@ -60,7 +60,7 @@ def test_layers_of_different_lengths(bench):
 
 def test_right_is_what_greedy_decoding_says(bench):
     """Judged in one pass over the right answer; `generate` token by token must agree."""
-    config = StarKVConfig(budget=0.15, inner="eager")
+    config = StarKVConfig.paper(budget=0.15, inner="eager")
     seen = bench.batches[1].seen
     prompts, reply = seen.prompts, seen.prompts.continuations[0]
     with bench.reader.compiled(config) as compressor:

@@ -1,0 +1,115 @@
+"""How new a screen token is: beside its neighbours on the frame, and beside the newest frame."""
+
+from __future__ import annotations
+
+import torch
+
+Tensor = torch.Tensor
+
+AHEAD = ((0, 1), (1, -1), (1, 0), (1, 1))
+"""(rows, columns) to the four neighbours that come later in reading order."""
+
+
+def spatial_novelty(
+    key: Tensor, frame: Tensor, row: Tensor, column: Tensor, earlier: Tensor
+) -> Tensor:
+    """1 - mean cosine with the up to 8 neighbours around each token on its frame.
+
+    Args:
+        key: [B, G, L, D]; the keys of all KV heads count as one vector.
+        frame, row, column: [B, L] as in `star.Layout`; the tokens of a frame in reading order.
+        earlier: [B, L - S] float32, the result for what is stored of earlier prompts, whose
+            neighbours are gone. The S tokens of this prompt are compared with each other.
+
+    Returns:
+        [B, L] float32 in 0..2; 1 for text and where there is no neighbour. A key that is not
+        finite resembles nothing.
+    """
+    before = earlier.shape[1]
+    new = key.shape[2] - before
+    key, frame, row, column = key[:, :, before:], *(t[:, before:] for t in (frame, row, column))
+    size = _size(key)
+    place = torch.arange(new, device=frame.device).expand_as(frame)
+    visual = frame >= 0
+    # Where the rows of all frames start, in order; the last slot takes what starts none.
+    starts = visual & (column == 0)
+    number = starts.long().cumsum(1)
+    nowhere = torch.full((frame.shape[0], new + 2), new, dtype=torch.int64, device=frame.device)
+    started = nowhere.scatter(1, torch.where(starts, number, new + 1), place)
+    next_row = started.gather(1, number + 1)
+    total = torch.zeros_like(size)
+    count = torch.zeros_like(frame)
+    for down, right in AHEAD:
+        other = (next_row + column if down else place) + right
+        found = visual & (other >= 0) & (other < new)
+        other = other.clamp(0, new - 1)
+        for axis, step in ((frame, 0), (row, down), (column, right)):
+            found = found & (axis.gather(1, other) == axis + step)
+        cosine = _cosine(key, size, other).where(found, 0.0)
+        met = torch.where(found, other, new)  # each token is met once at most in one direction
+        total = total + cosine + _at(met, cosine)
+        count = count + found + _at(met, found.long())
+    novelty = 1.0 - total / count.clamp(min=1)
+    return torch.cat([earlier, novelty], dim=1)
+
+
+def temporal_novelty(
+    key: Tensor, frame: Tensor, row: Tensor, column: Tensor, current: Tensor
+) -> Tensor:
+    """1 - cosine with the newest frame's token at the same place, in shares of the largest.
+
+    key, frame, row, column, current as above and in `star.Layout`. Returns [B, L] float32 in
+    0..1; 1 for text, for the newest frame, and where that has no such place.
+    """
+    on_frame = current.clamp(min=0)
+    width = column.gather(1, on_frame).where(current >= 0, 0).amax(1, keepdim=True) + 1
+    place = (row * width + column).clamp(0, current.shape[1] - 1)
+    found = current.gather(1, place)
+    other = found.clamp(min=0)
+    matched = (frame >= 0) & (found >= 0) & (frame < frame.amax(1, keepdim=True))
+    for axis in (row, column):
+        matched = matched & (axis.gather(1, other) == axis)
+    changed = (1.0 - _cosine(key, _size(key), other)).where(matched, 0.0)
+    share = changed / changed.amax(1, keepdim=True).clamp(min=1e-30)
+    return share.clamp(0.0, 1.0).where(matched, 1.0)
+
+
+def rank_shares(scores: Tensor, visual: Tensor, real: Tensor | None, text_weight: float) -> Tensor:
+    """Scores that compare tokens of a screen with tokens of text by their ranks in their kind.
+
+    The best of each kind has 1; of n tokens of a screen the r-th best has 1 - (r - 1) / n, and of
+    text 1 - (r - 1) / (text_weight n). So however the two are scaled, `text_weight` times as large
+    a share of the text is kept as of the screens. Ties go to the earlier token.
+
+    scores [B, P] not negative; visual [B, P] bool; real [B, P] bool or None. Returns [B, P].
+    """
+    order = scores.sort(dim=-1, descending=True, stable=True).indices
+    kinds = [visual, ~visual]
+    if real is not None:
+        kinds = [kind & real for kind in kinds]
+    behind = torch.zeros_like(scores)
+    for kind, weight in zip(kinds, (1.0, text_weight), strict=True):
+        mine = kind.gather(-1, order)
+        better = mine.long().cumsum(-1) - 1
+        share = better / (weight * mine.sum(-1, keepdim=True).clamp(min=1))
+        behind = torch.where(mine, share, behind)
+    return (1.0 - behind).scatter(-1, order, 1.0 - behind)
+
+
+def _size(key: Tensor) -> Tensor:
+    """[B, L]: squared length of each token's keys side by side."""
+    return key.float().square().sum((1, 3))
+
+
+def _cosine(key: Tensor, size: Tensor, other: Tensor) -> Tensor:
+    """[B, L]: of each token's keys with those of the token at `other` [B, L]; 0 if undefined."""
+    there = key.gather(2, other[:, None, :, None].expand_as(key))
+    product = (key.float() * there.float()).sum((1, 3))
+    cosine = product * (size * size.gather(1, other)).rsqrt()
+    return cosine.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _at(place: Tensor, values: Tensor) -> Tensor:
+    """`values` [B, S] where `place` says, 0 elsewhere; a place of S is none."""
+    empty = values.new_zeros(values.shape[0], values.shape[1] + 1)
+    return empty.scatter(1, place, values)[:, :-1]

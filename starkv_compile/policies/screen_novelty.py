@@ -1,0 +1,76 @@
+"""What is new on the screen, in space and in time, and looked at; text by attention alone."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from ..kernels.ops import STARKV, op
+from ..kernels.reference.attention import pool
+from ..kernels.reference.novelty import rank_shares
+from .base import Policy
+from .inputs import Scored, ScoreInputs
+
+Tensor = torch.Tensor
+
+
+@op
+def novelty_scores(
+    attention: Tensor,
+    spatial: Tensor,
+    temporal: Tensor,
+    real: Tensor | None,
+    frame: Tensor,
+    width: int,
+    attention_weight: float,
+    text_weight: float,
+) -> Tensor:
+    """See `ScreenNovelty`. attention [B, G, P] of `window_attention`; the others of all L tokens.
+
+    Returns [B, P].
+    """
+    past = attention.shape[-1]
+    visual = frame[:, :past] >= 0
+    real = None if real is None else real[:, :past]
+    seen = attention.mean(1)
+    # A screen's neighbours in the token order may be at another end of it, so text alone is pooled.
+    text = pool(attention.masked_fill(visual[:, None], 0.0), width).mean(1)
+    seen = seen.masked_fill(~visual, 0.0)
+    mean = seen.sum(-1, keepdim=True) / visual.sum(-1, keepdim=True).clamp(min=1)
+    attended = 1.0 + attention_weight * seen / mean.clamp(min=1e-30)
+    screen = spatial[:, :past] * temporal[:, :past] * attended
+    return rank_shares(torch.where(visual, screen, text), visual, real, text_weight)
+
+
+class ScreenNovelty(Policy):
+    """Novelty in space x novelty in time x attention. Ours.
+
+    A token of a screen: score_t = n_t m_t (1 + nu a_t / mean a). n_t: 1 - mean cosine of its keys
+    with those of its up to 8 neighbours on the screen, as in ST-Lite (arXiv 2603.00188). m_t, for
+    older screens: 1 - cosine with the newest screen's token at the same place, as a share of the
+    largest; else 1. a_t: attention that the last W queries pay to it, mean over heads; mean a: over
+    all screens' tokens; nu: `attention_weight`. k: keys of all KV heads side by side. Text: a_t
+    alone, pooled over neighbours.
+
+    The two kinds are compared by rank, so neither can crowd the other out: of the text a share is
+    kept `text_weight` times as large as of the screens.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"pool", "attention_weight", "text_weight"})
+
+    def score(self, inputs: ScoreInputs) -> Scored:
+        frame, row, column, current = inputs.layout
+        spatial = inputs.spatial_novelty()
+        temporal = STARKV.temporal_novelty(inputs.key, frame, row, column, current)
+        scores = STARKV.novelty_scores(
+            inputs.window_attention(),
+            spatial,
+            temporal,
+            inputs.real,
+            frame,
+            self.config.pool,
+            self.config.attention_weight,
+            self.config.text_weight,
+        )
+        return Scored(scores, inputs.state, spatial)

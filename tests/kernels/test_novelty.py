@@ -1,0 +1,149 @@
+"""Novelty in space and in time, and ranks of two kinds of tokens, against cases done by hand."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from starkv_compile.kernels.ops import STARKV
+from starkv_compile.kernels.reference.layout import newest_places
+from starkv_compile.kernels.reference.novelty import (
+    rank_shares,
+    spatial_novelty,
+    temporal_novelty,
+)
+
+
+def layout_of(*parts):
+    """frame, row, column, current [1, L]; a number is text, (rows, columns) a frame."""
+    frame, row, column = [], [], []
+    for part in parts:
+        rows, columns = (1, part) if isinstance(part, int) else part
+        visual = not isinstance(part, int)
+        number = max(frame, default=-1) + 1 if visual else -1
+        for place in range(rows * columns):
+            frame.append(number)
+            row.append(place // columns if visual else 0)
+            column.append(place % columns if visual else 0)
+    frame, row, column = (torch.tensor([t]) for t in (frame, row, column))
+    return frame, row, column, newest_places(frame, frame >= 0)
+
+
+def by_loops(key, frame, row, column):
+    """1 - mean cosine with the up to 8 neighbours, token by token, in float64."""
+    units = F.normalize(key[0].double().transpose(0, 1).flatten(1), dim=-1)
+    place = {
+        (f, r, c): i
+        for i, (f, r, c) in enumerate(
+            zip(*(t[0].tolist() for t in (frame, row, column)), strict=True)
+        )
+        if f >= 0
+    }
+    found = torch.ones(key.shape[2], dtype=torch.float64)
+    for (f, r, c), i in place.items():
+        around = [
+            place[f, r + down, c + right]
+            for down in (-1, 0, 1)
+            for right in (-1, 0, 1)
+            if (down or right) and (f, r + down, c + right) in place
+        ]
+        if around:
+            found[i] = 1 - (units[around] @ units[i]).mean()
+    return found
+
+
+MANY = (5, (3, 4), 2, (1, 1), (4, 2), (1, 6), 3, (5, 1), (3, 4), 2)
+
+
+def test_novelty_in_space_is_that_of_each_tokens_neighbours():
+    frame, row, column, _ = layout_of(*MANY)
+    key = torch.randn(1, 2, frame.shape[1], 8, generator=torch.Generator().manual_seed(0))
+    ours = spatial_novelty(key, frame, row, column, torch.ones(1, 0))
+    torch.testing.assert_close(ours[0].double(), by_loops(key, frame, row, column))
+    twice = [t.expand(2, *t.shape[1:]) for t in (key, frame, row, column)]
+    twice[0] = torch.cat([key, key.flip(2)])
+    assert torch.equal(spatial_novelty(*twice, torch.ones(2, 0))[0], ours[0])
+
+
+def test_what_earlier_prompts_left_keeps_its_novelty():
+    """Of the first frame every other token was kept: no neighbour of theirs is asked again."""
+    frame, row, column, _ = layout_of(2, (3, 4), 1, (3, 4), 2)
+    key = torch.randn(1, 2, frame.shape[1], 8, generator=torch.Generator().manual_seed(1))
+    whole = spatial_novelty(key, frame, row, column, torch.ones(1, 0))
+    stays = [*range(0, 14, 2), *range(15, frame.shape[1])]
+    parts = [t[:, stays] for t in (frame, row, column)]
+    told = whole[:, :14:2] + 0.25
+    again = spatial_novelty(key[:, :, stays], *parts, told)
+    assert torch.equal(again[:, :7], told)
+    torch.testing.assert_close(again[:, 7:], whole[:, 15:])
+
+
+def test_a_key_that_is_not_finite_resembles_nothing():
+    frame, row, column, current = layout_of((2, 2), (2, 2))
+    key = torch.ones(1, 1, 8, 4)
+    key[0, 0, 0, 1], key[0, 0, 7] = float("nan"), 0.0
+    novelty = spatial_novelty(key, frame, row, column, torch.ones(1, 0))[0]
+    torch.testing.assert_close(novelty, torch.tensor([1, *[1 / 3] * 6, 1]))
+    key[0, 0, 1, 1] = float("inf")
+    found = temporal_novelty(key, frame, row, column, current)[0]
+    assert found.tolist() == [1, 1, 0, 1, 1, 1, 1, 1]
+
+
+def test_novelty_in_time_is_a_share_of_the_largest_change():
+    """Of three frames of 2 x 2 the newest is smaller; cosines with it are 1, 0.5 and 0."""
+    frame, row, column, current = layout_of((2, 2), 1, (2, 2), 2, (2, 1), 3)
+    key = torch.zeros(1, 1, frame.shape[1], 2)
+    key[..., 0] = 1.0
+    key[0, 0, 2] = torch.tensor([0.5, 0.75**0.5])  # row 1, column 0 of frame 0
+    key[0, 0, 5] = torch.tensor([0.0, 1.0])  # row 0, column 0 of frame 1
+    found = temporal_novelty(key, frame, row, column, current)[0].tolist()
+    # The newest frame has no column 1, so tokens there are like none; text is no frame's.
+    assert found == pytest.approx([0, 1, 0.5, 1, 1, 1, 1, 0, 1, *[1] * 7], abs=1e-6)
+
+
+def test_without_a_newest_frame_all_is_new_in_time():
+    frame, row, column, _ = layout_of((2, 2), 3, (2, 2), 1)
+    key = torch.ones(1, 1, frame.shape[1], 2)
+    nothing = torch.full((1, 4), -1)
+    assert temporal_novelty(key, frame, row, column, nothing).tolist() == [[1.0] * frame.shape[1]]
+
+
+def test_of_text_a_share_stays_that_is_as_many_times_as_large():
+    """100 tokens of a screen and 50 of text, whatever their scores are counted in."""
+    generator = torch.Generator().manual_seed(2)
+    visual = torch.randperm(150, generator=generator)[None] < 100
+    scores = torch.rand(1, 150, generator=generator)
+    for scale in (1e-6, 1.0, 1e6):
+        scaled = torch.where(visual, scores, scale * scores)
+        for weight, text in ((1.0, 10), (2.0, 15), (4.0, 20)):
+            ranked = rank_shares(scaled, visual, None, weight)
+            best = ranked.topk(30).indices[0]
+            assert (~visual[0, best]).sum() in (text - 1, text, text + 1)
+            for kind in (visual, ~visual):
+                order = scores[kind].argsort(descending=True)
+                assert torch.equal(ranked[kind].argsort(descending=True, stable=True), order)
+
+
+def test_ranks_count_what_is_real_and_give_ties_to_the_earlier():
+    visual = torch.tensor([[True, True, True, True, False, False]])
+    real = torch.tensor([[False, True, True, True, True, True]])
+    scores = torch.tensor([[9.0, 2, 2, 5, 1, 1]])
+    ranked = rank_shares(scores, visual, real, 2.0)[0, 1:]
+    torch.testing.assert_close(ranked, torch.tensor([2 / 3, 1 / 3, 1, 1, 3 / 4]))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_it_is_the_same_on_inputs_that_share_memory(backend):
+    frame, row, column, current = layout_of(*MANY)
+    long = torch.randn(1, 4, frame.shape[1], 8, generator=torch.Generator().manual_seed(3))
+    attention = torch.rand(1, 2, frame.shape[1] - 2, generator=torch.Generator().manual_seed(4))
+
+    def scored(key, attention, frame, row, column, current):
+        spatial = STARKV.spatial_novelty(key, frame, row, column, torch.ones(1, 0))
+        temporal = STARKV.temporal_novelty(key, frame, row, column, current)
+        return STARKV.novelty_scores(attention, spatial, temporal, None, frame, 5, 0.5, 2.0)
+
+    inputs = (long[:, 1:3], attention, frame, row, column, current)
+    compiled = torch.compile(scored, backend=backend, fullgraph=True)
+    before = long.clone()
+    assert torch.equal(compiled(*inputs).argsort(), scored(*inputs).argsort())
+    assert torch.equal(long, before)
