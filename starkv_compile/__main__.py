@@ -146,6 +146,8 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add("--budget-tokens", type=int, metavar="N", default=argparse.SUPPRESS,
         help="tokens that stay, whatever the length: k is a constant of the graph")  # fmt: skip
     add("--paper", action="store_true", help="the method as released, not this package's defaults")
+    add("--policy", metavar="NAME", default=argparse.SUPPRESS,
+        help="how tokens are scored, in place of the default: 'starkv'")  # fmt: skip
     add("--max-seq", type=int, metavar="N", default=16384, help="tokens a session may see")
     add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32",
         help="of weights and cache; bfloat16 runs on GPUs only")  # fmt: skip
@@ -169,14 +171,23 @@ def _export(args: argparse.Namespace) -> int:
     from .config import StarKVConfig
     from .errors import OptionError
     from .export.package import ExportOptions, export_checkpoint
+    from .export.select import TENSORRT_TOPK, ranks_all
 
     if args.engine and args.cache == "static":
         raise OptionError(
             "--engine with --cache static: engines are built of the dynamic cache alone; leave out "
             "one of them"
         )
-    budget = {"budget": args.budget, "budget_tokens": getattr(args, "budget_tokens", None)}
-    config = StarKVConfig.paper(**budget) if args.paper else StarKVConfig(**budget)
+    given = {"budget": args.budget, "budget_tokens": getattr(args, "budget_tokens", None)}
+    if hasattr(args, "policy"):
+        given["policy"] = args.policy
+    config = StarKVConfig.paper(**given) if args.paper else StarKVConfig(**given)
+    if args.engine and ranks_all(config) and args.max_seq > TENSORRT_TOPK:
+        raise OptionError(
+            f"--engine with policy {config.policy!r} and --max-seq {args.max_seq}: it ranks all "
+            f"tokens, which TensorRT can do with {TENSORRT_TOPK:,} at most; give --policy starkv, "
+            "or fewer tokens"
+        )
     folder = export_checkpoint(
         ExportOptions(
             checkpoint=args.checkpoint,

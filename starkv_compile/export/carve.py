@@ -56,7 +56,8 @@ def carve(module: GraphModule, first: int, each: int) -> tuple[Part, list[Part]]
     for start in range(0, len(rest), each):
         wanted = rest[start : start + each]
         needed = _ancestors(wanted, is_boundary)
-        reads = _in_order_of_use(module.graph, needed, is_boundary)
+        passed_on = [node for node in wanted if is_boundary(node)]
+        reads = _in_order_of_use(module.graph, needed, is_boundary, passed_on)
         needed -= {n for n in needed if is_boundary(n) and n not in reads}
         parts.append(_part(module, needed, reads, wanted))
     inputs = tuple(module.graph.find_nodes(op="placeholder"))
@@ -94,9 +95,12 @@ def _behind_weights(graph: Graph) -> set[Node]:
 
 
 def _in_order_of_use(
-    graph: Graph, needed: set[Node], is_boundary: Callable[[Node], bool]
+    graph: Graph,
+    needed: set[Node],
+    is_boundary: Callable[[Node], bool],
+    passed_on: Sequence[Node],
 ) -> tuple[Node, ...]:
-    """What is read, by where it is first read: that is the same in all layers.
+    """What is read, by where it is first read, then what is `passed_on`: the same in all layers.
 
     Lengths are read off whatever tensor has them, here the first of another layer: see `_length`.
     """
@@ -109,6 +113,7 @@ def _in_order_of_use(
             lengths.append(node)
             continue
         order.update(dict.fromkeys(n for n in fx.producers(node) if is_boundary(n)))
+    order.update(dict.fromkeys(passed_on))
     missing = [n for n in lengths if _length(n, tuple(order)) is None]
     return tuple(dict.fromkeys([*order, *(node.args[0] for node in missing)]))
 

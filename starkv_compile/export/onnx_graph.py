@@ -136,6 +136,10 @@ def _as_function(model: ir.Model) -> ir.Function:
         graph.insert_before(graph[0], constant)
         value.replace_all_uses_with(constant.outputs[0])
         del graph.initializers[name]
+    for i, value in enumerate(graph.outputs):
+        if value.is_graph_input():  # else inlining would give the input the output's name
+            graph.append(copy := ir.node("Identity", [value]))
+            graph.outputs[i] = copy.outputs[0]
     return ir.Function(DOMAIN, COMPACT, graph=graph, attributes=[])
 
 

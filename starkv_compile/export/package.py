@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LEAST_SEQ = 16
 CACHES = ("dynamic", "static")
+EXPORTED = ("screen_novelty", "starkv")  # policies
 LEAST_SLOTS = 64
 REPLY = 1024
 """Tokens that a static cache has room for by default, beside what the budget keeps."""
@@ -104,10 +105,10 @@ def _check(options: ExportOptions) -> None:
     chosen(options.select, options.config, options.max_seq)
     if options.max_seq < LEAST_SEQ:
         raise OptionError(f"max_seq={options.max_seq}: expected at least {LEAST_SEQ} tokens")
-    if options.config.policy != "starkv":
+    if options.config.policy not in EXPORTED:
         raise OptionError(
-            f"policy={options.config.policy!r} is not exported yet, only 'starkv'; "
-            "starkv_compile.compile runs the others"
+            f"policy={options.config.policy!r} is not exported yet, only "
+            f"{' and '.join(map(repr, EXPORTED))}; starkv_compile.compile runs the others"
         )
     if options.config.debug:
         raise OptionError("debug=True reads values on the host, which an exported graph cannot")

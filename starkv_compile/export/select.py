@@ -50,15 +50,27 @@ SELECTIONS: dict[str, Body] = {"topk": select_by_topk, "threshold": select_by_th
 
 
 def chosen(name: str, config: StarKVConfig, max_seq: int) -> str:
-    """`name`; of "auto", the form that TensorRT can run at `max_seq` tokens.
+    """`name`; of "auto", the form that TensorRT can run at `max_seq` tokens, if there is one.
 
     A frame can be nearly as long as the prompt, and mutual information sorts it.
 
     Raises:
-        OptionError: no such form.
+        OptionError: no such form, or not of this policy.
     """
+    if name not in ("auto", *SELECTIONS):
+        raise OptionError(f"select={name!r}: expected one of auto, {', '.join(SELECTIONS)}")
+    if ranks_all(config):
+        if name == "threshold":
+            raise OptionError(
+                f"select='threshold' with policy={config.policy!r}, which ranks all tokens and so "
+                "has no such form yet; leave select out, or give policy='starkv'"
+            )
+        return "topk"
     if name == "auto":
         return "topk" if max_seq <= TENSORRT_TOPK else "threshold"
-    if name not in SELECTIONS:
-        raise OptionError(f"select={name!r}: expected one of auto, {', '.join(SELECTIONS)}")
     return name
+
+
+def ranks_all(config: StarKVConfig) -> bool:
+    """Whether scoring sorts all tokens, which TensorRT can do with `TENSORRT_TOPK` at most."""
+    return config.policy == "screen_novelty"

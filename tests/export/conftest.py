@@ -12,13 +12,14 @@ from starkv_compile import StarKVConfig
 from starkv_compile.testing import tiny_model
 
 FORMS = {
-    "topk": ("qwen2_vl", 2, {"select": "topk"}),
-    "threshold": ("qwen3_vl", 1, {"select": "threshold"}),
-    "float16": ("qwen2_vl", 1, {"select": "topk", "dtype": "float16"}),
-    "bfloat16": ("qwen2_vl", 1, {"select": "topk", "dtype": "bfloat16", "cache": "static"}),
-    "static": ("qwen2_vl", 2, {"select": "topk", "cache": "static", "slots": 128}),
+    "topk": ("qwen2_vl", 2, "starkv", {"select": "topk"}),
+    "novelty": ("qwen3_vl", 2, "screen_novelty", {}),
+    "threshold": ("qwen3_vl", 1, "starkv", {"select": "threshold"}),
+    "float16": ("qwen2_vl", 1, "starkv", {"select": "topk", "dtype": "float16"}),
+    "bfloat16": ("qwen2_vl", 1, "starkv", {"dtype": "bfloat16", "cache": "static"}),
+    "static": ("qwen2_vl", 2, "screen_novelty", {"cache": "static", "slots": 128}),
 }
-"""Family, layers, options. Two layers share a cache part; deep features: Qwen3."""
+"""Family, layers, policy, options. Two layers share a cache part; deep features: Qwen3."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def exported(request, exports):
 def _export(form, tmp_path_factory):
     from starkv_compile.export.package import DTYPES, ExportOptions, export_model
 
-    family, layers, form_options = FORMS[form]
+    family, layers, policy, form_options = FORMS[form]
     model = tiny_model(family, num_hidden_layers=layers)
     model.to(DTYPES[form_options.get("dtype", "float32")])
     checkpoint = tmp_path_factory.mktemp("checkpoint")
@@ -78,10 +79,10 @@ def _export(form, tmp_path_factory):
     options = ExportOptions(
         checkpoint=checkpoint,
         out=tmp_path_factory.mktemp("exported") / "folder",
-        config=StarKVConfig(budget=0.3),
+        config=StarKVConfig(budget=0.3, policy=policy),
         max_seq=400,
         **form_options,
     )
     folder = export_model(model, options, lambda text: None)
-    starkv_compile.compile(model, budget=0.3, inner="eager")
+    starkv_compile.compile(model, budget=0.3, policy=policy, inner="eager")
     return Exported(family, layers, model, folder)

@@ -13,5 +13,6 @@ def assert_same_cache(left, right, layers):
         for mine, theirs in ((a.keys, b.keys), (a.values, b.values)):
             pair = mine[:, :, : a.stored], theirs[:, :, : b.stored]
             torch.testing.assert_close(*pair, atol=1e-5, rtol=1e-5)
-        for mine, theirs in zip(a.state, b.state, strict=True):
+        states = ((*a.state, a.novelties()), (*b.state, b.novelties()))
+        for mine, theirs in zip(*states, strict=True):
             torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)

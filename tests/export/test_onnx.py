@@ -22,7 +22,7 @@ LENGTHS = {
 
 
 CASES = [
-    *(("topk", length) for length in LENGTHS),
+    *((form, length) for form in ("topk", "novelty") for length in LENGTHS),
     *(
         ("threshold", length)
         for length in ("many frames", "window clipped", "one token on a frame")
@@ -44,6 +44,7 @@ def test_one_prompt(exported, prompt):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("exported", ["topk", "novelty"], indirect=True)
 def test_rows_of_a_batch_padded_on_the_left(exported):
     inputs = tiny_inputs(
         exported.family, Prompt(((4, 4),), text=9), Prompt(((3, 4), (5, 5)), text=30)
@@ -70,14 +71,19 @@ def steps(model, family, count):
         yield out.logits[:, -1], cache
 
 
-@pytest.mark.parametrize("exported", ["threshold"], indirect=True)
-def test_state_of_a_ten_step_trajectory(exported):
+@pytest.mark.parametrize(
+    ("exported", "frames"), [("threshold", 8), ("novelty", 0)], indirect=["exported"]
+)
+def test_state_of_a_ten_step_trajectory(exported, frames):
     for (mine, left), (theirs, right) in zip(
         *(steps(m, exported.family, 10) for m in exported.pair), strict=True
     ):
         torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
         assert_same_cache(left, right, exported.layers)
-    assert int(left.compressed_layers[0].state[1]) == 8, "frames profiled"
+    layer = left.compressed_layers[0]
+    assert int(layer.state[1]) == frames, "frames profiled"
+    carried = (layer.novelties() != 1).sum()
+    assert (carried > 0) == (frames == 0), "the other policy carries how new each token was"
 
 
 def test_beams_and_right_padding(exported):

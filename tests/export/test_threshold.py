@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from starkv_compile import StarKVConfig
+from starkv_compile import OptionError, StarKVConfig
 from starkv_compile.export.select import TENSORRT_TOPK, chosen, select_by_threshold
 from starkv_compile.export.threshold import bins
 from starkv_compile.kernels.reference.selection import select_tokens
@@ -64,6 +64,13 @@ def test_bins_ascend_and_meet():
 
 
 def test_auto_takes_the_form_that_tensorrt_can_run():
-    config = StarKVConfig()
+    config = StarKVConfig(policy="starkv")
     assert chosen("auto", config, TENSORRT_TOPK) == "topk"
     assert chosen("auto", config, TENSORRT_TOPK + 1) == "threshold"
+
+
+def test_a_policy_that_ranks_all_tokens_has_one_form():
+    config = StarKVConfig()
+    assert chosen("auto", config, TENSORRT_TOPK + 1) == "topk"
+    with pytest.raises(OptionError, match="give policy='starkv'"):
+        chosen("threshold", config, TENSORRT_TOPK)
