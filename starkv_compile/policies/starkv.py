@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..config import StarKVConfig
 from ..kernels.ops import STARKV
 from ..kernels.reference.star import Hyper
@@ -18,7 +20,12 @@ class StarKV(Policy):
     """arXiv 2606.01790, in the form `StarKVConfig` asks for."""
 
     def score(self, inputs: ScoreInputs) -> Scored:
-        scored = STARKV.star_scores(
+        scored = STARKV.star_scores(*self.arguments(inputs))
+        return Scored(scored[0], (scored[1], scored[2], scored[3], scored[4]))
+
+    def arguments(self, inputs: ScoreInputs) -> tuple[Any, ...]:
+        """What `starkv.star_scores` is called with."""
+        return (
             inputs.window_attention(),
             inputs.hidden,
             inputs.real,
@@ -26,4 +33,3 @@ class StarKV(Policy):
             *inputs.state,
             *hyper_of(self.config),
         )
-        return Scored(scored[0], (scored[1], scored[2], scored[3], scored[4]))
