@@ -464,5 +464,6 @@ const options = Object.entries(data.options).filter(([name]) => name !== "policy
 at("about").textContent = `${data.model} · policy ${data.policy}${options.length ? ` (${options.join(", ")})` : ""} · ${whole(tokens)} tokens, ` +
   `${data.frames.length} screenshots, ${layers} layers${heads > 1 ? `, a set for each of ${heads} KV heads` : ""}`;
 at("prompt").textContent = `Prompt: ${data.text}`;
+if (!data.frames.length) at("caption").textContent = "Nothing told which tokens are a screenshot's: all are shown as text.";
 readAddress();
 draw();

@@ -119,7 +119,7 @@ def load_processor(checkpoint: Path) -> Any:
     try:
         processor = AutoProcessor.from_pretrained(checkpoint, local_files_only=True)
     except Exception as error:  # of the library, by what is missing or wrong
-        why = " ".join(str(error).split())
+        why = " ".join(str(error).split()).split(". ")[0]
         raise UnsupportedModel(f"{checkpoint}: its processor cannot be loaded ({why})") from error
     if getattr(processor, "image_processor", None) is None:
         raise UnsupportedModel(

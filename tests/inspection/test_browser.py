@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html import unescape
 
 import pytest
@@ -129,6 +130,18 @@ def test_an_address_that_names_nothing_changes_nothing(shown):
     assert text_of(page, "budget-name") == "50 %"
     assert text_of(page, "layer-name").startswith("0 ")
     assert text_of(page, "frame-name") == "1 of 2"
+
+
+def test_a_prompt_in_which_nobody_knows_the_frames(shown):
+    inspection, file = shown
+    unknown = torch.full_like(inspection.frame, -1)
+    page = file.with_name("unknown.html")
+    page.write_text(render(replace(inspection, frame=unknown)))
+    seen = dom(page, "frame=1&row=0&column=0")
+    kept, tokens = inspection.budgets[0].kept[0], len(unknown)
+    assert "Nothing told which tokens" in seen
+    said = text_of(seen, "summary")
+    assert f"tokens: 0 of 0 of the screenshots, {kept} of {tokens} of the text" in said
 
 
 def test_keys_pointer_and_sliders(shown):
