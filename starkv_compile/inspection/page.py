@@ -17,12 +17,22 @@ from .prompt import Picture
 
 MAX_WIDTH = 1600  # pixels of a picture in the page
 MAX_PNG = 300_000  # bytes; a larger one is stored as JPEG
+SCRIPTS = (
+    "data.js",  # first: the others name what it unpacks
+    "kept.js",
+    "words.js",
+    "pictures.js",
+    "parts.js",
+    "address.js",
+    "events.js",  # last: it draws
+)
 QUALITY = 85  # of that JPEG
 
 
 def render(inspection: Inspection, replies: Sequence[str] = ()) -> str:
-    """The page, of the files beside this one. replies: as `replies.replies` gives them."""
-    style, script, page = map(_part, ("css", "js", "html"))
+    """The page, of the files in `html/`. replies: as `replies.replies` gives them."""
+    page, style = _file("page.html"), _file("page.css")
+    script = "\n".join(map(_file, SCRIPTS))
     # No text of a prompt can end the element that holds the data.
     data = json.dumps(page_data(inspection, replies), separators=(",", ":")).replace("<", "\\u003c")
     for name, part in (("STYLE", style), ("SCRIPT", script), ("DATA", data)):
@@ -30,8 +40,8 @@ def render(inspection: Inspection, replies: Sequence[str] = ()) -> str:
     return page
 
 
-def _part(kind: str) -> str:
-    return (files(__package__) / f"page.{kind}").read_text(encoding="utf-8")
+def _file(name: str) -> str:
+    return (files(__package__) / "html" / name).read_text(encoding="utf-8")
 
 
 def page_data(inspection: Inspection, replies: Sequence[str] = ()) -> dict[str, Any]:

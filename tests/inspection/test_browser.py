@@ -148,18 +148,18 @@ def test_keys_pointer_and_sliders(shown):
     """What a person does, done by a script at the end of the page."""
     _, file = shown
     acts = """<script>
-      const press = key => screen.dispatchEvent(new KeyboardEvent("keydown", { key }));
+      const press = key => board.dispatchEvent(new KeyboardEvent("keydown", { key }));
       at("frame").value = 1;
       at("frame").dispatchEvent(new Event("input"));
       at("budget").value = 1;
       at("budget").dispatchEvent(new Event("input"));
       ["ArrowRight", "ArrowRight", "ArrowDown", "ArrowUp", "ArrowUp", "ArrowDown"].forEach(press);
       document.body.dataset.keys = at("token").textContent;
-      const box = screen.getBoundingClientRect();
+      const box = board.getBoundingClientRect();
       const spot = { clientX: box.left + box.width * 0.99, clientY: box.top + box.height * 0.99 };
-      screen.dispatchEvent(new PointerEvent("pointermove", spot));
+      board.dispatchEvent(new PointerEvent("pointermove", spot));
       document.body.dataset.tip = tip.textContent;
-      screen.dispatchEvent(new MouseEvent("click"));
+      board.dispatchEvent(new MouseEvent("click"));
       document.body.dataset.address = location.hash;
     </script></body>"""
     driven = file.with_name("driven.html")
