@@ -148,7 +148,7 @@ def data_uri(image: Image.Image) -> str:
         size = (MAX_WIDTH, round(image.height * MAX_WIDTH / image.width))
         image = image.resize(size, Image.Resampling.LANCZOS)
     kind, file = "png", io.BytesIO()
-    image.save(file, "PNG", optimize=True)
+    image.save(file, "PNG")
     if file.tell() > MAX_PNG:
         kind, file = "jpeg", io.BytesIO()
         image.save(file, "JPEG", quality=QUALITY)
