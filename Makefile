@@ -76,5 +76,5 @@ lint: venv
 	$(BIN)/python -m mypy
 
 clean:
-	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache demo-output
+	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache demo-output inspect.html
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

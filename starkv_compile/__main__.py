@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .config import INNER_BACKENDS
 from .errors import StarKVError
+from .inspection.arguments import add_inspect
 from .quality.arguments import add_bench
 
 
@@ -29,6 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_demo(commands)
+    add_inspect(commands)
     _add_models(commands)
     _add_export(commands)
     add_bench(commands)

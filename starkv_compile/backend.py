@@ -48,13 +48,7 @@ def starkv_backend(
     config = StarKVConfig.from_options(options)
     if mode is not None and config.inner != "inductor":
         raise OptionError(f"mode={mode!r} is Inductor's, but inner={config.inner!r}")
-    compiled, report = rewrite(module, config)
-    target = current_report.get()
-    if target is not None:
-        target.graphs.append(report)
-    else:
-        last_graphs.append(report)
-        del last_graphs[:-100]
+    compiled = rewrite(module, Pipeline(config))
     return compile_inner(compiled, example_inputs, config.inner, mode)
 
 
@@ -68,13 +62,13 @@ def decoder_backend(
     return starkv_backend(module, example_inputs, options=options)
 
 
-def rewrite(module: GraphModule, config: StarKVConfig) -> tuple[GraphModule, GraphReport]:
-    """A rewritten copy of `module`; or `module` itself, with a warning, if the passes break."""
+def rewrite(module: GraphModule, pipeline: Pipeline) -> GraphModule:
+    """A rewritten copy of `module`, reported; or `module` itself, with a warning, if the passes
+    break."""
     rewritten = GraphModule(module, copy.deepcopy(module.graph))
     rewritten.meta = module.meta
     try:
-        pipeline, kind = Pipeline(config), current_cache.get()
-        return rewritten, pipeline.run(rewritten, cache=kind, layers=current_layers.get())
+        report = pipeline.run(rewritten, cache=current_cache.get(), layers=current_layers.get())
     except StarKVError:
         raise
     except Exception as error:  # a fault of ours must not cost the user the model
@@ -82,6 +76,17 @@ def rewrite(module: GraphModule, config: StarKVConfig) -> tuple[GraphModule, Gra
         warnings.warn(
             f"starkv: the passes failed on a graph, which is left as it was ({reason}). Please "
             "report it with this text",
-            stacklevel=2,
+            stacklevel=3,
         )
-        return module, GraphReport(failure=reason)
+        rewritten, report = module, GraphReport(failure=reason)
+    _file_report(report)
+    return rewritten
+
+
+def _file_report(report: GraphReport) -> None:
+    target = current_report.get()
+    if target is not None:
+        target.graphs.append(report)
+    else:
+        last_graphs.append(report)
+        del last_graphs[:-100]

@@ -14,7 +14,7 @@ from ..errors import StarKVError
 from .questions import KINDS, Question, ask
 from .render import screenshot
 from .vocabulary import SPECIAL_TOKENS, TOKEN_ID, UNKNOWN
-from .world import sample_episode
+from .world import Episode, sample_episode
 
 MAX_FRAMES = 8  # one column of the picture each; the shipped agent was trained on up to 5
 FOLLOW_UPS = ("where", "what")
@@ -48,16 +48,25 @@ def episode_turns(frames: int, seed: int) -> list[Turn]:
     Raises:
         StarKVError: `frames` is out of range.
     """
-    if not 1 <= frames <= MAX_FRAMES:
-        raise StarKVError(f"frames={frames}: the demo shows 1 to {MAX_FRAMES} screenshots")
-    rng = random.Random(f"demo-{seed}")
-    episode = sample_episode(rng, frames)
+    episode, rng = generated_episode(frames, seed)
     turns = []
     for i, frame in enumerate(episode.frames):
         question = ask(rng, episode, KINDS[i % len(KINDS)], i + 1)
         turns.append(Turn(question.text, frame.step, screenshot(episode, i), question))
     follow_ups = [ask(rng, episode, kind) for kind in FOLLOW_UPS]
     return turns + [Turn(question.text, question=question) for question in follow_ups]
+
+
+def generated_episode(frames: int, seed: int) -> tuple[Episode, random.Random]:
+    """The episode of `episode_turns`, and what draws its questions.
+
+    Raises:
+        StarKVError: `frames` is out of range.
+    """
+    if not 1 <= frames <= MAX_FRAMES:
+        raise StarKVError(f"frames={frames}: the agent is shown 1 to {MAX_FRAMES} screenshots")
+    rng = random.Random(f"demo-{seed}")
+    return sample_episode(rng, frames), rng
 
 
 def image_turns(paths: Sequence[Path], question: str | None = None) -> list[Turn]:
@@ -67,16 +76,21 @@ def image_turns(paths: Sequence[Path], question: str | None = None) -> list[Turn
         StarKVError: a file is missing or no image, or a word is not the agent's.
     """
     if len(paths) > MAX_FRAMES:
-        raise StarKVError(f"{len(paths)} images: the demo shows 1 to {MAX_FRAMES}")
+        raise StarKVError(f"{len(paths)} images: the agent is shown 1 to {MAX_FRAMES}")
     if question is not None:
         _check_words(question)
     return [
-        Turn(question or f"what step {step} x=500 y=500", step, _open(path))
+        Turn(question or f"what step {step} x=500 y=500", step, open_screenshot(path))
         for step, path in enumerate(paths, start=1)
     ]
 
 
-def _open(path: Path) -> Image.Image:
+def open_screenshot(path: Path) -> Image.Image:
+    """The picture in a file, upright and in RGB.
+
+    Raises:
+        StarKVError: it is missing, no image, or so narrow that a processor refuses it.
+    """
     if not path.is_file():
         raise StarKVError(f"{path}: there is no such file")
     try:

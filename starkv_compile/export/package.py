@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..config import StarKVConfig
-from ..errors import OptionError, StarKVError, UnsupportedModel
+from ..errors import OptionError, StarKVError
+from ..pretrained import check_folder, load_pretrained, read_config
 from .decoder import Decode, DecodeInSlots, Decoder, Prefill, describe, traceable
 from .manifest import Manifest
 from .packages import needs
@@ -71,9 +72,9 @@ def export_checkpoint(options: ExportOptions, say: Callable[[str], Any] = print)
     for package in ("onnx", "onnxscript"):
         needs(package)
     _check(options)
-    config = _read_config(options.checkpoint)
+    config = read_config(options.checkpoint)
     _check_positions(config, options)
-    model = _load(options, config)
+    model = load_pretrained(options.checkpoint, config, DTYPES[options.dtype])
     return export_model(model, options, say)
 
 
@@ -93,11 +94,7 @@ def export_model(model: Any, options: ExportOptions, say: Callable[[str], Any] =
 
 
 def _check(options: ExportOptions) -> None:
-    if not (options.checkpoint / "config.json").is_file():
-        raise StarKVError(
-            f"{options.checkpoint}: no checkpoint there (config.json is missing); give the folder "
-            "that `save_pretrained` wrote"
-        )
+    check_folder(options.checkpoint)
     if options.out.exists():
         raise StarKVError(f"{options.out}: exists already; remove it or give another folder")
     if options.dtype not in DTYPES:
@@ -137,53 +134,6 @@ def _check_slots(options: ExportOptions) -> None:
             f"slots={options.slots}: the budget keeps up to {kept} of {options.max_seq} tokens, "
             f"and a reply needs room too; give at least {least}, a smaller budget or max_seq"
         )
-
-
-def _read_config(checkpoint: Path) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(checkpoint, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        why = str(error).strip().split("\n")[0]
-        raise UnsupportedModel(
-            f"{checkpoint}: config.json is none that this transformers can read ({why})"
-        ) from error
-
-
-def _load(options: ExportOptions, config: Any) -> Any:
-    import transformers
-    from transformers.models.auto import modeling_auto as auto
-
-    families = {
-        **auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        **auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    }
-    name = families.get(config.model_type)
-    if name is None:
-        raise UnsupportedModel(
-            f"{options.checkpoint}: model type {config.model_type!r} is no language or "
-            "vision-language model of this transformers"
-        )
-    try:
-        model, found = getattr(transformers, name).from_pretrained(
-            options.checkpoint, local_files_only=True, dtype=DTYPES[options.dtype],
-            attn_implementation="sdpa", output_loading_info=True,
-        )  # fmt: skip
-    except Exception as error:  # of the library, safetensors and torch, by what is wrong
-        why = str(error).strip().split("\n")[0]
-        raise UnsupportedModel(
-            f"{options.checkpoint}: its weights cannot be loaded into a {name} ({why}); give a "
-            "folder with all files that `save_pretrained` wrote"
-        ) from error
-    if found["missing_keys"]:
-        missing = sorted(found["missing_keys"])
-        raise UnsupportedModel(
-            f"{options.checkpoint}: {len(missing)} weights are not in its files ({missing[0]}, "
-            "...), so they would be random; give a folder with all files that `save_pretrained` "
-            "wrote"
-        )
-    return model.eval()
 
 
 def _write(model: Any, options: ExportOptions, folder: Path, say: Callable[[str], Any]) -> None:

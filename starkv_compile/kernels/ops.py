@@ -110,8 +110,14 @@ def star_scores(
 
 def scores_counting_by(counting: Counting, *arguments: Any) -> tuple[Tensor, ...]:
     """`star_scores` of its `arguments`, with other implementations of its counting."""
+    scores = score_after_each_axis(counting, *arguments)
+    return scores.final, *scores.state
+
+
+def score_after_each_axis(counting: Counting, *arguments: Any) -> star_reference.Scores:
+    """`reference.star.star_scores` of the op's flat `arguments`."""
     attention, hidden, real, *rest = arguments
-    scores = star_reference.star_scores(
+    return star_reference.star_scores(
         attention,
         hidden,
         real,
@@ -120,7 +126,6 @@ def scores_counting_by(counting: Counting, *arguments: Any) -> tuple[Tensor, ...
         star_reference.Hyper(*rest[8:]),
         counting,
     )
-    return scores.final, *scores.state
 
 
 @op

@@ -8,7 +8,7 @@ import torch
 
 from ..kernels.ops import STARKV
 from ..kernels.reference.capacity import every_length, layer_capacity
-from ..policies import POLICIES, Policy, ScoreInputs
+from ..policies import POLICIES, Policy, Scored, ScoreInputs
 from . import fx
 from .base import Context, GraphPass, without_gradient
 from .find_cache_writes import WAY_OUT
@@ -45,7 +45,8 @@ class InsertScores(GraphPass):
                 mask = _mask(context, site, window, policy.observers)
                 real = _real_tokens(context, site, mask)
                 layout, index, novelty = _stored_tokens(context, site, policy.per_head)
-                scored = policy.score(
+                scored = self.score(
+                    policy,
                     ScoreInputs(
                         query=self._checked(query, f"layer {site.index}, queries"),
                         key=self._checked(key, f"layer {site.index}, keys"),
@@ -63,12 +64,16 @@ class InsertScores(GraphPass):
                         window=window,
                         capacity=capacity,
                         sharing=_sharing(site),
-                    )
+                    ),
                 )
             told = novelty if scored.novelty is None else scored.novelty
             inserted = Inserted(scored.scores, scored.state, index, told, real, capacity, window)
             context.update(site, scored=inserted)
             self.matched += 1
+
+    def score(self, policy: Policy, inputs: ScoreInputs) -> Scored:
+        """What the policy makes of one layer; a subclass may have a look at it."""
+        return policy.score(inputs)
 
     def _layer_weights(self, context: Context, policy: Policy) -> tuple[int, ...] | None:
         """How the layers share the budget, if unevenly; refuses them where that cannot be right."""

@@ -47,4 +47,12 @@ POLICIES: dict[str, type[Policy]] = {
     "random": Random,
 }
 
-__all__ = ["POLICIES", "Policy", "ScoreInputs", "Scored", "StarKV", "measure_layer_budgets"]
+__all__ = [
+    "POLICIES",
+    "Policy",
+    "ScoreInputs",
+    "Scored",
+    "ScreenNovelty",
+    "StarKV",
+    "measure_layer_budgets",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..config import StarKVConfig
 from ..kernels.ops import STARKV
@@ -22,7 +22,12 @@ class StarKV(Policy):
     reads: ClassVar[frozenset[str]] = frozenset(Hyper._fields)
 
     def score(self, inputs: ScoreInputs) -> Scored:
-        scored = STARKV.star_scores(
+        scored = STARKV.star_scores(*self.arguments(inputs))
+        return Scored(scored[0], (scored[1], scored[2], scored[3], scored[4]))
+
+    def arguments(self, inputs: ScoreInputs) -> tuple[Any, ...]:
+        """What `starkv.star_scores` is called with."""
+        return (
             inputs.window_attention(),
             inputs.hidden,
             inputs.real,
@@ -30,4 +35,3 @@ class StarKV(Policy):
             *inputs.state,
             *hyper_of(self.config),
         )
-        return Scored(scored[0], (scored[1], scored[2], scored[3], scored[4]))

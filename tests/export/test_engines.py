@@ -72,7 +72,7 @@ def test_engines_that_cannot_be_run(folder, tensorrt, monkeypatch):
 
 def export(capsys, monkeypatch, folder, out):
     """The command with --engine, its graphs exported already."""
-    monkeypatch.setattr(package, "_load", lambda options, config: None)
+    monkeypatch.setattr(package, "load_pretrained", lambda checkpoint, config, dtype: None)
     monkeypatch.setattr(package, "_write", lambda model, options, to, say: shutil.copytree(
         folder, to, dirs_exist_ok=True))  # fmt: skip
     code = main(["export", str(SHIPPED), "-o", str(out), "--max-seq", "1024", "--engine"])

@@ -23,9 +23,14 @@ def select_tokens(
     """
     past = scores.shape[-1]
     selected, _ = split_capacity(length, window, capacity)
-    order = rank(scores, real).sort(dim=-1, descending=True, stable=True).indices
+    order = best_first(scores, real)
     tail = torch.arange(past, length, device=scores.device).expand(scores.shape[0], -1)
     return torch.cat([order[:, :selected].sort(dim=-1).values, tail], dim=-1)
+
+
+def best_first(scores: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
+    """Tokens before the window in the order they are selected in. scores [B, P] -> [B, P]."""
+    return rank(scores, real).sort(dim=-1, descending=True, stable=True).indices
 
 
 def rank(scores: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:

@@ -1,0 +1,58 @@
+// What a person does, and the first drawing.
+
+for (const [name, list] of [["layer", data.layers], ["frame", data.frames], ["budget", data.budgets]]) {
+  at(name).max = Math.max(0, list.length - 1);
+  at(name).oninput = event => set({ [name]: +event.target.value });
+}
+at("head").max = heads;
+at("head").oninput = event => set({ head: event.target.value - 1 });
+at("head-control").hidden = heads === 1;
+at("show").append(new Option("kept and dropped", "kept"), ...axes.map(axis => new Option(axis.title, axis.name)));
+at("show").onchange = event => set({ show: event.target.value });
+at("controls").onsubmit = () => false;
+
+function choose(token) {
+  if (token === state.token) return;
+  state.token = token;
+  drawScreen();
+}
+board.onpointermove = event => {
+  if (!data.frames.length) return;
+  const { rows, columns } = data.frames[state.frame], box = board.getBoundingClientRect();
+  const row = Math.floor((event.clientY - box.top) / box.height * rows);
+  const column = Math.floor((event.clientX - box.left) / box.width * columns);
+  const token = tokenAt(state.frame, row, column) ?? -1;
+  tip.hidden = token < 0;
+  if (token < 0) return;
+  choose(token);
+  tip.textContent = describe(token);
+  const right = event.clientX + 16 + tip.offsetWidth > window.innerWidth;
+  tip.style.left = `${right ? event.clientX - 16 - tip.offsetWidth : event.clientX + 16}px`;
+  tip.style.top = `${event.clientY + 18}px`;
+};
+board.onclick = writeAddress;
+board.onpointerleave = () => { tip.hidden = true; };
+const STEPS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
+board.onkeydown = event => {
+  const step = STEPS[event.key];
+  if (!step || !data.frames.length) return;
+  event.preventDefault();
+  const [row, column] = state.token < 0 ? [0, 0] : [rowOf[state.token] + step[0], columnOf[state.token] + step[1]];
+  const token = tokenAt(state.frame, row, column) ?? -1;
+  if (token < 0) return;
+  choose(token);
+  board.setAttribute("aria-label", describe(token));
+  writeAddress();
+};
+window.onhashchange = () => { readAddress(); draw(); };
+window.onresize = draw;
+
+const options = Object.entries(data.options).filter(([name]) => name !== "policy").map(option => option.join("="));
+const counted = [`${whole(tokens)} tokens`, several(data.frames.length, "screenshot"), several(layers, "layer")];
+if (heads > 1) counted.push(`a set for each of ${heads} KV heads`);
+const policy = [data.policy, ...options.length ? [`(${options.join(", ")})`] : []].join(" ");
+at("about").textContent = [data.model, `policy ${policy}`, counted.join(", ")].join(" · ");
+at("prompt").textContent = `Prompt: ${data.text}`;
+if (!data.frames.length) at("caption").textContent = "Nothing told which tokens are a screenshot's: all are shown as text.";
+readAddress();
+draw();

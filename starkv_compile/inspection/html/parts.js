@@ -1,0 +1,188 @@
+const element = (kind, content, attributes = {}) => {
+  const made = Object.assign(document.createElement(kind), attributes);
+  made.append(...[content].flat());
+  return made;
+};
+const line = (...values) => element("tr", values.map(value => element("td", value)));
+const bar = share => element("span", element("i", "", { style: `width:${100 * share}%` }), { className: "bar" });
+
+function drawControls() {
+  const { layer, head, frame, budget } = state;
+  for (const name of ["layer", "frame", "budget"]) at(name).value = state[name];
+  at("head").value = head + 1;
+  at("show").value = state.show;
+  at("layer-name").textContent = `${data.layers[layer]} (of ${data.layers[0]} to ${data.layers.at(-1)})`;
+  at("head-name").textContent = head < 0 ? `all ${heads}` : `${head + 1} of ${heads}`;
+  at("frame-name").textContent = data.frames.length ? `${frame + 1} of ${data.frames.length}` : "none";
+  at("budget-name").textContent = `${data.budgets[budget].percent} %`;
+}
+
+function drawReply() {
+  if (!data.replies.length) return;
+  const judged = isRight => isRight === null ? "" : isRight ? " (right)" : element("b", " (wrong)");
+  const said = ({ text, isRight }) => [`“${text}”`, judged(isRight)];
+  const [full, now] = [data.replies[0], data.replies[state.budget + 1]];
+  const answer = full.isRight === false ? `; the right answer: “${data.answer}”` : "";
+  const percent = data.budgets[state.budget].percent;
+  at("reply").replaceChildren("Reply from the full cache: ", ...said(full), `; at ${percent} %: `, ...said(now), answer);
+}
+
+function drawSummary() {
+  const { layer, frame, budget } = state;
+  const kept = data.budgets[budget].kept[layer];
+  const whose = heads > 1 && state.head >= 0 ? `, KV head ${state.head + 1}` : "";
+  const average = heads > 1 && state.head < 0 ? " (mean over heads)" : "";
+  const screens = tokensOfFrame.flat();
+  let text = `Layer ${data.layers[layer]}${whose} keeps ${whole(kept)} of ${whole(tokens)} tokens: ${ofList(screens)} of the ` +
+    `screenshots, ${ofList(textTokens)} of the text${average}.`;
+  if (data.frames.length) {
+    text += ` Of screenshot ${frame + 1}: ${ofList(tokensOfFrame[frame])}.`;
+    const needed = data.frames.flatMap((one, i) => one.needed.map(([row, column]) => tokenAt(i, row, column)));
+    if (needed.length) text += ` What the question needs: ${ofList(needed)}.`;
+  }
+  at("summary").textContent = text;
+}
+
+function drawCaption() {
+  const caption = at("caption"), axis = axes.find(one => one.name === state.show);
+  const parts = [`${data.frames[state.frame].title}. `];
+  const key = (kind, text) => [element("span", "", { className: `key ${kind}` }), text];
+  if (axis) {
+    const [low, high] = standing(axis).range;
+    parts.push(`${axis.title}: ${axis.about}. `);
+    if (low === high) parts.push(`The same on all screenshots: ${scoreText(axis, low)}.`);
+    else {
+      const stops = CIVIDIS.map(rgb => `rgb(${rgb})`).join(",");
+      const ramp = element("span", "", { className: "ramp", style: `background:linear-gradient(90deg,${stops})` });
+      parts.push(scoreText(axis, low), ramp, scoreText(axis, high), " (by rank within the layer). White frames: kept.");
+    }
+  } else parts.push(...key("kept", "kept"), ...key("dropped", "dropped"), " — one square is one visual token");
+  if (data.frames[state.frame].needed.length) parts.push(...key("needed", "what the question needs"));
+  if (!pictures[state.frame]) parts.push(" The processor cut the pictures into several frames: only their tokens are shown.");
+  caption.replaceChildren(...parts);
+}
+
+function drawAxes() {
+  const box = at("axes");
+  if (!box.children.length) {
+    for (const axis of axes) {
+      const parts = [axis.title, element("small", ""), element("canvas", "")];
+      const button = element("button", parts, { type: "button", title: axis.about });
+      button.onclick = () => set({ show: state.show === axis.name ? "kept" : axis.name });
+      box.append(button);
+    }
+  }
+  axes.forEach((axis, i) => {
+    const [low, high] = standing(axis).range, button = box.children[i];
+    button.setAttribute("aria-pressed", state.show === axis.name);
+    const [least, most] = [low, high].map(value => scoreText(axis, value));
+    button.querySelector("small").textContent = low === high ? `${least} everywhere` : `${least} to ${most}`;
+    drawFrame(button.querySelector("canvas"), state.frame, axis.name, { width: 125, height: 200 }, false);
+  });
+}
+
+function drawStrip() {
+  const box = at("strip");
+  if (!box.children.length) {
+    data.frames.forEach((frame, number) => {
+      const button = element("button", ["", element("br", ""), element("canvas", "")], { type: "button" });
+      button.onclick = () => set({ frame: number });
+      box.append(button);
+    });
+  }
+  data.frames.forEach((frame, number) => {
+    const button = box.children[number];
+    button.firstChild.textContent = `${frame.title}: ${ofList(tokensOfFrame[number])}`;
+    button.setAttribute("aria-pressed", state.frame === number);
+    drawFrame(button.querySelector("canvas"), number, state.show, { width: 300, height: 130 });
+  });
+}
+
+function drawText() {
+  const parts = [];
+  for (let token = 0; token < tokens; token++) {
+    const frame = frameOf[token];
+    if (!frame) {
+      const share = keptShare(token);
+      const span = element("span", wordOf(token), { className: share === 1 ? "kept" : share ? "part" : "dropped" });
+      span.title = describe(token);
+      parts.push(span);
+    } else if (token === 0 || frameOf[token - 1] !== frame) {
+      const said = `screenshot ${frame}: ${ofList(tokensOfFrame[frame - 1])}`;
+      parts.push(element("span", said, { className: "screen" }));
+    }
+  }
+  at("text").replaceChildren(...parts);
+}
+
+function drawLayers() {
+  const budget = data.budgets[state.budget], screens = tokensOfFrame.flat();
+  const rows = data.layers.map((number, layer) => {
+    const kept = budget.kept[layer], bytes = kept * data.tokenBytes[layer];
+    const counts = [kept, tokens].map(whole).concat([screens, textTokens].map(list => mean(countKept(list, layer))));
+    const row = line(`${number}`, ...counts, bar(kept / tokens), whole(bytes), whole(tokens * data.tokenBytes[layer]));
+    row.setAttribute("aria-selected", layer === state.layer);
+    row.onclick = () => set({ layer });
+    return row;
+  });
+  at("layers").tBodies[0].replaceChildren(...rows);
+  const bytes = data.layers.reduce((sum, _, layer) => sum + budget.kept[layer] * data.tokenBytes[layer], 0);
+  const full = data.tokenBytes.reduce((sum, one) => sum + tokens * one, 0);
+  at("layers").tFoot.replaceChildren(line("all", "", "", "", "", bar(bytes / full), whole(bytes), whole(full)));
+}
+
+function drawDropped() {
+  const screens = data.frames.map((frame, i) => [`screenshot ${i + 1} (${frame.title})`, tokensOfFrame[i]]);
+  at("dropped").tBodies[0].replaceChildren(...[...screens, ["text", textTokens]].map(([name, list]) => {
+    const dropped = list.length - countKept(list);
+    return line(name, mean(dropped), whole(list.length), bar(list.length ? 1 - dropped / list.length : 0));
+  }));
+  const order = [];
+  for (let token = 0; token < tokens; token++) if (!keptShare(token)) order.push(token);
+  const byScore = (a, b) => valueOf(final, b) - valueOf(final, a);
+  const byRank = (a, b) => rankOf(a, state.head) - rankOf(b, state.head) || byScore(a, b);
+  order.sort(state.head < 0 ? byScore : byRank);
+  at("nearest").replaceChildren(...order.slice(0, 8).map(token => {
+    const button = element("button", `${where(token)} · rank ${rankText(token)}`, { type: "button" });
+    button.onclick = () => { if (frameOf[token]) set({ frame: frameOf[token] - 1 }); choose(token); };
+    return element("li", button);
+  }));
+}
+
+function where(token) {
+  const frame = frameOf[token];
+  return frame ? `screenshot ${frame}, row ${rowOf[token]}, column ${columnOf[token]}` : `text “${wordOf(token)}”`;
+}
+
+function describe(token) {
+  const score = scoreText(final, valueOf(final, token));
+  return `${where(token)} · score ${score} · rank ${rankText(token)} · ${stateOf(token)}`;
+}
+
+function drawToken() {
+  const told = { place: where, token: token => `${token} of ${tokens}`, rank: rankText, state: stateOf };
+  for (const axis of axes) told[axis.title.toLowerCase()] = token => scoreText(axis, valueOf(axis, token));
+  const rows = Object.entries(told).map(([name, tell]) => line(name, state.token < 0 ? "–" : tell(state.token)));
+  at("token").tBodies[0].replaceChildren(...rows);
+}
+
+function drawScreen() {
+  const room = { width: board.parentNode.clientWidth, height: 820 };
+  if (data.frames.length) drawFrame(board, state.frame, state.show, room);
+  drawToken();
+}
+
+function draw() {
+  drawControls();
+  drawReply();
+  drawSummary();
+  drawScreen();
+  if (data.frames.length) {
+    drawCaption();
+    drawAxes();
+    drawStrip();
+  }
+  drawText();
+  drawLayers();
+  drawDropped();
+}
