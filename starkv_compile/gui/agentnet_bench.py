@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import StarKVError
 from .actions import Action, Point
-from .agentnet_score import best
+from .agentnet_score import best, keys_of, scroll_of
 from .files import Record, must_exist, read_object
 from .samples import Dataset, Past, Reading, Sample, Size
 
@@ -87,12 +87,19 @@ def _checked(where: str, option: Any) -> list[dict[str, Any]]:
         params = action.part("params")
         if kind.endswith(("click", "to")):
             for axis in ("x", "y"):
-                params.part("position").get(axis, (int, float))
+                params.part("position").number(axis)
             known = {"bboxes": [], **(values.get("metadata") or {})}
             for box in Record(where, known).parts("bboxes"):
                 box.numbers("rel_bbox", 4)
         elif kind == "write":
             params.text("text" if "text" in params.values else "content")
+        elif kind in ("press", "hotkey"):
+            if not params.get("keys", (list, str)):
+                raise StarKVError(f"{where}: {values['type']} without a key")
+        elif kind == "scroll":
+            for name in ("amount", "pixels"):
+                if name in params.values:
+                    params.number(name)
     return option
 
 
@@ -110,11 +117,10 @@ def _action(values: dict[str, Any], size: Size) -> Action:
     if kind == "type":
         return Action(kind, text=params.get("text") or params.get("content") or "")
     if kind in ("press", "hotkey"):
-        keys = params.get("keys", [])
-        return Action(kind, keys=tuple(map(str, keys if isinstance(keys, list) else [keys])))
+        return Action(kind, keys=tuple(keys_of(params)))
     if kind == "scroll":
-        amount = params.get("amount", params.get("pixels", 0))
-        return Action(kind, point, direction="up" if amount > 0 else "down", amount=abs(amount))
+        sign, amount = scroll_of(params)
+        return Action(kind, point, direction="up" if sign > 0 else "down", amount=amount)
     if kind == "finish":
         return Action(kind, text=params.get("status", "success"))
     return Action(kind, point)

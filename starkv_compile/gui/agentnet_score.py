@@ -26,6 +26,8 @@ _TYPES = {
     "finish": "terminate",
 }  # fmt: skip
 
+_SIGNS = {"up": 1, "down": -1}
+
 Step = tuple[str, Any]
 """A type in lower case, and its value: a point as shares of the screen, a text, a list of keys, or
 (direction 1, -1 or 0, amount or None) of a scroll. Of the demonstration, a point comes with the
@@ -44,7 +46,7 @@ def best(
 def _answered(action: Action, size: Size) -> list[Step]:
     point = action.point and (action.point[0] / size[0], action.point[1] / size[1])
     if action.kind == "scroll":
-        scroll = ("scroll", ({"up": 1, "down": -1}.get(action.direction or "", 0), action.amount))
+        scroll = ("scroll", (_SIGNS.get(action.direction or "", 0), action.amount))
         return [scroll] if point is None else [("moveto", point), scroll]
     if action.kind in ("press", "hotkey"):
         return [(action.kind, [key.lower() for key in action.keys])]
@@ -57,19 +59,28 @@ def _shown(values: dict[str, Any]) -> Step:
     """An action of the data set, as `_answered` has ours."""
     kind, params = values["type"].lower(), values["params"]
     if kind == "scroll":
-        amount = params.get("amount", params.get("pixels"))
-        if amount is None:
-            return kind, ({"up": 1, "down": -1}.get(params.get("direction"), 0), None)
-        return kind, ((amount > 0) - (amount < 0), abs(amount))
+        return kind, scroll_of(params)
     if kind in ("press", "hotkey"):
-        keys = params.get("keys") or []
-        return kind, [str(key).lower() for key in (keys if isinstance(keys, list) else [keys])]
+        return kind, [key.lower() for key in keys_of(params)]
     if kind == "write":
         return kind, params.get("content") or params.get("text") or ""
     if kind == "terminate":
         return kind, params.get("status")
     boxes = [box["rel_bbox"] for box in (values.get("metadata") or {}).get("bboxes", [])]
     return kind, ((params["position"]["x"], params["position"]["y"]), boxes)
+
+
+def scroll_of(params: dict[str, Any]) -> tuple[int, float | None]:
+    """(1 up, -1 down or 0; how far, where the data set says so)."""
+    amount = params.get("amount", params.get("pixels"))
+    if amount is None:
+        return _SIGNS.get(params.get("direction", ""), 0), None
+    return (amount > 0) - (amount < 0), abs(amount)
+
+
+def keys_of(params: dict[str, Any]) -> list[str]:
+    keys = params["keys"]
+    return [str(key) for key in keys] if isinstance(keys, list) else [keys]
 
 
 def _merged(steps: Sequence[Step], enters: Sequence[str]) -> list[Step]:

@@ -132,7 +132,7 @@ def _target(action: Record, elements: Sequence[Element]) -> dict[str, Any]:
     kind = KINDS[name]
     target: dict[str, Any] = {"kind": kind}
     if kind in ("click", "long_press") or (kind == "type" and "x" in action.values):
-        point = (_number(action, "x"), _number(action, "y"))
+        point = (action.number("x"), action.number("y"))
         target |= {"point": list(point), "element": _at(elements, point)}
     if kind == "type":
         target["text"] = action.text("text")
@@ -150,10 +150,6 @@ def _target(action: Record, elements: Sequence[Element]) -> dict[str, Any]:
 def _at(elements: Sequence[Element], point: Point) -> dict[str, Any] | None:
     element = element_at(elements, point)
     return None if element is None else element.to_json()
-
-
-def _number(action: Record, name: str) -> float:
-    return float(action.get(name, (int, float)))
 
 
 def score(target: Mapping[str, Any], actions: Sequence[Action], size: Size) -> float:

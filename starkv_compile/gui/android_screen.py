@@ -60,7 +60,7 @@ def elements_of_json(record: Record) -> Iterator[Element]:
     for node in record.parts("accessibility_tree"):
         box = node.part("bbox_pixels")
         sides = ("x_min", "y_min", "x_max", "y_max")
-        left, top, right, bottom = (float(box.get(side, (int, float))) for side in sides)
+        left, top, right, bottom = (box.number(side) for side in sides)
         texts = [node.values.get(name) for name in ("text", "content_description")]
         yield Element((left, top, right, bottom), _label(texts))
 

@@ -36,6 +36,13 @@ class Record:
     def text(self, name: str) -> str:
         return self.get(name, str)
 
+    def number(self, name: str) -> float:
+        """A finite number."""
+        value = self.get(name, (int, float))
+        if not _is_number(value):
+            raise StarKVError(f"{self.where}: {name!r} is {value}")
+        return float(value)
+
     def numbers(self, name: str, count: int) -> list[float]:
         """A list of `count` finite numbers."""
         values = self.get(name, list)

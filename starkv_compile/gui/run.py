@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +102,9 @@ def run_gui(options: GuiOptions, console: Console | None = None) -> Summary:
                    TimeElapsedColumn())  # fmt: skip
         with Progress(*columns, console=console) as progress:
             task = progress.add_task(f"{dataset.title}, shard {options.shard.index}", total=None)
-            sample: Sample | None = first
-            while sample is not None:
+            for sample in chain((first,), missing):
                 file.add(answer(model, dataset, sample, tokens))
                 progress.advance(task)
-                sample = next(missing, None)
     summary = summarise(options.out)
     summary.write(options.out)
     console.print(table_of(summary))

@@ -42,7 +42,8 @@ class Part:
 @dataclass(frozen=True)
 class Summary:
     """All shards of a folder. missing_shards: those of which no file is there. kept, seen: tokens
-    of a layer, mean over samples. nbytes, full_nbytes, seconds: means of a sample."""
+    of a layer, mean over samples. nbytes, full_nbytes: means of a sample. seconds: the median, as
+    the first samples of a process are compiled for."""
 
     settings: dict[str, Any]
     missing_shards: list[int]
@@ -92,10 +93,14 @@ def summarise(folder: Path) -> Summary:
     there = {path.name for path in paths}
     count = settings["shards"]
     return Summary(
-        settings,
-        [i for i in range(count) if f"answers-{i}-of-{count}.jsonl" not in there],
-        list(_parts(answers, dataset_of(settings["dataset"]).tables)),
-        *(mean(name) for name in ("kept", "seen", "bytes", "full_bytes", "seconds")),
+        settings=settings,
+        missing_shards=[i for i in range(count) if f"answers-{i}-of-{count}.jsonl" not in there],
+        parts=list(_parts(answers, dataset_of(settings["dataset"]).tables)),
+        kept=mean("kept"),
+        seen=mean("seen"),
+        nbytes=mean("bytes"),
+        full_nbytes=mean("full_bytes"),
+        seconds=float(np.median([record["seconds"] for record in answers])),
     )
 
 

@@ -108,6 +108,11 @@ def test_no_json_is_told_with_its_line(made):
             "scroll to 'in'",
         ),
         ("androidcontrol", {"accessibility_tree": [{}]}, "has no 'bbox_pixels'"),
+        (
+            "androidcontrol",
+            {"action": {"action_type": "click", "x": 1, "y": float("inf")}},
+            "'y' is inf",
+        ),
     ],
 )
 def test_a_malformed_record_is_told_with_its_line(tmp_path, name, change, message):
@@ -127,6 +132,15 @@ def test_a_malformed_record_is_told_with_its_line(tmp_path, name, change, messag
         ({"ground_truth_actions": [{"type": "fly", "params": {}}]}, "step 1: type 'fly'"),
         ({"ground_truth_actions": [{"type": "click", "params": {}}]}, "has no 'position'"),
         ({"ground_truth_actions": [{"type": "write", "params": {}}]}, "has no 'content'"),
+        ({"ground_truth_actions": [{"type": "press", "params": {}}]}, "has no 'keys'"),
+        (
+            {"ground_truth_actions": [{"type": "hotkey", "params": {"keys": []}}]},
+            "hotkey without a key",
+        ),
+        (
+            {"ground_truth_actions": [{"type": "scroll", "params": {"amount": "far"}}]},
+            "'amount' is 'far'",
+        ),
         ({"image": 4}, "'image' is 4"),
     ],
 )

@@ -1,6 +1,6 @@
 """UI-TARS-1.5: `Thought: ...` and `Action: click(start_box='(x,y)')`, in pixels it saw.
 
-Grammar of bytedance/UI-TARS (its prompts and `README_evaluation.md`, Apache-2.0). The phone's
+Prompt and grammar of bytedance/UI-TARS (`README_evaluation.md` there, Apache-2.0). The phone's
 actions are those its authors name for AndroidControl (issue 85 there).
 """
 
@@ -35,6 +35,11 @@ finished()"""
 _SPACES = {"point": "click(start_box='<|box_start|>(x1,y1)<|box_end|>')",
            "desktop": _DESKTOP, "phone": _PHONE}  # fmt: skip
 
+_NOTE = """## Note
+- Use English in `Thought` part.
+- Write a small plan and finally summarize your next action (with its target element) in one sentence in `Thought` part.
+"""  # noqa: E501
+
 _POINTED = {"click": "click", "left_double": "double_click", "right_single": "right_click",
             "long_press": "long_press"}  # fmt: skip
 _BARE = {"wait": "wait", "press_back": "back", "press_home": "home"}
@@ -55,13 +60,15 @@ def messages(sample: Sample, screens: Sequence[Screen]) -> Messages:
         "need to perform the next action to complete the task.",
         "",
         "## Output Format",
+        "```",
         *(["Thought: ..."] if thinks else []),
         "Action: ...",
+        "```",
         "",
         "## Action Space",
         _SPACES[sample.setting],
         "",
-        *(["## Note", "- Use English in `Thought` part.", ""] if thinks else []),
+        *([_NOTE] if thinks else []),
         "## User Instruction",
         sample.instruction,
     ]
