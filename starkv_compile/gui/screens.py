@@ -54,7 +54,7 @@ def shown_size(size: Size, image_processor: Any) -> Size:
             f"{type(image_processor).__name__} is no image processor of Qwen-VL's kind ({error}): "
             "how it resizes screenshots, and so what coordinates mean, is not known here"
         ) from error
-    width, height = (max(token, round(side / token) * token) for side in size)
+    width, height = (round(side / token) * token for side in size)
     pixels = size[0] * size[1]
     if width * height > high:
         shrink = math.sqrt(pixels / high)

@@ -4,7 +4,13 @@ import json
 
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from rich.console import Console
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+    Qwen2VLImageProcessorPil,
+    smart_resize,
+)
 
 from starkv_compile import OptionError, StarKVConfig, StarKVError, __main__
 from starkv_compile.agent.checkpoints import SHIPPED
@@ -282,26 +288,20 @@ def test_from_the_command_line(data, tmp_path, capsys):
         assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("size", "shown"),
-    [((1920, 1080), (1932, 1092)), ((4000, 3000), (4004, 2996)), ((10, 2000), (28, 1988))],
-)
-def test_what_a_model_sees(size, shown):
-    """Against transformers' own resizing."""
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
-        Qwen2VLImageProcessorPil,
-        smart_resize,
-    )
+@given(st.tuples(st.integers(1, 6000), st.integers(1, 6000)), st.integers(4, 16384), st.booleans())
+def test_what_a_model_sees(size, tokens, large):
+    """As transformers resizes: Qwen2.5-VL's tokens of 28 pixels a side, Qwen3-VL's of 32."""
+    assume(max(size) <= 200 * min(size))
+    side = 32 if large else 28
+    limits = {"shortest_edge": 4 * side**2, "longest_edge": tokens * side**2}
+    processor = Qwen2VLImageProcessorPil(size=limits, patch_size=side // 2)
+    height, width = smart_resize(size[1], size[0], side, *limits.values())
+    assert shown_size(size, processor) == (width, height)
 
-    limits = {"shortest_edge": 56 * 56, "longest_edge": 16384 * 28 * 28}
-    processor = Qwen2VLImageProcessorPil(size=limits)
-    assert shown_size(size, processor) == shown
-    for high in (16384 * 784, 1280 * 784, 100 * 784):
-        processor.size = {"shortest_edge": 56 * 56, "longest_edge": high}
-        height, width = smart_resize(max(size[1], 28), max(size[0], 28), 28, 56 * 56, high)
-        assert shown_size((max(size[0], 28), max(size[1], 28)), processor) == (width, height)
+
+def test_how_an_unknown_processor_resizes_is_unknown():
     with pytest.raises(StarKVError, match="object is no image processor of Qwen-VL's kind"):
-        shown_size(size, object())
+        shown_size((64, 64), object())
 
 
 def test_another_resizing_than_expected_is_an_error():
