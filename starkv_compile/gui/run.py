@@ -53,9 +53,13 @@ class GuiOptions:
                 raise OptionError(f"{name}={getattr(self.reading, name)}: {least} or more")
         if self.reading.level not in ("high", "low"):
             raise OptionError(f"level {self.reading.level!r}: high or low")
-        for name, value in (("limit", self.limit), ("max_new_tokens", self.max_new_tokens)):
+        least, most = self.pixels
+        for name, value in (("limit", self.limit), ("max_new_tokens", self.max_new_tokens),
+                            ("min_pixels", least), ("max_pixels", most)):  # fmt: skip
             if value is not None and value < 1:
                 raise OptionError(f"{name}={value}: 1 or more")
+        if least is not None and most is not None and least > most:
+            raise OptionError(f"min_pixels={least}, max_pixels={most}: the least is the larger")
 
     def settings(self, dataset: Dataset, family: str) -> dict[str, Any]:
         """What runs must share for their answers to go together."""

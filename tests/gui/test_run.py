@@ -238,6 +238,8 @@ def test_an_error_comes_before_the_model_is_loaded(data, tmp_path, monkeypatch):
         ({"limit": 0}, "limit=0"),
         ({"reading": Reading(images=0)}, "images=0: 1 or more"),
         ({"reading": Reading(level="top")}, "level 'top'"),
+        ({"pixels": (None, 0)}, "max_pixels=0: 1 or more"),
+        ({"pixels": (9, 8)}, "min_pixels=9, max_pixels=8"),
     ):
         with pytest.raises(OptionError, match=said):
             GuiOptions(dataset="x", data=tmp_path, model="shipped", out=tmp_path, **values)
