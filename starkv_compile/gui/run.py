@@ -48,9 +48,9 @@ class GuiOptions:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("images", 1), ("texts", 0)):
-            if getattr(self.reading, name) < least:
-                raise OptionError(f"{name}={getattr(self.reading, name)}: {least} or more")
+        for name, needed in (("images", 1), ("texts", 0)):
+            if getattr(self.reading, name) < needed:
+                raise OptionError(f"{name}={getattr(self.reading, name)}: {needed} or more")
         if self.reading.level not in ("high", "low"):
             raise OptionError(f"level {self.reading.level!r}: high or low")
         least, most = self.pixels
