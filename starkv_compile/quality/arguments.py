@@ -7,12 +7,15 @@ import os
 from fractions import Fraction
 from pathlib import Path
 
+from ..gui.arguments import add_gui
+
 
 def add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     bench = commands.add_parser("bench", help="measure what a compressed cache still answers")
     kinds = bench.add_subparsers(required=True, metavar="KIND")
     _add_quality(kinds)
     _add_plot(kinds)
+    add_gui(kinds)
 
 
 def _add_quality(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

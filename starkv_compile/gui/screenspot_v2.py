@@ -1,0 +1,65 @@
+"""ScreenSpot-v2: one element of one screenshot, named in words.
+
+Of Hugging Face's `OS-Copilot/ScreenSpot-v2` (OS-Atlas, arXiv 2410.23218): three lists of records
+{"img_filename", "bbox": [x, y, width, height] in pixels, "instruction", "data_type": text or icon,
+"data_source"}, and `screenspotv2_image/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from .actions import Action
+from .boxes import hit
+from .files import must_exist, read_objects
+from .samples import Dataset, Reading, Sample, Size
+
+PLATFORMS = ("mobile", "desktop", "web")
+IMAGES = "screenspotv2_image"
+
+
+def read(folder: Path, reading: Reading) -> Iterator[Sample]:
+    """The samples of the three platforms; all records are checked before the first is given.
+
+    Raises:
+        StarKVError: a file is missing, or a record is malformed.
+    """
+    samples = []
+    for platform in PLATFORMS:
+        path = folder / f"screenspot_{platform}_v2.json"
+        must_exist(path, "it comes with OS-Copilot/ScreenSpot-v2")
+        for number, record in enumerate(read_objects(path)):
+            left, top, width, height = record.numbers("bbox", 4)
+            image = folder / IMAGES / record.text("img_filename")
+            must_exist(image, f"{record.where} names it; unpack screenspotv2_image.zip")
+            sample = Sample(
+                id=f"{platform}-{number}",
+                setting="point",
+                instruction=record.text("instruction"),
+                screens=(image,),
+                target={"box": [left, top, left + width, top + height]},
+                group={
+                    "platform": platform,
+                    "type": record.text("data_type"),
+                    "source": record.text("data_source"),
+                },
+            )
+            samples.append(sample)
+    yield from samples
+
+
+def score(target: dict[str, list[float]], actions: Sequence[Action], size: Size) -> float:
+    """1 if the answer's point is in the box, edges included."""
+    return float(hit(target["box"], actions))
+
+
+SCREENSPOT_V2 = Dataset(
+    "screenspot-v2",
+    "ScreenSpot-v2",
+    read,
+    score,
+    files=("screenspot_*_v2.json",),
+    tables=(("platform", "type"), ("type",), ("source",)),
+    tokens=256,
+)
