@@ -180,10 +180,10 @@ def _export(args: argparse.Namespace) -> int:
             "--engine with --cache static: engines are built of the dynamic cache alone; leave out "
             "one of them"
         )
-    given = {"budget": args.budget, "budget_tokens": getattr(args, "budget_tokens", None)}
-    if hasattr(args, "policy"):
-        given["policy"] = args.policy
-    config = StarKVConfig.paper(**given) if args.paper else StarKVConfig(**given)
+    config = StarKVConfig.from_command(
+        getattr(args, "policy", None), args.paper, budget=args.budget,
+        budget_tokens=getattr(args, "budget_tokens", None),
+    )  # fmt: skip
     if args.engine and ranks_all(config) and args.max_seq > TENSORRT_TOPK:
         raise OptionError(
             f"--engine with policy {config.policy!r} and --max-seq {args.max_seq}: it ranks all "

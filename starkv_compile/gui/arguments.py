@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..config import INNER_BACKENDS
+from ..config import INNER_BACKENDS, StarKVConfig
 from ..errors import OptionError
 
 
@@ -35,7 +35,12 @@ def add_gui(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     add("--out", type=Path, metavar="DIR", default=unset, help="for answers and summary")
     add("--budget", type=float, default=0.2, help="share of the tokens seen that stays cached; "
         "1 for the full cache")  # fmt: skip
-    add("--policy", default="starkv", help="how tokens are scored; docs/policies.md")
+    add(
+        "--policy",
+        metavar="NAME",
+        default=argparse.SUPPRESS,
+        help=f"a name in docs/policies.md (default: {StarKVConfig.policy})",
+    )
     add("--paper", action="store_true", help="the method as released, not this package's defaults")
     add("--inner", choices=INNER_BACKENDS, default="eager", help="backend under starkv")
     add("--images", type=int, metavar="N", default=5, help="screenshots of a trajectory")
@@ -62,17 +67,12 @@ def _gui(args: argparse.Namespace) -> int:
     if "dataset" not in given or missing:
         what = missing if "dataset" in given else ["DATASET", *missing]
         raise OptionError(f"bench gui needs {', '.join(what)}; or --summary DIR alone")
-    from ..config import StarKVConfig
     from .run import GuiOptions, run_gui  # imports torch, which --help should not
     from .samples import Reading
     from .shards import shard_of
 
     choices = {"budget": args.budget, "inner": args.inner}
-    if args.paper and args.policy != "starkv":
-        raise OptionError(f"--paper with --policy {args.policy}: leave out one of them")
-    config = (
-        StarKVConfig.paper(**choices) if args.paper else StarKVConfig(policy=args.policy, **choices)
-    )
+    config = StarKVConfig.from_command(given.get("policy"), args.paper, **choices)
     run_gui(
         GuiOptions(
             dataset=args.dataset,

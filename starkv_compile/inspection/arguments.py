@@ -6,6 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
+from ..config import StarKVConfig
+
 
 def add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     inspect = commands.add_parser(
@@ -33,7 +35,8 @@ def add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="a Hugging Face checkpoint in place of the agent, with --image and --prompt")
     add("--prompt", metavar="TEXT", default=argparse.SUPPRESS,
         help="what that model is told after the screenshots")
-    add("--policy", metavar="NAME", default="starkv", help="a name in docs/policies.md")
+    add("--policy", metavar="NAME", default=argparse.SUPPRESS,
+        help=f"a name in docs/policies.md (default: {StarKVConfig.policy})")
     add("--paper", action="store_true", help="the method as released, not this package's defaults")
     add("--budget", metavar="P,Q", default="40,20,10,5",
         help="percent of the tokens that stay, one or more to choose from")
@@ -51,11 +54,10 @@ def _inspect(args: argparse.Namespace) -> int:
     from .command import InspectOptions, run_inspect
 
     given = vars(args)
-    names = ("question", "frames", "seed", "agent", "model", "prompt", "reply")
+    names = ("question", "frames", "seed", "agent", "model", "prompt", "policy", "reply")
     path = run_inspect(
         InspectOptions(
             images=tuple(given.get("image", ())),
-            policy=args.policy,
             paper=args.paper,
             budgets=args.budget,
             out=args.out,

@@ -33,7 +33,7 @@ class InspectOptions:
     agent: Path | None = None
     model: Path | None = None
     prompt: str | None = None
-    policy: str = "starkv"
+    policy: str | None = None
     paper: bool = False
     budgets: str = "40,20,10,5"
     reply: int | None = None
@@ -58,13 +58,9 @@ class InspectOptions:
             )
         if self.reply is not None and self.reply < 0:
             raise OptionError(f"--reply {self.reply}: expected a number of tokens, or 0 for none")
-        if self.paper and self.policy != "starkv":
-            raise OptionError(f"--paper is a form of policy 'starkv', not of {self.policy!r}")
 
     def config(self) -> StarKVConfig:
-        if self.paper:
-            return StarKVConfig.paper()
-        return StarKVConfig(policy=self.policy)
+        return StarKVConfig.from_command(self.policy, self.paper)
 
     def shares(self) -> list[float]:
         """The budgets as shares of 1, largest first.

@@ -68,8 +68,10 @@ def test_the_agent_on_every_benchmark(data, tmp_path, budget):
     for name, (_, samples, right) in RIGHT.items():
         out = tmp_path / name
         summary = run(data, out, name, budget)
-        assert (summary.parts[0].samples, summary.parts[0].right) == (samples, right)
-        assert summary.parts[0].score == right / samples
+        found = summary.parts[0]
+        assert found.samples == samples
+        assert right - (budget < 1) <= found.right <= right, "a fifth of a cache may lose one"
+        assert found.score == found.right / samples
         for record in records(out):
             assert set(record) == FIELDS
             assert record["answer"].startswith("click (")
@@ -284,7 +286,7 @@ def test_from_the_command_line(data, tmp_path, capsys):
         (["bench", "gui"], "bench gui needs DATASET, --data, --model, --out"),
         (command, "bench gui needs --out"),
         (["bench", "gui", "androidcontrol", "--summary", str(out)], "--summary stands alone"),
-        ([*command, "--out", str(out), "--paper", "--policy", "random"], "leave out one"),
+        ([*command, "--out", str(out), "--paper", "--policy", "random"], "--paper is a form of"),
     ):
         assert __main__.main(wrong) == 2
         assert said in capsys.readouterr().err

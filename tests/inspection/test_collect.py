@@ -64,7 +64,9 @@ def test_ranks_are_those_of_the_final_score():
         assert final.values[layer][-window:].isnan().all()
 
 
-@pytest.mark.parametrize("config", [StarKVConfig(), StarKVConfig.paper()], ids=["ours", "paper"])
+@pytest.mark.parametrize(
+    "config", [StarKVConfig(policy="starkv"), StarKVConfig.paper()], ids=["subspace", "global"]
+)
 def test_the_axes_make_up_the_final_score(config):
     """A new axis of the policy fails here until it is in `axes.py`.
 
@@ -82,6 +84,19 @@ def test_the_axes_make_up_the_final_score(config):
         assert (factor[:, :-8] != 1).any(), name
         product = product * factor
     torch.testing.assert_close(product, final, equal_nan=True)
+
+
+def test_the_axes_of_novelty_rank_the_tokens_of_screens():
+    prompt = tiny_prompt("qwen2_vl", grids=((4, 5), (4, 5)))
+    inspection = collect(prompt, StarKVConfig(attention_weight=0.7), (0.5,))
+    assert [axis.name for axis in inspection.axes] == ["attention", "space", "time", "final"]
+    for layer in range(2):
+        of_screens = (inspection.frame >= 0) & ~inspection.axes[-1].values[layer].isnan()
+        attention, space, time, final = (a.values[layer][of_screens] for a in inspection.axes)
+        product = space * time * (1 + 0.7 * attention / attention.mean())
+        assert torch.equal(product.argsort(), final.argsort())
+        assert (space != 1).any()
+        assert (time != 1).any()
 
 
 def test_other_policies_have_attention_and_the_final_score_and_leave_the_model_as_it_was():

@@ -143,7 +143,7 @@ def test_a_checkpoint_with_a_true_grid(capsys, tmp_path, monkeypatch):
         (["--budget", "0"], "--budget '0': expected percent"),
         (["--budget", ""], "--budget '': expected percent"),
         (["--reply", "-1"], "--reply -1: expected a number of tokens"),
-        (["--policy", "best"], "policy='best': expected one of 'starkv'"),
+        (["--policy", "best"], "policy='best': expected one of 'screen_novelty', 'starkv'"),
         (["--policy", "tova", "--paper"], "--paper is a form of policy 'starkv'"),
         (["--frames", "9"], "frames=9: the agent is shown 1 to 8"),
         (["--question", "where"], "--question goes with --image"),
