@@ -34,8 +34,11 @@ def novelty_scores(
     visual = frame[:, :past] >= 0
     real = None if real is None else real[:, :past]
     seen = attention.mean(1)
-    # A screen's neighbours in the token order may be at another end of it, so text alone is pooled.
-    text = pool(attention.masked_fill(visual[:, None], 0.0), width).mean(1)
+    # Text alone is pooled, over text alone: neighbours in the token order that are on a screen may
+    # be at another end of it, and a run of text may be short.
+    is_text = ~visual if real is None else ~visual & real
+    near = pool(is_text[:, None].float(), width)[:, 0]
+    text = pool(seen.masked_fill(~is_text, 0.0)[:, None], width)[:, 0] / near.clamp(min=1e-6)
     seen = seen.masked_fill(~visual, 0.0)
     mean = seen.sum(-1, keepdim=True) / visual.sum(-1, keepdim=True).clamp(min=1)
     attended = 1.0 + attention_weight * seen / mean.clamp(min=1e-30)
