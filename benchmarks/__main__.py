@@ -10,13 +10,10 @@ from pathlib import Path
 import torch
 from rich.progress import Progress
 
-from starkv_compile.kernels import reference
 from starkv_compile.kernels.compiling import in_process
-from starkv_compile.kernels.reference.star import Layout, fresh_state, star_scores
 from starkv_compile.machine import environment
-from starkv_compile.policies.starkv import hyper_of
 
-from .contenders import CONTENDERS, Work, config_of
+from .contenders import CONTENDERS, Work, pipeline
 from .layers import LAYERS, SCREENS, Inputs, Size, make_inputs
 from .results import Result, table, write
 
@@ -97,17 +94,9 @@ def check(name: str, work: Work, size: Size, inputs: Inputs) -> None:
     if not isinstance(kept, torch.Tensor):
         return
     contender = CONTENDERS[name]
-    config = config_of(size, contender.paper)
-    capacity = config.capacity(size.length)
-    attention = reference.window_attention(
-        inputs.query, inputs.key, None, size.layer.dim**-0.5, size.window, capacity
-    )
-    state = fresh_state(inputs.key, inputs.layout[3])
-    scores = star_scores(
-        attention, inputs.hidden, None, Layout(*inputs.layout), state, hyper_of(config)
-    ).final
-    expected = reference.select_tokens(scores, None, size.length, size.window, capacity)
-    common = len(set(kept[0].tolist()) & set(expected[0].tolist())) / capacity
+    run = pipeline(size, contender.method)
+    expected = run(inputs.query, inputs.key, inputs.value, inputs.hidden, None, *inputs.layout)[0]
+    common = len(set(kept[0].tolist()) & set(expected[0].tolist())) / expected.shape[1]
     least = 0.999 if contender.role == "ours" or inputs.key.dtype == torch.float32 else 0.93
     if common < least:
         raise SystemExit(f"{name} at {size}: keeps {common:.2%} of the reference's tokens")

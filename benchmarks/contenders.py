@@ -6,6 +6,7 @@ made does the work once. It may return kept indices, which are checked before an
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from starkv_compile import StarKVConfig
 from starkv_compile.kernels.ops import STARKV
 from starkv_compile.kernels.reference.star import fresh_state
-from starkv_compile.policies import ScoreInputs, StarKV
+from starkv_compile.policies import POLICIES, ScoreInputs
 
 from . import kvpress_peer, released
 from .layers import Inputs, Size
@@ -27,25 +28,34 @@ Work = Callable[[], "torch.Tensor | float | None"]
 class Contender:
     """role: "ours", "rival" or "floor". make: None where it cannot run, else the work.
 
-    paper: whether it keeps tokens by the paper's configuration, not by the default.
+    method: what it keeps tokens by, a name in `METHODS`.
     """
 
     role: str
     make: Callable[[Size, Inputs], Work | None]
-    paper: bool = False
+    method: str = "default"
 
 
-def config_of(size: Size, paper: bool) -> StarKVConfig:
-    options = {"budget": size.budget, "window": size.window}
-    return StarKVConfig.paper(**options) if paper else StarKVConfig(**options)
+METHODS: dict[str, Callable[..., StarKVConfig]] = {
+    "default": StarKVConfig,
+    "starkv": functools.partial(StarKVConfig, policy="starkv"),
+    "paper": StarKVConfig.paper,
+}
 
 
-def _pipeline(
-    size: Size, paper: bool
+def config_of(size: Size, method: str = "default") -> StarKVConfig:
+    return METHODS[method](budget=size.budget, window=size.window)
+
+
+def pipeline(
+    size: Size, method: str
 ) -> Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """What the pass puts into the graph of one layer: score, select, gather."""
-    config = config_of(size, paper)
-    policy, capacity = StarKV(config), config.capacity(size.length)
+    """What the pass puts into the graph of one layer: score, select, gather.
+
+    Called as it is, and not compiled, it runs the reference.
+    """
+    config = config_of(size, method)
+    policy, capacity = POLICIES[config.policy](config), config.capacity(size.length)
 
     def run(query, key, value, hidden, total, *layout):  # type: ignore[no-untyped-def]
         scored = policy.score(
@@ -62,9 +72,11 @@ def _pipeline(
     return run
 
 
-def _ours(*, compiled: bool, shared: bool, paper: bool = False) -> Callable[[Size, Inputs], Work]:
+def _ours(
+    *, compiled: bool, shared: bool, method: str = "default"
+) -> Callable[[Size, Inputs], Work]:
     def make(size: Size, inputs: Inputs) -> Work:
-        run = _pipeline(size, paper)
+        run = pipeline(size, method)
         if compiled:
             run = torch.compile(run, fullgraph=True, dynamic=False)
         total = log_sum_exp(inputs) if shared else None
@@ -87,7 +99,7 @@ def log_sum_exp(inputs: Inputs) -> torch.Tensor:
 
 
 def _released(size: Size, inputs: Inputs) -> Work:
-    capacity = config_of(size, paper=True).capacity(size.length)
+    capacity = config_of(size, "paper").capacity(size.length)
     arguments = (inputs.query, inputs.key, inputs.value, inputs.hidden, size.spans)
     return lambda: released.compress(*arguments, size.window, capacity)[2][None]
 
@@ -108,7 +120,7 @@ def _prefill_attention(size: Size, inputs: Inputs) -> Work | None:
 
 def _copy(size: Size, inputs: Inputs) -> Work:
     """Reading all keys, and reading and writing the kept keys and values: memory's share."""
-    kept = config_of(size, paper=False).capacity(size.length)
+    kept = config_of(size).capacity(size.length)
     out = torch.empty_like(inputs.key)
     small = [torch.empty_like(t[:, :, :kept]) for t in (inputs.key, inputs.value)]
 
@@ -138,10 +150,13 @@ CONTENDERS: dict[str, Contender] = {
     "ours": Contender("ours", _ours(compiled=True, shared=True)),
     "ours, log-sum-exp not shared": Contender("ours", _ours(compiled=True, shared=False)),
     "ours, not compiled": Contender("ours", _ours(compiled=False, shared=True)),
-    "ours, paper's configuration": Contender(
-        "ours", _ours(compiled=True, shared=True, paper=True), paper=True
+    "ours, STaR-KV": Contender(
+        "ours", _ours(compiled=True, shared=True, method="starkv"), "starkv"
     ),
-    "release, restated": Contender("rival", _released, paper=True),
+    "ours, paper's configuration": Contender(
+        "ours", _ours(compiled=True, shared=True, method="paper"), "paper"
+    ),
+    "release, restated": Contender("rival", _released, "paper"),
     "kvpress SnapKV": Contender("rival", _kvpress),
     "prefill attention": Contender("rival", _prefill_attention),
     "memory floor": Contender("floor", _copy),
