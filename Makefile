@@ -13,7 +13,7 @@ help:
 	@echo "make test-models   try every model family again; fails where docs/models.md is stale"
 	@echo "make test-hf   transformers' own tests of generation, run through starkv (needs a network)"
 	@echo "make test-trt  NVIDIA's parser and builder on exported graphs, without a GPU (installs them)"
-	@echo "make test-torch-trt  what torch-tensorrt would convert, by its dry run (installs it)"
+	@echo "make test-torch-trt  what torch-tensorrt converts and builds, without a GPU (installs it)"
 	@echo "make test-weights  the tests on real language models, which it installs"
 	@echo "make bench   measure scoring and compaction against rivals and floors"
 	@echo "make lint    ruff and mypy"

@@ -19,8 +19,10 @@ from torch.fx.graph import CodeGen
 from ..config import StarKVConfig
 from ..errors import UnsupportedModel
 from ..kernels.reference.capacity import every_length
+from ..passes import fx
 from .capture import bodies, cut_prompt, export_program, put_in_place
 from .decoder import Decode, Decoder, Prefill, describe, traceable
+from .grouped import share_heads
 from .package import check_config
 from .ports import Port, Shapes, decode_ports, prefill_ports
 from .profiles import Length, lengths
@@ -123,6 +125,8 @@ def _program(
             GraphModule(module, module.graph), inputs, as_list=False, largest=largest
         )
     _drop_assertions(exported.graph)
+    share_heads(exported.graph)
+    _say_lengths(exported.graph)
     return Program(exported, inputs, outputs, ranges)
 
 
@@ -131,3 +135,17 @@ def _drop_assertions(graph: Graph) -> None:
     for node in graph.find_nodes(op="call_function", target=torch.ops.aten._assert_scalar.default):
         graph.erase_node(node)
     graph.eliminate_dead_code()
+
+
+def _say_lengths(graph: Graph) -> None:
+    """In every reshape the number for -1, if it is one.
+
+    TensorRT takes it for a length that varies, and refuses attention whose query heads vary.
+    """
+    for node in graph.nodes:
+        if not fx.is_op(node, fx.RESHAPE) or -1 not in node.args[1]:
+            continue
+        place = node.args[1].index(-1)
+        length = fx.shape(node)[place]
+        if isinstance(length, int):
+            node.args = (node.args[0], [*node.args[1][:place], length, *node.args[1][place + 1 :]])

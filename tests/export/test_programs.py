@@ -16,6 +16,7 @@ from starkv_compile.export.manifest import Manifest
 from starkv_compile.export.packages import MissingPackage
 from starkv_compile.export.programs import export_programs
 from starkv_compile.export.torch_trt import compile_program
+from starkv_compile.passes import fx
 from starkv_compile.testing import Prompt, generate, tiny_inputs, tiny_model
 from tests.export.same import assert_same_cache
 from tests.export.trajectory import steps
@@ -88,6 +89,18 @@ def test_steps_on_what_is_stored(pair):
     for (mine, left), (theirs, right) in zip(*runs, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
         assert_same_cache(left, right, 1)
+
+
+def test_heads_are_those_that_are_stored_and_numbers(programs):
+    for program in programs.values():
+        attentions = [n for n in program.exported.graph.nodes if fx.is_op(n, fx.SDPA)]
+        assert len(attentions) == 1
+        assert [fx.shape(n)[1] for n in attentions[0].args[:3]] == [4, 2, 2]
+        reshapes = [n for n in program.exported.graph.nodes if fx.is_op(n, fx.RESHAPE)]
+        assert reshapes
+        for node in reshapes:
+            left = [n for n, told in zip(fx.shape(node), node.args[1], strict=True) if told == -1]
+            assert not any(isinstance(length, int) for length in left)
 
 
 def test_what_torch_tensorrt_is_told(programs, monkeypatch):
