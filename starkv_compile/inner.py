@@ -35,8 +35,11 @@ def compile_inner(
     if inner == "tensorrt":
         from torch._dynamo.backends.registry import lookup_backend
 
+        from .export.torch_trt import SETTINGS
+
         check_inner(inner)
-        return lookup_backend(TENSORRT)(module, list(example_inputs))
+        backend: Any = lookup_backend(TENSORRT)
+        return backend(module, list(example_inputs), options=dict(SETTINGS))
     from torch._inductor.compile_fx import compile_fx
 
     patches = torch._inductor.list_mode_options(mode) if mode else None

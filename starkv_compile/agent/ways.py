@@ -103,10 +103,10 @@ def _measure(
     advance: Callable[[], Any],
     peak: bool,
 ) -> Measured:
-    def run() -> tuple[AgentSession, tuple[str, ...], list[_Clock]]:
+    def run() -> tuple[AgentSession, tuple[str, ...], list[Clock]]:
         session, replies, clocks = AgentSession(*agent), [], []
         for turn in turns:
-            clocks.append(_Clock())
+            clocks.append(Clock())
             reply = session.step(
                 turn.content, max_new_tokens=MAX_REPLY, do_sample=False, streamer=clocks[-1]
             )
@@ -138,7 +138,7 @@ def _measure(
     )
 
 
-class _Clock(BaseStreamer):
+class Clock(BaseStreamer):
     """Seconds to the first token of a reply, from when the clock was made, and between others."""
 
     def __init__(self) -> None:

@@ -151,7 +151,7 @@ def capture_prompt(
     outputs = [fx.outputs(cut.whole.graph)[0]]
     outputs += dict.fromkeys(n for p in parts for n in p.reads if n.op != "placeholder")
     names.update({node: f"inner.{i}" for i, node in enumerate(outputs) if i > 0})
-    put_in_place(parts[0].module, _bodies(select, max_seq))
+    put_in_place(parts[0].module, bodies(select, max_seq))
     ports = [_port(f"in_{i}", node, lengths) for i, node in enumerate(parts[0].reads)]
     with every_length():
         compact = export_program(parts[0].module, ports, as_list=False, largest=largest)
@@ -165,7 +165,7 @@ def capture_prompt(
     )
 
 
-def _bodies(select: str, max_seq: int) -> dict[str, Callable[..., Any]]:
+def bodies(select: str, max_seq: int) -> dict[str, Callable[..., Any]]:
     """What each op of ours becomes; a frame has fewer tokens than a session."""
     counting = Counting(RANKS[select], information_by_table(max_seq))
 

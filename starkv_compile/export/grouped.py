@@ -10,8 +10,8 @@ from ..passes import fx
 def share_heads(graph: Graph) -> None:
     """Let attention read heads where they are stored, in place.
 
-    ONNX's Attention (opset 23) knows groups, as SDPA does; a model repeats the heads of the whole
-    cache before it.
+    ONNX's Attention (opset 23) knows groups, as SDPA does, and so does `translations.attention`; a
+    model repeats the heads of the whole cache before it.
     """
     for node in graph.nodes:
         if not fx.is_op(node, fx.SDPA):

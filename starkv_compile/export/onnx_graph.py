@@ -20,11 +20,10 @@ from .capture import Captured
 from .graphs import ONNX_TYPES
 from .grouped import share_heads
 from .ports import Port
-from .translations import NEWEST, TRANSLATIONS
+from .translations import NEWEST, translations
 from .weights import Weights
 
 OPSET = 20
-HAS_ATTENTION = 23
 DOMAIN, COMPACT = "starkv", "Compact"
 
 
@@ -44,8 +43,7 @@ def to_onnx(
     Raises:
         UnsupportedModel: an operation has no translation.
     """
-    if opset >= HAS_ATTENTION:
-        share_heads(program.graph)
+    share_heads(program.graph)
     try:
         with _quiet():
             made = torch.onnx.export(
@@ -54,7 +52,7 @@ def to_onnx(
                 opset_version=opset,
                 input_names=list(inputs),
                 output_names=list(outputs),
-                custom_translation_table=TRANSLATIONS,
+                custom_translation_table=translations(opset),
                 # Its rewrite rules take 1e-12 for zero: `log(x + 1e-12)` would lose its guard.
                 optimize=False,
                 verbose=False,

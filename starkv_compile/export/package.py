@@ -100,21 +100,26 @@ def _check(options: ExportOptions) -> None:
     if options.dtype not in DTYPES:
         raise OptionError(f"dtype={options.dtype!r}: expected one of {', '.join(DTYPES)}")
     chosen(options.select, options.config, options.max_seq)
-    if options.max_seq < LEAST_SEQ:
-        raise OptionError(f"max_seq={options.max_seq}: expected at least {LEAST_SEQ} tokens")
-    if options.config.policy not in EXPORTED:
+    check_config(options.config, options.max_seq)
+    _check_slots(options)
+
+
+def check_config(config: StarKVConfig, max_seq: int) -> None:
+    """Raise `OptionError` for what no exported graph does."""
+    if max_seq < LEAST_SEQ:
+        raise OptionError(f"max_seq={max_seq}: expected at least {LEAST_SEQ} tokens")
+    if config.policy not in EXPORTED:
         raise OptionError(
-            f"policy={options.config.policy!r} is not exported yet, only "
+            f"policy={config.policy!r} is not exported yet, only "
             f"{' and '.join(map(repr, EXPORTED))}; starkv_compile.compile runs the others"
         )
-    if options.config.debug:
+    if config.debug:
         raise OptionError("debug=True reads values on the host, which an exported graph cannot")
     for name in ("budget_bytes", "decode_tokens", "layer_budgets"):
-        if getattr(options.config, name) is not None:
+        if getattr(config, name) is not None:
             raise OptionError(f"{name} is not exported yet; use budget or budget_tokens")
-    if options.config.keeps_everything:
+    if config.keeps_everything:
         raise OptionError("budget=1.0 keeps everything: there is nothing of ours to export")
-    _check_slots(options)
 
 
 def _check_slots(options: ExportOptions) -> None:

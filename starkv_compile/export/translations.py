@@ -12,6 +12,7 @@ from onnxscript.values import Opset
 
 from .slots import write_slots
 
+HAS_ATTENTION = 23
 NEWEST = 24  # TensorScatter came with it
 
 
@@ -50,8 +51,54 @@ def tensor_scatter(buffer: Any, new: Any, slot: Any) -> Any:
     return Opset("", NEWEST).TensorScatter(buffer, new, slot, axis=-2)
 
 
-TRANSLATIONS: dict[Any, Any] = {
+def attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """aten.scaled_dot_product_attention by groups, where ONNX has no Attention.
+
+    query [B, H, S, D], key and value [B, G, L, D]: the queries of a group's heads are rows of one
+    product, [B, G, H/G * S, D]. onnxscript's form repeats, scales and turns the keys, which copies
+    the whole cache three times for every token. dropout_p is 0 in a graph that only infers.
+    """
+    heads, width = query.shape[1], query.shape[3]
+    groups = key.shape[1]
+    factor = op.CastLike(op.Constant(value_float=width**-0.5 if scale is None else scale), query)
+    rows = op.Reshape(op.Mul(query, factor), op.Constant(value_ints=[0, groups, -1, width]))
+    scores = op.MatMul(rows, op.Transpose(key, perm=[0, 1, 3, 2]))
+    if is_causal:
+        square = op.Concat(op.Shape(query, start=2, end=3), op.Shape(key, start=2, end=3), axis=0)
+        attn_mask = op.Trilu(op.Expand(op.Constant(value=ir.tensor([True])), square), upper=0)
+    if is_causal or attn_mask is not None:
+        of_heads = op.Concat(op.Shape(query, end=3), op.Shape(key, start=2, end=3), axis=0)
+        masked = _masked(op.Reshape(scores, of_heads), attn_mask, query.dtype)
+        scores = op.Reshape(masked, op.Shape(scores))
+    found = op.MatMul(op.Softmax(scores, axis=-1), value)
+    return op.Reshape(found, op.Constant(value_ints=[0, heads, -1, value.shape[3]]))
+
+
+def _masked(scores: Any, mask: Any, dtype: ir.DataType) -> Any:
+    """The least number, not infinity, at what is hidden: a row of padding may see nothing."""
+    if mask.dtype == dtype:
+        return op.Add(scores, mask)
+    return op.Where(mask, scores, op.Constant(value=ir.tensor(dtype.min, dtype=dtype)))
+
+
+ALWAYS: dict[Any, Any] = {
     torch.ops.aten.sort.stable: sort_stable,
     torch.ops.aten.conv3d.default: conv3d,
     write_slots._opoverload: tensor_scatter,
 }
+
+
+def translations(opset: int) -> dict[Any, Any]:
+    """What differs from onnxscript's at this opset."""
+    if opset >= HAS_ATTENTION:
+        return ALWAYS
+    return {**ALWAYS, torch.ops.aten.scaled_dot_product_attention.default: attention}

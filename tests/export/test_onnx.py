@@ -9,6 +9,7 @@ from starkv_compile import CacheError, StarKVCache, StarKVError
 from starkv_compile.export.graphs import Graph
 from starkv_compile.testing import Prompt, generate, tiny_inputs
 from tests.export.same import assert_same_cache
+from tests.export.trajectory import steps
 
 LENGTHS = {
     "traced": Prompt(((4, 4), (3, 5)), text=20),
@@ -52,23 +53,6 @@ def test_rows_of_a_batch_padded_on_the_left(exported):
     mine, theirs = (generate(model, inputs) for model in exported.pair)
     assert torch.equal(mine.sequences, theirs.sequences)
     assert_same_cache(mine.past_key_values, theirs.past_key_values, exported.layers)
-
-
-def steps(model, family, count):
-    """Turns of a session with a frame each, some of text alone, on one cache."""
-    cache, seen = StarKVCache(model.config), 0
-    for step in range(count):
-        frames = () if step % 4 == 3 else ((4, 4 + step % 2),)
-        new = tiny_inputs(family, Prompt(frames, text=5 + 3 * step, seed=step))
-        ids = new.pop("input_ids")
-        places = torch.arange(seen, seen + ids.shape[1]).expand(4, 1, -1)
-        new.pop("attention_mask")
-        with torch.no_grad():
-            out = model(
-                input_ids=ids, position_ids=places, past_key_values=cache, logits_to_keep=1, **new
-            )
-        seen += ids.shape[1]
-        yield out.logits[:, -1], cache
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,16 @@
 """Graphs of one folder refer to one file, in which nothing stands twice."""
 
+import numpy as np
 import pytest
 import torch
 
 onnx = pytest.importorskip("onnx", reason="pip install 'starkv-compile[export]'")
 ir = pytest.importorskip("onnx_ir", reason="pip install 'starkv-compile[export]'")
 
+import ml_dtypes  # noqa: E402
 from onnx_ir.tensor_adapters import TorchTensor  # noqa: E402
 
-from starkv_compile.export.weights import FILE, PAGE, Weights  # noqa: E402
+from starkv_compile.export.weights import FILE, PAGE, Weights, in_order  # noqa: E402
 
 
 def model(**tensors):
@@ -41,6 +43,17 @@ def test_what_is_written_is_read_again(tmp_path):
     assert found["again"].offset == found["weight"].offset
     assert found["same"].offset == found["table"].offset
     assert (tmp_path / FILE).stat().st_size < 4 * (1_600_000 + PAGE)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "int64", "bool"])
+def test_a_turned_matrix_is_put_in_order(dtype):
+    kind = getattr(ml_dtypes, dtype, dtype)
+    values = np.arange(60).reshape(3, 4, 5).astype(kind)
+    for turned in (values.T, values.transpose(0, 2, 1), values):
+        found = in_order(turned)
+        assert found.flags.c_contiguous
+        assert found.dtype == turned.dtype
+        assert (found == turned).all()
 
 
 def places(file):

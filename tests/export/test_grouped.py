@@ -1,0 +1,84 @@
+"""Attention at the opset that has no such operator: by groups, no key repeated."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers.models.llama.modeling_llama import repeat_kv
+
+from starkv_compile.export.capture import export_program
+from starkv_compile.export.ports import Port
+
+onnx = pytest.importorskip("onnx", reason="pip install 'starkv-compile[export]'")
+for package in ("onnxscript", "onnxruntime"):
+    pytest.importorskip(package, reason="pip install 'starkv-compile[export]'")
+
+from starkv_compile.export.graphs import Graph  # noqa: E402
+from starkv_compile.export.onnx_graph import save, to_onnx  # noqa: E402
+from starkv_compile.export.weights import Weights  # noqa: E402
+
+HEADS, GROUPS, WIDTH = 6, 2, 8
+
+QUERY = Port("query", ("batch", HEADS, "new", WIDTH), torch.float32)
+KEY = Port("key", ("batch", GROUPS, "seen", WIDTH), torch.float32)
+VALUE = Port("value", ("batch", GROUPS, "seen", WIDTH + 1), torch.float32)
+
+
+class Attention(torch.nn.Module):
+    """Heads repeated before attention, as in a model."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.options = options
+
+    def forward(self, query, key, value, mask=None):
+        key, value = (repeat_kv(t, HEADS // GROUPS) for t in (key, value))
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, **self.options)
+
+
+def written(module, ports, folder):
+    program = export_program(module, ports, as_list=False)
+    file = folder / "graph.onnx"
+    save(to_onnx(program, [p.name for p in ports], ["found"]), file, Weights(folder))
+    return file
+
+
+def masks(of_heads, dtype):
+    """Of two rows, the first padded so that its first query sees nothing."""
+    mask = torch.rand(2, of_heads, 5, 9) > 0.4
+    mask[0, :, 0] = False
+    mask[:, :, 1:, 0] = True
+    if dtype == torch.bool:
+        return mask
+    return torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+CASES = {
+    "no mask": (None, {}),
+    "causal, scaled": (None, {"is_causal": True, "scale": 0.5}),
+    "one mask for all heads": (masks(1, torch.bool), {}),
+    "a mask for each": (masks(HEADS, torch.bool), {}),
+    "a mask of numbers": (masks(1, torch.float32), {}),
+}
+
+
+@pytest.mark.parametrize(("mask", "options"), CASES.values(), ids=CASES)
+def test_as_torch_and_no_key_repeated(mask, options, tmp_path):
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, *shape) for shape in ((6, 5, 8), (2, 9, 8), (2, 9, 9))]
+    ports = [QUERY, KEY, VALUE]
+    if mask is not None:
+        inputs.append(mask)
+        ports.append(Port("mask", ("batch", mask.shape[1], "new", "seen"), mask.dtype))
+    module = Attention(**options)
+    file = written(module, ports, tmp_path)
+    found = Graph(file)(dict(zip((p.name for p in ports), inputs, strict=True)))["found"]
+    expected = module(*inputs)
+    assert found.isfinite().all()
+    sees = slice(None) if mask is None else slice(1, None)
+    torch.testing.assert_close(found[:, :, sees], expected[:, :, sees], atol=1e-6, rtol=1e-5)
+    nodes = Counter(node.op_type for node in onnx.load(file).graph.node)
+    assert nodes["MatMul"] == 2
+    assert nodes["Transpose"] == 1
+    assert nodes["Expand"] == (1 if options.get("is_causal") else 0)

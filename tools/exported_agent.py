@@ -1,0 +1,102 @@
+"""The shipped agent exported, against itself in PyTorch: the demo's episodes, answer by answer.
+
+    python tools/exported_agent.py FOLDER [--episodes N]
+
+Exports it to FOLDER for each of the demo's three ways, unless it is there already, and prints a
+table. Exit code 1 if a reply or a kept token differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from starkv_compile.agent.runtimes import export_agent, in_onnx, in_torch
+from starkv_compile.agent.turns import Turn, episode_turns
+from starkv_compile.agent.ways import MAX_REPLY, Clock, Way, ways
+from starkv_compile.session import AgentSession
+
+FRAMES = 4
+HEADER = (
+    "way", "replies alike", "right", "kept tokens alike", "cache, kB", "a turn, ms: torch", "ONNX",
+    "a token, ms: torch", "ONNX",
+)  # fmt: skip
+
+
+@dataclass
+class Episodes:
+    """Replies, places kept in every layer after every turn, and times, of one runtime."""
+
+    replies: list[str] = field(default_factory=list)
+    kept: list[torch.Tensor] = field(default_factory=list)
+    nbytes: list[int] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)
+    later: list[float] = field(default_factory=list)
+
+    def play(self, agent: tuple[Any, Any], turns: Sequence[Turn]) -> None:
+        session = AgentSession(*agent)
+        for turn in turns:
+            clock = Clock()
+            reply = session.step(
+                turn.content, max_new_tokens=MAX_REPLY, do_sample=False, streamer=clock
+            )
+            self.replies.append(reply)
+            self.kept += [layer.places()[0] for layer in session.cache.compressed_layers]
+            self.first.append(clock.first)
+            self.later += clock.later
+        self.nbytes.append(session.cache.nbytes)
+
+
+def row(way: Way, episodes: Sequence[Sequence[Turn]], folder: Path) -> tuple[list[str], bool]:
+    """A line of the table, and whether nothing differs."""
+    export_agent(way.config, None, folder, lambda stage: None)
+    torchs, onnxs = Episodes(), Episodes()
+    with in_torch(way.config, None) as compiled:
+        exported = in_onnx(folder)
+        for runtime, agent in ((Episodes(), compiled), (Episodes(), exported)):
+            runtime.play(agent, episodes[0])  # the first run compiles
+        for turns in episodes:
+            torchs.play(compiled, turns)
+            onnxs.play(exported, turns)
+    asked = [turn.question for turns in episodes for turn in turns]
+    right = sum(q.is_right(r) for q, r in zip(asked, onnxs.replies, strict=True) if q)
+    alike = sum(a == b for a, b in zip(torchs.replies, onnxs.replies, strict=True))
+    pairs = list(zip(torchs.kept, onnxs.kept, strict=True))
+    tokens = sum(len(a) for a, _ in pairs)
+    kept = sum(len(a) for a, b in pairs if torch.equal(a, b))
+    cells = [
+        way.title, f"{alike} of {len(asked)}", str(right), f"{kept:,} of {tokens:,}",
+        f"{statistics.mean(onnxs.nbytes) / 1e3:.0f}",
+        *(f"{1e3 * statistics.mean(run.first):.0f}" for run in (torchs, onnxs)),
+        *(f"{1e3 * statistics.mean(run.later):.1f}" for run in (torchs, onnxs)),
+    ]  # fmt: skip
+    return cells, (alike, kept) == (len(asked), tokens) and torchs.nbytes == onnxs.nbytes
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--episodes", type=int, default=8)
+    parser.add_argument("--budget", type=float, default=0.2)
+    parser.add_argument("--inner", default="eager")
+    args = parser.parse_args()
+    episodes = [episode_turns(FRAMES, seed) for seed in range(args.episodes)]
+    print("|", " | ".join(HEADER), "|")
+    print("|", " | ".join("---" for _ in HEADER), "|", flush=True)
+    same = True
+    for way in ways(args.budget, args.inner):
+        cells, alike = row(way, episodes, args.folder / way.name)
+        print("|", " | ".join(cells), "|", flush=True)
+        same = same and alike
+    return int(not same)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
