@@ -173,7 +173,6 @@ def _export(args: argparse.Namespace) -> int:
     from .config import StarKVConfig
     from .errors import OptionError
     from .export.package import ExportOptions, export_checkpoint
-    from .export.select import TENSORRT_TOPK, ranks_all
 
     if args.engine and args.cache == "static":
         raise OptionError(
@@ -184,12 +183,6 @@ def _export(args: argparse.Namespace) -> int:
         getattr(args, "policy", None), args.paper, budget=args.budget,
         budget_tokens=getattr(args, "budget_tokens", None),
     )  # fmt: skip
-    if args.engine and ranks_all(config) and args.max_seq > TENSORRT_TOPK:
-        raise OptionError(
-            f"--engine with policy {config.policy!r} and --max-seq {args.max_seq}: it ranks all "
-            f"tokens, which TensorRT can do with {TENSORRT_TOPK:,} at most; give --policy starkv, "
-            "or fewer tokens"
-        )
     folder = export_checkpoint(
         ExportOptions(
             checkpoint=args.checkpoint,

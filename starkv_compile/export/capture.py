@@ -18,11 +18,12 @@ from ..kernels.ops import BODIES, scores_counting_by
 from ..kernels.reference.capacity import every_length
 from ..kernels.reference.spatial import Counting
 from ..passes import Pipeline, fx
+from ..policies.screen_novelty import scores_choosing_by
 from ..reporting import GraphReport
 from .carve import Part, carve
 from .counting import RANKS, information_by_table
 from .ports import Port
-from .select import SELECTIONS
+from .select import SELECTIONS, best_by_threshold
 
 EXAMPLE_SIZES = {"batch": 2, "new": 41, "stored": 53, "seen": 127, "counted": 109, "on_frame": 17}
 """Lengths to trace with: no two equal, so that none is taken for another; none 0 or 1."""
@@ -172,7 +173,15 @@ def bodies(select: str, max_seq: int) -> dict[str, Callable[..., Any]]:
     def star_scores(*arguments: Any) -> tuple[torch.Tensor, ...]:
         return scores_counting_by(counting, *arguments)
 
-    return {**BODIES, "select_tokens": SELECTIONS[select], "star_scores": star_scores}
+    def novelty_scores(*arguments: Any) -> torch.Tensor:
+        return scores_choosing_by(best_by_threshold, *arguments)
+
+    return {
+        **BODIES,
+        "select_tokens": SELECTIONS[select],
+        "star_scores": star_scores,
+        "novelty_scores": novelty_scores,
+    }
 
 
 def _check(report: GraphReport) -> None:

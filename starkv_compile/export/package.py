@@ -99,7 +99,7 @@ def _check(options: ExportOptions) -> None:
         raise StarKVError(f"{options.out}: exists already; remove it or give another folder")
     if options.dtype not in DTYPES:
         raise OptionError(f"dtype={options.dtype!r}: expected one of {', '.join(DTYPES)}")
-    chosen(options.select, options.config, options.max_seq)
+    chosen(options.select, options.max_seq)
     check_config(options.config, options.max_seq)
     _check_slots(options)
 
@@ -156,7 +156,7 @@ def _write(model: Any, options: ExportOptions, folder: Path, say: Callable[[str]
         config=options.config,
         max_seq=options.max_seq,
         opset=opset,
-        select=chosen(options.select, options.config, options.max_seq),
+        select=chosen(options.select, options.max_seq),
         visual=visual,
     ).write(folder)
     _copy_files(model, options.checkpoint, folder)
@@ -172,7 +172,7 @@ def _write_decoder(
     decoder = Decoder(model)
     shapes = replace(describe(model, decoder), slots=options.room)
     opset = opset_for(options.cache)
-    select = chosen(options.select, options.config, options.max_seq)
+    select = chosen(options.select, options.max_seq)
     inputs, outputs = prefill_ports(shapes)
     each = (len(outputs) - 1) // len(shapes.layers)
     with traceable(decoder.decoder):

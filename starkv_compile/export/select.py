@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 
-from ..config import StarKVConfig
 from ..errors import OptionError
 from ..kernels.reference.capacity import split_capacity
 from ..kernels.reference.selection import rank
@@ -49,28 +48,27 @@ SELECTIONS: dict[str, Body] = {"topk": select_by_topk, "threshold": select_by_th
 """By name of the form."""
 
 
-def chosen(name: str, config: StarKVConfig, max_seq: int) -> str:
-    """`name`; of "auto", the form that TensorRT can run at `max_seq` tokens, if there is one.
+def best_by_threshold(
+    scores: torch.Tensor, kinds: list[torch.Tensor], quotas: list[torch.Tensor]
+) -> torch.Tensor:
+    """`reference.novelty.best_by_sort` without a sort of all tokens, in every form of selection."""
+    found = torch.zeros_like(kinds[0])
+    for kind, quota in zip(kinds, quotas, strict=True):
+        among = among_largest(scores.masked_fill(~kind, -1.0), quota.clamp(min=1))[:, 0]
+        found = found | (among & kind & (quota > 0))
+    return found
+
+
+def chosen(name: str, max_seq: int) -> str:
+    """`name`; of "auto", the form that TensorRT can run at `max_seq` tokens.
 
     A frame can be nearly as long as the prompt, and mutual information sorts it.
 
     Raises:
-        OptionError: no such form, or not of this policy.
+        OptionError: no such form.
     """
-    if name not in ("auto", *SELECTIONS):
-        raise OptionError(f"select={name!r}: expected one of auto, {', '.join(SELECTIONS)}")
-    if ranks_all(config):
-        if name == "threshold":
-            raise OptionError(
-                f"select='threshold' with policy={config.policy!r}, which ranks all tokens and so "
-                "has no such form yet; leave select out, or give policy='starkv'"
-            )
-        return "topk"
     if name == "auto":
         return "topk" if max_seq <= TENSORRT_TOPK else "threshold"
+    if name not in SELECTIONS:
+        raise OptionError(f"select={name!r}: expected one of auto, {', '.join(SELECTIONS)}")
     return name
-
-
-def ranks_all(config: StarKVConfig) -> bool:
-    """Whether scoring sorts all tokens, which TensorRT can do with `TENSORRT_TOPK` at most."""
-    return config.policy == "screen_novelty"

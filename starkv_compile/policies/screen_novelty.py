@@ -8,7 +8,8 @@ import torch
 
 from ..kernels.ops import STARKV, op
 from ..kernels.reference.attention import pool
-from ..kernels.reference.novelty import rank_shares
+from ..kernels.reference.capacity import split_capacity
+from ..kernels.reference.novelty import Best, share_out
 from .base import Policy
 from .inputs import Scored, ScoreInputs
 
@@ -22,6 +23,8 @@ def novelty_scores(
     temporal: Tensor,
     real: Tensor | None,
     frame: Tensor,
+    window: int,
+    capacity: int,
     width: int,
     attention_weight: float,
     text_weight: float,
@@ -30,6 +33,26 @@ def novelty_scores(
 
     Returns [B, P].
     """
+    return scores_choosing_by(
+        None, attention, spatial, temporal, real, frame, window, capacity, width,
+        attention_weight, text_weight,
+    )  # fmt: skip
+
+
+def scores_choosing_by(
+    best: Best | None,
+    attention: Tensor,
+    spatial: Tensor,
+    temporal: Tensor,
+    real: Tensor | None,
+    frame: Tensor,
+    window: int,
+    capacity: int,
+    width: int,
+    attention_weight: float,
+    text_weight: float,
+) -> Tensor:
+    """`novelty_scores` with another way to find the best tokens of a kind."""
     past = attention.shape[-1]
     visual = frame[:, :past] >= 0
     real = None if real is None else real[:, :past]
@@ -43,7 +66,8 @@ def novelty_scores(
     mean = seen.sum(-1, keepdim=True) / visual.sum(-1, keepdim=True).clamp(min=1)
     attended = 1.0 + attention_weight * seen / mean.clamp(min=1e-30)
     screen = spatial[:, :past] * temporal[:, :past] * attended
-    return rank_shares(torch.where(visual, screen, text), visual, real, text_weight)
+    selected, _ = split_capacity(frame.shape[1], window, capacity)
+    return share_out(torch.where(visual, screen, text), visual, real, selected, text_weight, best)
 
 
 class ScreenNovelty(Policy):
@@ -56,8 +80,8 @@ class ScreenNovelty(Policy):
     all screens' tokens; nu: `attention_weight`. k: keys of all KV heads side by side. Text: a_t
     alone, pooled over neighbours.
 
-    The two kinds are compared by rank, so neither can crowd the other out: of the text a share is
-    kept `text_weight` times as large as of the screens.
+    The two kinds are not compared, so neither can crowd the other out: of the text a share is kept
+    `text_weight` times as large as of the screens (`reference.novelty.share_out`).
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"pool", "attention_weight", "text_weight"})
@@ -72,6 +96,8 @@ class ScreenNovelty(Policy):
             temporal,
             inputs.real,
             frame,
+            inputs.window,
+            inputs.capacity,
             self.config.pool,
             self.config.attention_weight,
             self.config.text_weight,

@@ -5,9 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from starkv_compile import OptionError, StarKVConfig
-from starkv_compile.export.select import TENSORRT_TOPK, chosen, select_by_threshold
+from starkv_compile.export.select import (
+    TENSORRT_TOPK,
+    best_by_threshold,
+    chosen,
+    select_by_threshold,
+)
 from starkv_compile.export.threshold import bins
+from starkv_compile.kernels.reference.novelty import best_by_sort
 from starkv_compile.kernels.reference.selection import select_tokens
 
 any_score = st.one_of(
@@ -64,13 +69,19 @@ def test_bins_ascend_and_meet():
 
 
 def test_auto_takes_the_form_that_tensorrt_can_run():
-    config = StarKVConfig(policy="starkv")
-    assert chosen("auto", config, TENSORRT_TOPK) == "topk"
-    assert chosen("auto", config, TENSORRT_TOPK + 1) == "threshold"
+    assert chosen("auto", TENSORRT_TOPK) == "topk"
+    assert chosen("auto", TENSORRT_TOPK + 1) == "threshold"
 
 
-def test_a_policy_that_ranks_all_tokens_has_one_form():
-    config = StarKVConfig()
-    assert chosen("auto", config, TENSORRT_TOPK + 1) == "topk"
-    with pytest.raises(OptionError, match="give policy='starkv'"):
-        chosen("threshold", config, TENSORRT_TOPK)
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from([0.0, 1e-30, 0.5, 1.0, 2.0, 1e30]), min_size=1, max_size=40), st.data()
+)
+def test_the_best_of_each_kind_are_those_of_a_sort(values, data):
+    scores = torch.tensor([values])
+    flags = data.draw(st.lists(st.sampled_from("vtp"), min_size=len(values), max_size=len(values)))
+    kinds = [torch.tensor([[flag == name for flag in flags]]) for name in "vt"]
+    quotas = [torch.tensor([[data.draw(st.integers(0, int(kind.sum())))]]) for kind in kinds]
+    expected = best_by_sort(scores, kinds, quotas)
+    assert int(expected.sum()) == sum(int(quota) for quota in quotas)
+    assert torch.equal(best_by_threshold(scores, kinds, quotas), expected)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from starkv_compile.kernels.ops import STARKV
 from starkv_compile.kernels.reference.layout import newest_places
 from starkv_compile.kernels.reference.novelty import (
-    rank_shares,
+    share_out,
     spatial_novelty,
     temporal_novelty,
 )
@@ -107,28 +107,35 @@ def test_without_a_newest_frame_all_is_new_in_time():
     assert temporal_novelty(key, frame, row, column, nothing).tolist() == [[1.0] * frame.shape[1]]
 
 
-def test_of_text_a_share_stays_that_is_as_many_times_as_large():
-    """100 tokens of a screen and 50 of text, whatever their scores are counted in."""
+def test_text_gets_its_share_whatever_scores_are_counted_in():
+    """100 tokens of a screen and 50 of text, of which 30 are selected."""
     generator = torch.Generator().manual_seed(2)
     visual = torch.randperm(150, generator=generator)[None] < 100
     scores = torch.rand(1, 150, generator=generator)
     for scale in (1e-6, 1.0, 1e6):
         scaled = torch.where(visual, scores, scale * scores)
-        for weight, text in ((1.0, 10), (2.0, 15), (4.0, 20)):
-            ranked = rank_shares(scaled, visual, None, weight)
-            best = ranked.topk(30).indices[0]
-            assert (~visual[0, best]).sum() in (text - 1, text, text + 1)
+        for weight, text in ((0.5, 6), (1.0, 10), (2.0, 15), (4.0, 20), (1000.0, 29)):
+            final = share_out(scaled, visual, None, 30, weight)
+            assert ((final >= 1) & ~visual).sum() == text
+            assert (final >= 1).sum() == 30
             for kind in (visual, ~visual):
-                order = scores[kind].argsort(descending=True)
-                assert torch.equal(ranked[kind].argsort(descending=True, stable=True), order)
+                assert torch.equal(final[kind].argsort(), scores[kind].argsort())
 
 
-def test_ranks_count_what_is_real_and_give_ties_to_the_earlier():
+def test_what_one_kind_lacks_goes_to_the_other_and_ties_to_the_earlier():
     visual = torch.tensor([[True, True, True, True, False, False]])
     real = torch.tensor([[False, True, True, True, True, True]])
     scores = torch.tensor([[9.0, 2, 2, 5, 1, 1]])
-    ranked = rank_shares(scores, visual, real, 2.0)[0, 1:]
-    torch.testing.assert_close(ranked, torch.tensor([2 / 3, 1 / 3, 1, 1, 3 / 4]))
+
+    def chosen(selected, weight):
+        final = share_out(scores, visual, real, selected, weight)[0]
+        return (final >= 1).nonzero()[:, 0].tolist()
+
+    # 3 tokens of the screen and 2 of text: of 3, text gets 3 * 4 / 7.
+    assert chosen(3, 2.0) == [1, 3, 4]
+    assert chosen(3, 1000.0) == [3, 4, 5], "all of the text there is"
+    assert chosen(4, 0.001) == [1, 2, 3, 4], "all of the screen there is"
+    assert chosen(6, 1.0) == [1, 2, 3, 4, 5], "never padding"
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
@@ -140,7 +147,7 @@ def test_compiled_it_is_the_same_on_inputs_that_share_memory(backend):
     def scored(key, attention, frame, row, column, current):
         spatial = STARKV.spatial_novelty(key, frame, row, column, torch.ones(1, 0))
         temporal = STARKV.temporal_novelty(key, frame, row, column, current)
-        return STARKV.novelty_scores(attention, spatial, temporal, None, frame, 5, 0.5, 2.0)
+        return STARKV.novelty_scores(attention, spatial, temporal, None, frame, 2, 20, 5, 0.5, 2.0)
 
     inputs = (long[:, 1:3], attention, frame, row, column, current)
     compiled = torch.compile(scored, backend=backend, fullgraph=True)

@@ -30,7 +30,7 @@ def cases():
         "repeated_tokens": (key, by_head, current, C),
         "spatial_novelty": (key, frame, row, column, torch.ones(B, 7)),
         "temporal_novelty": (key, frame, row, column, current),
-        "novelty_scores": (*novelty, real, frame, 5, 0.5, 2.0),
+        "novelty_scores": (*novelty, real, frame, 8, C, 5, 0.5, 2.0),
         "repeats_current": (units, frame, current, C),
         "attention_expected": (query, key, value, places, 0.25),
         "post_vision_scores": (query, key, None, real, by_head, 0.25, 8, C, 5),

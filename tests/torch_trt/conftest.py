@@ -11,7 +11,7 @@ from starkv_compile.testing import tiny_model
 from tests.torch_trt.without_gpu import pretend
 
 CASES = {
-    "Qwen2-VL, float32": ("qwen2_vl", "float32", StarKVConfig(budget=0.2)),
+    "Qwen2-VL, float32": ("qwen2_vl", "float32", StarKVConfig(budget=0.2, policy="starkv")),
     "Qwen3-VL, float16": ("qwen3_vl", "float16", StarKVConfig.paper(budget=0.2)),
 }
 

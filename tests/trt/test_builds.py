@@ -3,6 +3,8 @@
 It builds for GPUs that are not there. What it builds is not run: no figure follows from it.
 """
 
+import functools
+
 import pytest
 import torch
 
@@ -18,12 +20,13 @@ from starkv_compile.export.profiles import lengths, profile  # noqa: E402
 from starkv_compile.export.select import TENSORRT_TOPK  # noqa: E402
 from starkv_compile.testing import tiny_model  # noqa: E402
 
+STARKV = functools.partial(StarKVConfig, policy="starkv")
 CASES = [
     ("qwen2_vl", 2, "topk", "float16", TENSORRT_TOPK, StarKVConfig(budget=0.2)),
-    ("qwen2_vl", 2, "threshold", "bfloat16", 131072, StarKVConfig(budget=0.2)),
+    ("qwen2_vl", 2, "threshold", "bfloat16", 131072, STARKV(budget=0.2)),
     ("qwen3_vl", 1, "topk", "bfloat16", TENSORRT_TOPK, StarKVConfig.paper(budget=0.2)),
-    ("qwen3_vl", 1, "threshold", "float16", 131072, StarKVConfig(budget_tokens=20000)),
-    ("qwen3_vl", 1, "threshold", "float32", 65536, StarKVConfig(budget=0.05)),
+    ("qwen3_vl", 1, "threshold", "float16", 131072, STARKV(budget_tokens=20000)),
+    ("qwen3_vl", 1, "threshold", "float32", 65536, STARKV(budget=0.05)),
 ]
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from fractions import Fraction
+
 import torch
 
 Tensor = torch.Tensor
+Best = Callable[[Tensor, list[Tensor], list[Tensor]], Tensor]
 
 AHEAD = ((0, 1), (1, -1), (1, 0), (1, 1))
 """(rows, columns) to the four neighbours that come later in reading order."""
@@ -74,26 +78,56 @@ def temporal_novelty(
     return share.clamp(0.0, 1.0).where(matched, 1.0)
 
 
-def rank_shares(scores: Tensor, visual: Tensor, real: Tensor | None, text_weight: float) -> Tensor:
-    """Scores that compare tokens of a screen with tokens of text by their ranks in their kind.
+def share_out(
+    scores: Tensor,
+    visual: Tensor,
+    real: Tensor | None,
+    selected: int,
+    text_weight: float,
+    best: Best | None = None,
+) -> Tensor:
+    """Scores by which `selected` tokens are chosen, each kind by its own score and quota.
 
-    The best of each kind has 1; of n tokens of a screen the r-th best has 1 - (r - 1) / n, and of
-    text 1 - (r - 1) / (text_weight n). So however the two are scaled, `text_weight` times as large
-    a share of the text is kept as of the screens. Ties go to the earlier token.
+    So however the scores of screens and of text are scaled, neither crowds the other out: of n text
+    tokens, and m of screens, text gets the share text_weight n / (text_weight n + m) of what is
+    selected, rounded down. What one kind has too few tokens for goes to the other.
 
-    scores [B, P] not negative; visual [B, P] bool; real [B, P] bool or None. Returns [B, P].
+    Args:
+        scores: [B, P], not negative.
+        visual: [B, P] bool.
+        real: [B, P] bool, False at padding, or None.
+        best: what finds the best tokens of each kind; by default a sort, ties to the earlier.
+
+    Returns:
+        [B, P]: 1 to 1.5 for what is within its quota, else 0 to 0.5; within a kind by score.
     """
-    order = scores.sort(dim=-1, descending=True, stable=True).indices
     kinds = [visual, ~visual]
     if real is not None:
         kinds = [kind & real for kind in kinds]
-    behind = torch.zeros_like(scores)
-    for kind, weight in zip(kinds, (1.0, text_weight), strict=True):
+    on_screens, text = (kind.sum(-1, keepdim=True) for kind in kinds)
+    weight = Fraction(str(text_weight)).limit_denominator(1000)
+    weighed = weight.numerator * text
+    of_text = selected * weighed // (weighed + weight.denominator * on_screens).clamp(min=1)
+    of_screens = torch.minimum(selected - of_text, on_screens)
+    quotas = [of_screens, torch.minimum(selected - of_screens, text)]
+    final = (best or best_by_sort)(scores, kinds, quotas).float()
+    for kind in kinds:
+        mine = scores.masked_fill(~kind, 0.0)
+        final = final + 0.5 * mine / mine.amax(-1, keepdim=True).clamp(min=1e-30)
+    return final
+
+
+def best_by_sort(scores: Tensor, kinds: list[Tensor], quotas: list[Tensor]) -> Tensor:
+    """Whether each token is among the best of its kind, as many as the quota: bool [B, P].
+
+    kinds [B, P] bool each, quotas [B, 1] int64 each; ties go to the earlier token.
+    """
+    order = scores.sort(dim=-1, descending=True, stable=True).indices
+    chosen = torch.zeros_like(kinds[0])
+    for kind, quota in zip(kinds, quotas, strict=True):
         mine = kind.gather(-1, order)
-        better = mine.long().cumsum(-1) - 1
-        share = better / (weight * mine.sum(-1, keepdim=True).clamp(min=1))
-        behind = torch.where(mine, share, behind)
-    return (1.0 - behind).scatter(-1, order, 1.0 - behind)
+        chosen = chosen | (mine & (mine.long().cumsum(-1) <= quota))
+    return torch.zeros_like(chosen).scatter(-1, order, chosen)
 
 
 def _size(key: Tensor) -> Tensor:
