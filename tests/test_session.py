@@ -59,7 +59,7 @@ def test_second_turn_at_budget_one_equals_the_uncompressed_one(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_second_turn_compresses_everything_again(family):
-    model = starkv_compile.compile(tiny_model(family), budget=0.3, inner="eager")
+    model = starkv_compile.compile(tiny_model(family), budget=0.3, policy="starkv", inner="eager")
     cache = StarKVCache(model.config)
     out = two_turns(model, family, cache)
     seen = out.sequences.shape[1] - 4
@@ -128,7 +128,7 @@ def contents(frames=3):
 
 def test_agent_session_prefills_only_what_is_new(agent):
     model, processor = agent
-    starkv_compile.compile(model, budget=0.3, inner="eager")
+    starkv_compile.compile(model, budget=0.3, policy="starkv", inner="eager")
     lengths = []
     handle = model.register_forward_pre_hook(
         lambda _, __, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
@@ -190,7 +190,7 @@ def steps(session, count, start=0):
 
 def test_frames_out_of_the_history_leave_the_cache_whole(agent):
     model, processor = agent
-    starkv_compile.compile(model, budget=0.5, boost=0.0, inner="eager")
+    starkv_compile.compile(model, budget=0.5, policy="starkv", boost=0.0, inner="eager")
     session = AgentSession(model, processor, history=2)
     steps(session, 5)
     cache = session.cache
@@ -237,7 +237,9 @@ def test_a_history_of_a_full_cache_drops_old_frames_and_nothing_else(agent):
 def test_text_stays_when_no_frame_does():
     """Layers that kept little text do not cost the others theirs."""
     family = "qwen2_5_vl"
-    model = starkv_compile.compile(tiny_model(family), budget=0.3, boost=0.0, inner="eager")
+    model = starkv_compile.compile(
+        tiny_model(family), budget=0.3, policy="starkv", boost=0.0, inner="eager"
+    )
     cache = StarKVCache(model.config)
     generate(model, tiny_inputs(family, Prompt(text=60)), past_key_values=cache)
     before = [layer.places()[0].tolist() for layer in cache.compressed_layers]

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from starkv_compile import StarKVConfig
 
 H, G, D, E, S = 4, 2, 16, 64, 40
-CONFIG = StarKVConfig(budget=0.5)
+CONFIG = StarKVConfig(budget=0.5, policy="starkv")
 X = torch.randn(2, S, E, generator=torch.Generator().manual_seed(1))
 
 

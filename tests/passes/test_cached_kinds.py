@@ -12,7 +12,7 @@ from starkv_compile.kernels.reference.star import Layout, fresh_state, star_scor
 from starkv_compile.policies.starkv import hyper_of
 
 H, D, R, E, S = 4, 16, 12, 64, 40
-CONFIG = StarKVConfig(budget=0.5, inner="eager")
+CONFIG = StarKVConfig(budget=0.5, policy="starkv", inner="eager")
 X = torch.randn(2, S, E, generator=torch.Generator().manual_seed(1))
 
 
