@@ -11,6 +11,7 @@ from pathlib import Path
 from .config import INNER_BACKENDS
 from .errors import StarKVError
 from .inspection.arguments import add_inspect
+from .method import add_method, config_of
 from .quality.arguments import add_bench
 
 
@@ -147,9 +148,7 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add("--budget", type=float, default=0.2, help="share of the tokens seen that stays cached")
     add("--budget-tokens", type=int, metavar="N", default=argparse.SUPPRESS,
         help="tokens that stay, whatever the length: k is a constant of the graph")  # fmt: skip
-    add("--paper", action="store_true", help="the method as released, not this package's defaults")
-    add("--policy", metavar="NAME", default=argparse.SUPPRESS,
-        help="how tokens are scored, in place of the default: 'starkv'")  # fmt: skip
+    add_method(export)
     add("--max-seq", type=int, metavar="N", default=16384, help="tokens a session may see")
     add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32",
         help="of weights and cache; bfloat16 runs on GPUs only")  # fmt: skip
@@ -170,7 +169,6 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _export(args: argparse.Namespace) -> int:
-    from .config import StarKVConfig
     from .errors import OptionError
     from .export.package import ExportOptions, export_checkpoint
 
@@ -179,7 +177,7 @@ def _export(args: argparse.Namespace) -> int:
             "--engine with --cache static: engines are built of the dynamic cache alone; leave out "
             "one of them"
         )
-    config = StarKVConfig.from_command(
+    config = config_of(
         getattr(args, "policy", None), args.paper, budget=args.budget,
         budget_tokens=getattr(args, "budget_tokens", None),
     )  # fmt: skip

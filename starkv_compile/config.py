@@ -227,19 +227,6 @@ class StarKVConfig:
                 )
         return cls(**options)
 
-    @classmethod
-    def from_command(cls, policy: str | None, paper: bool, **options: Any) -> StarKVConfig:
-        """What a command's `--policy` (None: not given) and `--paper` ask for.
-
-        Raises:
-            OptionError: both are given, and not of one method; or an option is impossible.
-        """
-        if paper and policy not in (None, "starkv"):
-            raise OptionError(f"--paper is a form of policy 'starkv', not of {policy!r}")
-        if policy is not None:
-            options["policy"] = policy
-        return cls.paper(**options) if paper else cls(**options)
-
     def to_options(self) -> dict[str, Any]:
         """The values that differ from the defaults, as `options` for `torch.compile`."""
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +17,9 @@ from ..errors import UnsupportedModel, root_cause
 from ..kernels.compiling import portable
 from ..kernels.ops import BODIES, scores_counting_by
 from ..kernels.reference.capacity import every_length
+from ..kernels.reference.novelty import share_out
 from ..kernels.reference.spatial import Counting
 from ..passes import Pipeline, fx
-from ..policies.screen_novelty import scores_choosing_by
 from ..reporting import GraphReport
 from .carve import Part, carve
 from .counting import RANKS, information_by_table
@@ -173,14 +174,11 @@ def bodies(select: str, max_seq: int) -> dict[str, Callable[..., Any]]:
     def star_scores(*arguments: Any) -> tuple[torch.Tensor, ...]:
         return scores_counting_by(counting, *arguments)
 
-    def novelty_scores(*arguments: Any) -> torch.Tensor:
-        return scores_choosing_by(best_by_threshold, *arguments)
-
     return {
         **BODIES,
         "select_tokens": SELECTIONS[select],
         "star_scores": star_scores,
-        "novelty_scores": novelty_scores,
+        "share_out": functools.partial(share_out, best=best_by_threshold),
     }
 
 

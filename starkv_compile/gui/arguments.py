@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..config import INNER_BACKENDS, StarKVConfig
+from ..config import INNER_BACKENDS
 from ..errors import OptionError
+from ..method import add_method, config_of
 
 
 def add_gui(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -35,13 +36,7 @@ def add_gui(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     add("--out", type=Path, metavar="DIR", default=unset, help="for answers and summary")
     add("--budget", type=float, default=0.2, help="share of the tokens seen that stays cached; "
         "1 for the full cache")  # fmt: skip
-    add(
-        "--policy",
-        metavar="NAME",
-        default=argparse.SUPPRESS,
-        help=f"a name in docs/policies.md (default: {StarKVConfig.policy})",
-    )
-    add("--paper", action="store_true", help="the method as released, not this package's defaults")
+    add_method(gui)
     add("--inner", choices=INNER_BACKENDS, default="eager", help="backend under starkv")
     add("--images", type=int, metavar="N", default=5, help="screenshots of a trajectory")
     add("--texts", type=int, metavar="N", default=10, help="earlier steps told in words")
@@ -72,7 +67,7 @@ def _gui(args: argparse.Namespace) -> int:
     from .shards import shard_of
 
     choices = {"budget": args.budget, "inner": args.inner}
-    config = StarKVConfig.from_command(given.get("policy"), args.paper, **choices)
+    config = config_of(given.get("policy"), args.paper, **choices)
     run_gui(
         GuiOptions(
             dataset=args.dataset,

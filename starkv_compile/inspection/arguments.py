@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from ..config import StarKVConfig
+from ..method import add_method
 
 
 def add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -35,9 +35,7 @@ def add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="a Hugging Face checkpoint in place of the agent, with --image and --prompt")
     add("--prompt", metavar="TEXT", default=argparse.SUPPRESS,
         help="what that model is told after the screenshots")
-    add("--policy", metavar="NAME", default=argparse.SUPPRESS,
-        help=f"a name in docs/policies.md (default: {StarKVConfig.policy})")
-    add("--paper", action="store_true", help="the method as released, not this package's defaults")
+    add_method(inspect)
     add("--budget", metavar="P,Q", default="40,20,10,5",
         help="percent of the tokens that stay, one or more to choose from")
     add("--reply", type=int, metavar="N", default=argparse.SUPPRESS,

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..agent.ways import MAX_REPLY
 from ..config import StarKVConfig
 from ..errors import OptionError, StarKVError
+from ..method import config_of
 from .collect import collect
 from .page import render
 from .prompt import Prompt, checkpoint_prompt, episode_prompt, images_prompt
@@ -60,7 +61,7 @@ class InspectOptions:
             raise OptionError(f"--reply {self.reply}: expected a number of tokens, or 0 for none")
 
     def config(self) -> StarKVConfig:
-        return StarKVConfig.from_command(self.policy, self.paper)
+        return config_of(self.policy, self.paper)
 
     def shares(self) -> list[float]:
         """The budgets as shares of 1, largest first.

@@ -7,9 +7,8 @@ from typing import ClassVar
 import torch
 
 from ..kernels.ops import STARKV, op
+from ..kernels.reference import novelty
 from ..kernels.reference.attention import pool
-from ..kernels.reference.capacity import split_capacity
-from ..kernels.reference.novelty import Best, share_out
 from .base import Policy
 from .inputs import Scored, ScoreInputs
 
@@ -23,51 +22,38 @@ def novelty_scores(
     temporal: Tensor,
     real: Tensor | None,
     frame: Tensor,
-    window: int,
-    capacity: int,
     width: int,
     attention_weight: float,
-    text_weight: float,
 ) -> Tensor:
-    """See `ScreenNovelty`. attention [B, G, P] of `window_attention`; the others of all L tokens.
+    """See `ScreenNovelty`: each kind's own scores, which are not to be compared. [B, P].
 
-    Returns [B, P].
+    attention [B, G, P] of `window_attention`; the others of all L tokens.
     """
-    return scores_choosing_by(
-        None, attention, spatial, temporal, real, frame, window, capacity, width,
-        attention_weight, text_weight,
-    )  # fmt: skip
-
-
-def scores_choosing_by(
-    best: Best | None,
-    attention: Tensor,
-    spatial: Tensor,
-    temporal: Tensor,
-    real: Tensor | None,
-    frame: Tensor,
-    window: int,
-    capacity: int,
-    width: int,
-    attention_weight: float,
-    text_weight: float,
-) -> Tensor:
-    """`novelty_scores` with another way to find the best tokens of a kind."""
     past = attention.shape[-1]
     visual = frame[:, :past] >= 0
-    real = None if real is None else real[:, :past]
     seen = attention.mean(1)
     # Text alone is pooled, over text alone: neighbours in the token order that are on a screen may
     # be at another end of it, and a run of text may be short.
-    is_text = ~visual if real is None else ~visual & real
+    is_text = ~visual if real is None else ~visual & real[:, :past]
     near = pool(is_text[:, None].float(), width)[:, 0]
     text = pool(seen.masked_fill(~is_text, 0.0)[:, None], width)[:, 0] / near.clamp(min=1e-6)
     seen = seen.masked_fill(~visual, 0.0)
     mean = seen.sum(-1, keepdim=True) / visual.sum(-1, keepdim=True).clamp(min=1)
     attended = 1.0 + attention_weight * seen / mean.clamp(min=1e-30)
-    screen = spatial[:, :past] * temporal[:, :past] * attended
-    selected, _ = split_capacity(frame.shape[1], window, capacity)
-    return share_out(torch.where(visual, screen, text), visual, real, selected, text_weight, best)
+    return torch.where(visual, spatial[:, :past] * temporal[:, :past] * attended, text)
+
+
+@op
+def share_out(
+    scores: Tensor,
+    real: Tensor | None,
+    frame: Tensor,
+    window: int,
+    capacity: int,
+    text_weight: float,
+) -> Tensor:
+    """See `reference.novelty.share_out`."""
+    return novelty.share_out(scores, real, frame, window, capacity, text_weight)
 
 
 class ScreenNovelty(Policy):
@@ -96,10 +82,10 @@ class ScreenNovelty(Policy):
             temporal,
             inputs.real,
             frame,
-            inputs.window,
-            inputs.capacity,
             self.config.pool,
             self.config.attention_weight,
-            self.config.text_weight,
         )
-        return Scored(scores, inputs.state, spatial)
+        shared = STARKV.share_out(
+            scores, inputs.real, frame, inputs.window, inputs.capacity, self.config.text_weight
+        )
+        return Scored(shared, inputs.state, spatial)

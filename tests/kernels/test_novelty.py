@@ -107,6 +107,13 @@ def test_without_a_newest_frame_all_is_new_in_time():
     assert temporal_novelty(key, frame, row, column, nothing).tolist() == [[1.0] * frame.shape[1]]
 
 
+def shared(scores, visual, real, selected, weight):
+    """`share_out` of tokens that stand before a window of one token of text."""
+    frame = F.pad(visual.long() - 1, (0, 1), value=-1)
+    real = None if real is None else F.pad(real, (0, 1), value=True)
+    return share_out(scores, real, frame, 1, selected + 1, weight)
+
+
 def test_text_gets_its_share_whatever_scores_are_counted_in():
     """100 tokens of a screen and 50 of text, of which 30 are selected."""
     generator = torch.Generator().manual_seed(2)
@@ -115,7 +122,7 @@ def test_text_gets_its_share_whatever_scores_are_counted_in():
     for scale in (1e-6, 1.0, 1e6):
         scaled = torch.where(visual, scores, scale * scores)
         for weight, text in ((0.5, 6), (1.0, 10), (2.0, 15), (4.0, 20), (1000.0, 29)):
-            final = share_out(scaled, visual, None, 30, weight)
+            final = shared(scaled, visual, None, 30, weight)
             assert ((final >= 1) & ~visual).sum() == text
             assert (final >= 1).sum() == 30
             for kind in (visual, ~visual):
@@ -128,7 +135,7 @@ def test_what_one_kind_lacks_goes_to_the_other_and_ties_to_the_earlier():
     scores = torch.tensor([[9.0, 2, 2, 5, 1, 1]])
 
     def chosen(selected, weight):
-        final = share_out(scores, visual, real, selected, weight)[0]
+        final = shared(scores, visual, real, selected, weight)[0]
         return (final >= 1).nonzero()[:, 0].tolist()
 
     # 3 tokens of the screen and 2 of text: of 3, text gets 3 * 4 / 7.
@@ -147,7 +154,8 @@ def test_compiled_it_is_the_same_on_inputs_that_share_memory(backend):
     def scored(key, attention, frame, row, column, current):
         spatial = STARKV.spatial_novelty(key, frame, row, column, torch.ones(1, 0))
         temporal = STARKV.temporal_novelty(key, frame, row, column, current)
-        return STARKV.novelty_scores(attention, spatial, temporal, None, frame, 2, 20, 5, 0.5, 2.0)
+        scores = STARKV.novelty_scores(attention, spatial, temporal, None, frame, 5, 0.5)
+        return STARKV.share_out(scores, None, frame, 2, 20, 2.0)
 
     inputs = (long[:, 1:3], attention, frame, row, column, current)
     compiled = torch.compile(scored, backend=backend, fullgraph=True)

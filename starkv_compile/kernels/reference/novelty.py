@@ -7,6 +7,8 @@ from fractions import Fraction
 
 import torch
 
+from .capacity import split_capacity
+
 Tensor = torch.Tensor
 Best = Callable[[Tensor, list[Tensor], list[Tensor]], Tensor]
 
@@ -80,13 +82,14 @@ def temporal_novelty(
 
 def share_out(
     scores: Tensor,
-    visual: Tensor,
     real: Tensor | None,
-    selected: int,
+    frame: Tensor,
+    window: int,
+    capacity: int,
     text_weight: float,
     best: Best | None = None,
 ) -> Tensor:
-    """Scores by which `selected` tokens are chosen, each kind by its own score and quota.
+    """Scores by which tokens are selected, each kind by its own score and quota.
 
     So however the scores of screens and of text are scaled, neither crowds the other out: of n text
     tokens, and m of screens, text gets the share text_weight n / (text_weight n + m) of what is
@@ -94,16 +97,19 @@ def share_out(
 
     Args:
         scores: [B, P], not negative.
-        visual: [B, P] bool.
-        real: [B, P] bool, False at padding, or None.
+        real: [B, L] bool, False at padding, or None.
+        frame: [B, L] as in `star.Layout`.
+        window, capacity: as in `window_attention`.
         best: what finds the best tokens of each kind; by default a sort, ties to the earlier.
 
     Returns:
         [B, P]: 1 to 1.5 for what is within its quota, else 0 to 0.5; within a kind by score.
     """
-    kinds = [visual, ~visual]
+    past = scores.shape[-1]
+    selected, _ = split_capacity(frame.shape[1], window, capacity)
+    kinds = [frame[:, :past] >= 0, frame[:, :past] < 0]
     if real is not None:
-        kinds = [kind & real for kind in kinds]
+        kinds = [kind & real[:, :past] for kind in kinds]
     on_screens, text = (kind.sum(-1, keepdim=True) for kind in kinds)
     weight = Fraction(str(text_weight)).limit_denominator(1000)
     weighed = weight.numerator * text
