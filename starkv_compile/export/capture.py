@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +15,8 @@ from ..config import StarKVConfig
 from ..errors import UnsupportedModel, root_cause
 from ..kernels.compiling import portable
 from ..kernels.ops import BODIES, scores_counting_by
+from ..kernels.reference import novelty
 from ..kernels.reference.capacity import every_length
-from ..kernels.reference.novelty import share_out
 from ..kernels.reference.spatial import Counting
 from ..passes import Pipeline, fx
 from ..reporting import GraphReport
@@ -174,11 +173,14 @@ def bodies(select: str, max_seq: int) -> dict[str, Callable[..., Any]]:
     def star_scores(*arguments: Any) -> tuple[torch.Tensor, ...]:
         return scores_counting_by(counting, *arguments)
 
+    def share_out(*arguments: Any) -> torch.Tensor:
+        return novelty.share_out(*arguments, best_by_threshold)
+
     return {
         **BODIES,
         "select_tokens": SELECTIONS[select],
         "star_scores": star_scores,
-        "share_out": functools.partial(share_out, best=best_by_threshold),
+        "share_out": share_out,
     }
 
 
