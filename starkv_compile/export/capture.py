@@ -174,7 +174,7 @@ def bodies(select: str, max_seq: int) -> dict[str, Callable[..., Any]]:
         return scores_counting_by(counting, *arguments)
 
     def share_out(*arguments: Any) -> torch.Tensor:
-        return novelty.share_out(*arguments, best_by_threshold)
+        return novelty.share_out(*arguments, best=best_by_threshold)
 
     return {
         **BODIES,

@@ -87,6 +87,7 @@ def share_out(
     window: int,
     capacity: int,
     text_weight: float,
+    *,
     best: Best | None = None,
 ) -> Tensor:
     """Scores by which tokens are selected, each kind by its own score and quota.
