@@ -124,7 +124,7 @@ def measure(
         pieces.append((ids, read(model, ids[:, :CONTEXT])))
     for policy, config in configurations(window, names):
         name = f"{policy} {config.budget:.0%}"
-        torch._dynamo.reset()  # its limit on recompilations is shared by all configurations
+        torch._dynamo.reset()  # lets go of the last configuration's graphs
         starkv_compile.compile(model, config)
         answers = [_ask(model, tokenizer, p, opened) for p in track(ready, f"{name}: needles")]
         losses = [

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._dynamo.utils import counters
 
 from .backend import current_cache, current_layers, current_report
 from .config import StarKVConfig
@@ -30,10 +31,11 @@ from .unpacked import is_packed, known_as_unpacked
 if TYPE_CHECKING:
     from .cache import StarKVCache
 
+GRAPHS = 64
+"""Graphs a function may be compiled to for one attached model: prompt, later prompt, decoding, each
+by how its cache stands. At its default of 8 Dynamo stops compiling, and compressing."""
+
 SETTINGS = {
-    # Prompt, later prompt and decoding are graphs of one function, shared by all models of a
-    # class. At the default of 8 Dynamo stops compiling, and compressing, without an error.
-    "recompile_limit": 64,
     # Qwen-VL checks and indexes by values; else each such line breaks the graph.
     "capture_scalar_outputs": True,
     "capture_dynamic_output_shape_ops": True,
@@ -53,7 +55,10 @@ _attachments: weakref.WeakKeyDictionary[torch.nn.Module, Attachment] = weakref.W
 class Attachment:
     """One model compiled with one configuration, and its report."""
 
+    made = 0  # in this process
+
     def __init__(self, model: torch.nn.Module, config: StarKVConfig) -> None:
+        Attachment.made += 1
         self._model = weakref.ref(model)
         self.config = config
         self.report = Report(config.budget_bytes)
@@ -83,9 +88,8 @@ class Attachment:
         token = current_report.set(self.report)
         cache_token = current_cache.set("marked" if self._takes_cache else "stock")
         layers_token = current_layers.set(0 if cache is None else len(cache.compressed_layers))
-        limit = max(SETTINGS["recompile_limit"], torch._dynamo.config.recompile_limit)
         try:
-            settings = torch._dynamo.config.patch({**SETTINGS, "recompile_limit": limit})
+            settings = torch._dynamo.config.patch({**SETTINGS, **_limits()})
             with settings, known_as_unpacked(cache is not None):
                 yield
         finally:
@@ -111,7 +115,7 @@ class Attachment:
         whole = [i for i, layer in enumerate(self.report.layers) if self._is_too_long(layer)]
         if whole and not any(graph.failure for graph in self.report.graphs):
             reasons = {s.reason for g in self.report.graphs for s in g.sites if s.reason}
-            why = "; ".join(sorted(reasons)) or "no compiled graph holds its cache write"
+            why = "; ".join(sorted(reasons)) or _why_uncompiled()
             self.refuse(f"layers {whole} keep every token: {why}")
 
     def _is_too_long(self, layer: LayerStats) -> bool:
@@ -278,6 +282,25 @@ class Attachment:
         if reason not in self.report.refusals:
             self.report.refusals.append(reason)
             warnings.warn(f"starkv left this call uncompressed: {reason}", stacklevel=4)
+
+
+def _limits() -> dict[str, int]:
+    """Dynamo's limits on recompilations: it counts the graphs of all models of a class together."""
+    config, limit = torch._dynamo.config, GRAPHS * Attachment.made
+    return {
+        "recompile_limit": max(limit, config.recompile_limit),
+        "accumulated_recompile_limit": max(4 * limit, config.accumulated_recompile_limit),
+    }
+
+
+def _why_uncompiled() -> str:
+    """Why a prompt met no graph with a cache write, as far as Dynamo tells."""
+    if any("recompile limit" in message for message in counters["unimplemented"]):
+        return (
+            "Dynamo compiles this model's code no more, as it reached its limit of "
+            "recompilations; torch._dynamo.reset() lets it begin anew"
+        )
+    return "no compiled graph holds its cache write"
 
 
 def _why_whole(model: Any, named: dict[str, Any]) -> str | None:

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import starkv_compile
-from starkv_compile import CacheError, NonFiniteScores, StarKVCache
+from starkv_compile import CacheError, NonFiniteScores, StarKVCache, attach
+from starkv_compile.attach import Attachment
 from starkv_compile.testing import Prompt, generate, tiny_inputs, tiny_model
 
 FAMILY = "llava"
@@ -232,3 +233,39 @@ def test_buffers_made_in_inference_mode_are_written_outside():
     longer = torch.nn.functional.pad(first, (0, 20), value=7)
     again = {"input_ids": longer, "attention_mask": torch.ones_like(longer)}
     assert generate(model, again, past_key_values=cache).sequences.shape[1] > longer.shape[1]
+
+
+def test_models_of_one_class_do_not_use_up_each_others_recompilations(monkeypatch):
+    """Dynamo counts the graphs of a function together, whatever model and policy they are of."""
+    monkeypatch.setattr(attach, "GRAPHS", 3)
+    monkeypatch.setattr(Attachment, "made", 0)
+    torch._dynamo.reset()
+    for policy in ("snapkv", "tova", "starkv", "random"):
+        model = tiny_model(FAMILY)
+        starkv_compile.compile(model, policy=policy, budget=0.3, inner="eager")
+        with torch._dynamo.config.patch(recompile_limit=3):
+            generate(model, tiny_inputs(FAMILY, Prompt((), 40)))
+        assert starkv_compile.report(model).refusals == []
+        assert all(layer.stored < layer.seen for layer in starkv_compile.report(model).layers)
+
+
+def test_a_prompt_past_dynamos_limit_is_left_whole_with_the_way_out(monkeypatch):
+    monkeypatch.setattr(attach, "GRAPHS", 1)
+    torch._dynamo.reset()
+    inputs, policies = tiny_inputs(FAMILY, Prompt((), 40)), ("tova", "snapkv")
+    expected = generate(tiny_model(FAMILY), inputs)
+
+    def compiled(policy):
+        monkeypatch.setattr(Attachment, "made", 0)
+        return starkv_compile.compile(tiny_model(FAMILY), policy=policy, inner="eager")
+
+    with torch._dynamo.config.patch(recompile_limit=1):
+        generate(compiled(policies[0]), inputs)
+        model = compiled(policies[1])
+        with pytest.warns(UserWarning, match=r"limit of recompilations; torch._dynamo.reset\(\)"):
+            out = generate(model, inputs)
+        assert torch.equal(out.sequences, expected.sequences)
+        torch._dynamo.reset()
+        generate(model, inputs)
+    layers = starkv_compile.report(model).layers
+    assert all(layer.stored < layer.seen for layer in layers)

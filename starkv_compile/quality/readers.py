@@ -97,7 +97,7 @@ class Reader:
     @contextlib.contextmanager
     def compiled(self, config: StarKVConfig) -> Iterator[_Compressor]:
         """Something whose `read` gives compacted caches, by the graph pass."""
-        torch._dynamo.reset()  # a limit on recompilations is shared by all models of a class
+        torch._dynamo.reset()  # lets go of the last configuration's graphs
         compile(self.compressing, config)
         try:
             yield _Compressor(self.compressing, config)
