@@ -7,8 +7,10 @@ screenshots show, as the rebuilt prompt holds nothing else.
 
     rebuilt              the last turns, full cache: what everyone does
     rebuilt, compressed  the same, no more than `--tokens` of it kept
-    session, full        one cache; old screenshots leave it, nothing else does
+    session, full        one cache; old turns leave it, nothing else does
     session, compressed  one cache, no more than `--tokens` kept at each step: the same bytes
+
+With `--keep-text` the text of old turns stays in the sessions; a rebuilt prompt never has it.
 
 Accuracy is of the agent that comes with the package. Times of so small a model are mostly
 Python's: with `--wide` they are those of random weights, eight layers 1,024 wide.
@@ -84,10 +86,12 @@ class Rebuilt:
 
 
 class Session:
-    """The same agent on one cache."""
+    """The same agent on one cache, with the same turns in it."""
+
+    keep_text = False
 
     def __init__(self, model: Any, processor: Any, history: int) -> None:
-        self.session = AgentSession(model, processor, history=history)
+        self.session = AgentSession(model, processor, history, self.keep_text)
 
     def step(self, content: list[dict[str, Any]], **options: Any) -> tuple[str, Any]:
         return self.session.step(content, **options), self.session.cache
@@ -138,7 +142,9 @@ def main() -> None:
     parser.add_argument("--trajectories", type=int, default=8)
     parser.add_argument("--wide", action="store_true", help="random weights, for times")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--keep-text", action="store_true", help="of all turns, in sessions")
     args = parser.parse_args()
+    Session.keep_text = args.keep_text
     torch.set_num_threads(args.threads)
     model, processor = load_agent()
     if args.wide:

@@ -62,7 +62,7 @@ class StarKVLayer(DynamicLayer):
     token the last compaction kept, or [B, G, C] where each head keeps a set of its own; what came
     later follows it without gaps. novelty: float32 of the same shape, how new the policy found each
     of them in its own prompt; None, and what came later: 1. seen: tokens of the stream; retired:
-    those of them in frames that have left the session, which no budget counts.
+    those of them that have left the session whole, with their frame, which no budget counts.
 
     While decoding in buffers, keys and values have room for tokens to come: filled is how many of
     their slots are taken, and dropped how many tokens of the stream are not stored. No graph reads
@@ -175,17 +175,17 @@ class StarKVLayer(DynamicLayer):
         return 0 if self.kept is None else self.kept.shape[-1]
 
     def _layout(self, index: torch.Tensor, stored: int) -> tuple[Any, ...]:
-        """frame, row, column [B, (G,) L] and current [B, N] of stored tokens; whether known."""
+        """frame, row, column [B, (G,) L] of what is stored, current, counts; whether known."""
         layout = self.session.layout
         if layout is None or layout.seen != self.seen:  # the model stores tokens of its own as well
             text = torch.full_like(index, -1)
-            return text, text, text, text.flatten(1)[:, :1], False
+            return text, text, text, text.flatten(1)[:, :1], text.new_zeros(len(text), 2), False
         current = layout.current
         current = torch.where(current >= 0, current + stored, current)
         described = [layout.frame, layout.row, layout.column]
         if index.dim() == 3:
             described = [t[:, None].expand(-1, index.shape[1], -1) for t in described]
-        return *(t.gather(-1, index) for t in described), current, True
+        return *(t.gather(-1, index) for t in described), current, layout.counts, True
 
     def _state(self, keys: torch.Tensor, current: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The state so far, its pattern as wide as the current frame."""
@@ -370,10 +370,13 @@ class StarKVCache(DynamicCache):
                 layer.filled += 1
                 layer.seen += 1
 
-    def keep_newest_frames(self, frames: int) -> None:
+    def keep_newest_frames(self, frames: int, text_from: int = 0) -> None:
         """Drop every token of all but the newest `frames` frames; text stays.
 
-        From then on a budget that is a share counts the tokens of the frames that stay, and text.
+        Of the text, what stands before place `text_from` of the stream goes as well, but for the
+        text before the first frame: a system prompt, a task. From then on a budget that is a share
+        counts the tokens of the frames and the text that stay.
+
         A model has one mask for all layers, so all are left with the same number of tokens: a layer
         that would have more drops its oldest visual tokens as well; one that has less text than
         another keeps as many of the newest tokens that were to go. So does each head that keeps a
@@ -393,18 +396,26 @@ class StarKVCache(DynamicCache):
                 f"keep_newest_frames: the cache has {len(layout.frame)} rows, whose frames may "
                 "differ in size; give each session a cache of its own"
             )
-        first = int(layout.frame.max()) + 1 - frames
-        dropped = (layout.frame[0] >= 0) & (layout.frame[0] < first)
-        if not bool(dropped.any()):
-            return
         layout.pad_text(self.get_seq_length())  # the reply
-        dropped = F.pad(dropped, (0, layout.seen - len(dropped)))
+        frame = layout.frame[0]
+        visual = frame >= 0
+        dropped = visual & (frame < int(frame.max()) + 1 - frames)
+        dropped[:text_from] |= ~visual[:text_from] & visual.cumsum(0)[:text_from].bool()
         layers = [layer for layer in self.compressed_layers if layer.stored]
+        leaving = int(dropped.sum()) - max((layer.retired for layer in layers), default=0)
+        if leaving <= 0:
+            return
+        on_frames = int((visual & ~dropped).sum())
+        text = int(layout.counts.sum()) - leaving - on_frames
+        layout.counts = layout.counts.new_tensor([[text, on_frames]])
         gone = [dropped[layer.places()[0]] for layer in layers]
         frames_of = [layout.frame[0, layer.places()[0]] for layer in layers]
         left = max(
             min(int((~slots).sum(-1).min()) for slots in gone),
-            max(int((frame < 0).sum(-1).max()) for frame in frames_of),
+            max(
+                int(((frame < 0) & ~slots).sum(-1).max())
+                for frame, slots in zip(frames_of, gone, strict=True)
+            ),
         )
         for layer, slots, frame in zip(layers, gone, frames_of, strict=True):
             order = _oldest_visual_first(frame, slots)

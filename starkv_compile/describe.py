@@ -33,7 +33,7 @@ def describe_chunk(cache: StarKVCache, model: Any, named: dict[str, Any]) -> Non
         session.layout = VisionLayout.empty(len(frame), frame.device)
     session.layout.truncate(seen)
     session.layout.pad_text(seen)
-    session.layout.extend(frame, row, column, grid)
+    session.layout.extend(frame, row, column, grid, _padding(named, seen, frame))
 
 
 def check_padding(mask: Any, seen: int) -> None:
@@ -56,6 +56,14 @@ def check_padding(mask: Any, seen: int) -> None:
             "be told from stored ones. Give all rows new prompts of one length, or each row a "
             "cache of its own"
         )
+
+
+def _padding(named: dict[str, Any], seen: int, frame: torch.Tensor) -> torch.Tensor | None:
+    """[B, S] bool, True at the padding of a chunk after `seen` tokens; None: no mask tells."""
+    mask, (batch, new) = named.get("attention_mask"), frame.shape
+    if not isinstance(mask, torch.Tensor) or mask.shape != (batch, seen + new):
+        return None
+    return mask[:, seen:].to(frame.device) == 0
 
 
 def _describe(config: Any, named: dict[str, Any]) -> Described | None:

@@ -15,6 +15,12 @@ from .errors import OptionError, UnsupportedModel
 _MARK = "\u241f"  # stands for a reply while the chat template is rendered
 
 
+_OWN = (
+    "input_ids", "history", "keep_text", "_ended", "_types", "_grid", "_frames", "_starts",
+)  # fmt: skip
+"""What `save` writes beside the messages and the cache."""
+
+
 class AgentSession:
     """Steps of one agent, its past kept compressed in one `StarKVCache`.
 
@@ -26,20 +32,32 @@ class AgentSession:
         model: compiled with starkv (or not: then nothing is dropped).
         processor: the model's Hugging Face processor.
         history: how many of the newest screenshots are remembered; older ones leave the cache
-            whole, their text stays. None: all of them.
+            whole. None: all of them.
+        keep_text: whether the text of their turns stays. If not, what stands before the first
+            screenshot does (a system prompt, a task), and the session has what a prompt rebuilt
+            from the newest turns would have.
 
     Raises:
-        OptionError: history is less than 1.
+        OptionError: history is less than 1, or there is none for the text to leave with.
     """
 
-    def __init__(self, model: Any, processor: Any, history: int | None = None) -> None:
+    def __init__(
+        self, model: Any, processor: Any, history: int | None = None, keep_text: bool = True
+    ) -> None:
         if history is not None and history < 1:
             raise OptionError(f"history={history}: a session remembers at least 1 screenshot")
-        self.model, self.processor, self.history = model, processor, history
+        if history is None and not keep_text:
+            raise OptionError(
+                "keep_text=False: text leaves with its screenshots, and history=None keeps them "
+                "all; give history=5"
+            )
+        self.model, self.processor = model, processor
+        self.history, self.keep_text = history, keep_text
         self.cache = StarKVCache(model.config)
         self.input_ids: torch.Tensor | None = None
         self._messages: list[dict[str, Any]] = []
         self._frames: list[int] = []  # of the layout, by image
+        self._starts: list[int] = []  # of the image's turn in the stream, by image
         self._ended = False
         self._types: torch.Tensor | None = None
         self._grid: torch.Tensor | None = None
@@ -57,9 +75,8 @@ class AgentSession:
         """
         prompt = self._prompt({"role": "user", "content": content})
         images = [part["image"] for part in content if part["type"] == "image"] or None
-        if self.history is not None and images:
-            shown = max(0, self.history - len(images))
-            self.cache.keep_newest_frames(sum(self._frames[-shown:]) if shown else 0)
+        if images:
+            self._make_way(len(images))
         new = self.processor(text=[prompt], images=images, return_tensors="pt")
         new = new.to(self.model.device)
         ids = self._append(new)
@@ -86,6 +103,17 @@ class AgentSession:
             self._types = torch.nn.functional.pad(self._types, (0, reply.shape[1]))
         return self.processor.batch_decode(reply, skip_special_tokens=True)[0]
 
+    def _make_way(self, images: int) -> None:
+        """Let the screenshots that `images` new ones push out of the history leave the cache."""
+        start = 0 if self.input_ids is None else self.input_ids.shape[1]
+        self._starts += [start] * images
+        if self.history is None:
+            return
+        left = max(0, self.history - images)
+        frames = sum(self._frames[-left:]) if left else 0
+        text_from = 0 if self.keep_text else self._starts[-self.history :][0]
+        self.cache.keep_newest_frames(frames, text_from)
+
     def _count_frames(self, images: int) -> None:
         """How many frames of the layout each new image is: a processor may cut it into tiles."""
         layout = self.cache.session.layout
@@ -98,13 +126,12 @@ class AgentSession:
         """A second session with this past, to try something on; neither notices the other."""
         twin = copy.copy(self)
         twin.cache, twin._messages = self.cache.fork(), list(self._messages)
-        twin._frames = list(self._frames)
+        twin._frames, twin._starts = list(self._frames), list(self._starts)
         return twin
 
     def save(self, file: Path | str) -> None:
         """Write the session to `file`; `AgentSession.load` goes on from it, in any process."""
-        names = ("input_ids", "history", "_ended", "_types", "_grid", "_frames")
-        own = {name: getattr(self, name) for name in names}
+        own = {name: getattr(self, name) for name in _OWN}
         torch.save({**own, "_messages": self._messages, "cache": self.cache.state_dict()}, file)
 
     @classmethod

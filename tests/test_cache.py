@@ -96,7 +96,7 @@ def test_crop_of_an_uncompressed_cache_works(cache):
 def test_batch_operations_move_everything_together(cache, operation):
     feed(cache, 10)
     frame = torch.arange(2)[:, None].expand(2, 10).clone()
-    cache.session.layout = VisionLayout(frame, frame, frame, frame[:, :2])
+    cache.session.layout = VisionLayout(frame, frame, frame, frame[:, :2], frame[:, :2])
     for layer in cache.compressed_layers:
         layer.kept = layer.kept + 100 * torch.arange(2)[:, None]
     before = cache.layers[0].keys.clone()

@@ -113,3 +113,24 @@ def test_embeddings_alone_leave_the_layout_unknown():
     cache = StarKVCache(model.config)
     describe_chunk(cache, model, {"inputs_embeds": torch.zeros(1, 9, 64)})
     assert cache.session.layout is None
+
+
+def test_counts_are_of_the_tokens_that_a_budget_counts():
+    """No padding; replies are text; what is rolled back is not counted."""
+    model = tiny_model("qwen2_5_vl")
+    inputs = tiny_inputs("qwen2_5_vl", Prompt(GRIDS[:1], 11), Prompt(GRIDS, 4))
+    padding = (inputs["attention_mask"] == 0).sum(1)
+    assert int(padding.max()) > 0
+    cache = StarKVCache(model.config)
+    describe_chunk(cache, model, inputs)
+    layout = cache.session.layout
+    visual = torch.tensor([16, 43])
+    text = inputs["input_ids"].shape[1] - padding - visual
+    assert layout.counts.tolist() == torch.stack([text, visual], dim=1).tolist()
+    described = layout.seen
+    layout.pad_text(described + 3)
+    assert layout.counts.tolist() == torch.stack([text + 3, visual], dim=1).tolist()
+    layout.truncate(described - 2)
+    assert layout.counts.tolist() == torch.stack([text - 2, visual], dim=1).tolist()
+    layout.select(torch.tensor([1]))
+    assert layout.counts.tolist() == [[int(text[1]) - 2, 43]]

@@ -234,6 +234,47 @@ def test_a_history_of_a_full_cache_drops_old_frames_and_nothing_else(agent):
         assert torch.equal(stored, ((frame < 0) | (frame >= 2)).nonzero()[:, 0])
 
 
+def test_the_text_of_old_turns_leaves_with_their_frames_if_it_is_to(agent):
+    session = AgentSession(*agent, history=2, keep_text=False)
+    starts = []
+    for step in range(4):
+        starts.append(0 if session.input_ids is None else session.input_ids.shape[1])
+        steps(session, 1, start=step)
+        if step == 2:  # a turn without a screenshot belongs to the one before
+            session.step([{"type": "text", "text": "what"}], max_new_tokens=5, do_sample=False)
+    cache = session.cache
+    frame = cache.session.layout.frame[0]
+    first = int((frame >= 0).nonzero()[0])
+    stays = [*range(first), *range(starts[2], cache.get_seq_length())]
+    for layer in cache.compressed_layers:
+        assert layer.places()[0].tolist() == stays
+        assert layer.retired == starts[2] - first
+    visual = int((frame >= 2).sum())
+    assert cache.session.layout.counts.tolist() == [
+        [len(frame) - starts[2] + first - visual, visual]
+    ]
+    with pytest.raises(starkv_compile.OptionError, match="keep_text=False"):
+        AgentSession(*agent, keep_text=False)
+
+
+def test_text_and_screens_have_their_shares_of_a_session_however_long(agent):
+    """Of what is stored text would have a larger share at each step, as screens lose more."""
+    model, processor = agent
+    window, capacity = 4, 60
+    starkv_compile.compile(
+        model, budget_tokens=capacity, window=window, text_weight=1.0, inner="eager"
+    )
+    session = AgentSession(model, processor)
+    for step in range(5):
+        steps(session, 1, start=step)
+        frame = session.cache.session.layout.frame[0]
+        visual = frame[: len(frame) - window] >= 0
+        share = (capacity - window) * int((~visual).sum()) // len(visual)
+        for layer in session.cache.compressed_layers:
+            kept = layer.kept[0][: capacity - window]
+            assert int((frame[kept] < 0).sum()) == share
+
+
 def test_text_stays_when_no_frame_does():
     """Layers that kept little text do not cost the others theirs."""
     family = "qwen2_5_vl"

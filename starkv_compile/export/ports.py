@@ -85,7 +85,8 @@ def layout_in() -> list[Port]:
     """
     lines = [Port(name, ("batch", "seen"), torch.int64) for name in ("frame", "row", "column")]
     current = Port("current", ("batch", "on_frame"), torch.int64)
-    return [*lines, current, Port("counted", ("counted",), torch.bool)]
+    counts = Port("counts", ("batch", 2), torch.int64)
+    return [*lines, current, counts, Port("counted", ("counted",), torch.bool)]
 
 
 def stored(shapes: Shapes, prefix: str, length: str) -> list[list[Port]]:

@@ -51,7 +51,7 @@ class OnnxSession(AgentSession):
         folder: what `python -m starkv_compile export` wrote.
         processor: default: the one in the folder.
         provider: "cpu" or "cuda" of ONNX Runtime, or "tensorrt" for the engines in the folder.
-        history: see `AgentSession`.
+        history, keep_text: see `AgentSession`.
 
     Raises:
         StarKVError: the folder holds no export, or the runtime is missing.
@@ -63,11 +63,12 @@ class OnnxSession(AgentSession):
         processor: Any = None,
         provider: str = "cpu",
         history: int | None = None,
+        keep_text: bool = True,
     ) -> None:
         folder = Path(folder)
         model = load_model(folder, provider)  # first: it says if this is no export
         processor = load_processor(folder) if processor is None else processor
-        super().__init__(model, processor, history)
+        super().__init__(model, processor, history, keep_text)
 
     @classmethod
     def load(
@@ -327,6 +328,7 @@ class Runtime:
         feeds |= {
             "frame": layout.frame, "row": layout.row, "column": layout.column,
             "current": F.pad(layout.current, (0, width - layout.current.shape[1]), value=-1),
+            "counts": layout.counts,
             "counted": torch.ones(layout.seen - retired, dtype=torch.bool),
         }  # fmt: skip
         layers = self._layers(cache, batch)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..kernels.ops import STARKV, score_after_each_axis
+from ..kernels.ops import score_after_each_axis
 from ..kernels.reference.spatial import REFERENCE
 from ..kernels.reference.star import Scores
 from ..policies import Policy, ScoreInputs, ScreenNovelty, StarKV
@@ -50,15 +50,13 @@ def _novelty_axes(policy: Policy, inputs: ScoreInputs) -> list[Axis]:
     """Of a screen's token, rank in: space * time * (1 + attention_weight * attention / mean)."""
     (attention,) = _attention_alone(policy, inputs)
     past = attention.values.shape[-1]
-    frame, row, column, current = inputs.layout
-    temporal = STARKV.temporal_novelty(inputs.key, frame, row, column, current)
     return [
         attention,
         Axis("space", "Novelty in space", "how unlike its neighbours on the screen; text: 1", True,
              inputs.spatial_novelty()[0, :past]),
         Axis("time", "Novelty in time",
              "how unlike the newest screen at the same place, older screens only", True,
-             temporal[0, :past]),
+             inputs.temporal_novelty()[0, :past]),
     ]  # fmt: skip
 
 

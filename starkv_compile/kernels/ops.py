@@ -138,10 +138,10 @@ def spatial_novelty(
 
 @op
 def temporal_novelty(
-    key: Tensor, frame: Tensor, row: Tensor, column: Tensor, current: Tensor
+    key: Tensor, frame: Tensor, row: Tensor, column: Tensor, current: Tensor, stored: int
 ) -> Tensor:
     """See `reference.novelty.temporal_novelty`."""
-    return novelty.temporal_novelty(key, frame, row, column, current)
+    return novelty.temporal_novelty(key, frame, row, column, current, stored)
 
 
 @op
@@ -201,6 +201,7 @@ def cache_write(
     row: Tensor,
     column: Tensor,
     current: Tensor,
+    counts: Tensor,
     mi: Tensor,
     mi_steps: Tensor,
     pattern: Tensor,
@@ -213,8 +214,8 @@ def cache_write(
     Left in place it changes nothing: it returns copies of key, value [B, G, L, D], of index
     [B, L] (place of each stored token in the stream of all `seen` tokens), of novelty [B, L]
     (`reference.novelty.spatial_novelty` of those of earlier prompts) and of the layer's state.
-    Inputs are in `reference.star.Layout` and `State`; `has_layout` is False where the cache was
-    not told what the tokens are.
+    Inputs are in `reference.star.Layout` and `State`, counts in `layout.VisionLayout`; `has_layout`
+    is False where the cache was not told what the tokens are.
     """
     return (
         key.clone(), value.clone(), index.clone(), novelty.clone(), mi.clone(), mi_steps.clone(),

@@ -12,7 +12,18 @@ from ..policies import POLICIES, Policy, Scored, ScoreInputs
 from . import fx
 from .base import Context, GraphPass, without_gradient
 from .find_cache_writes import WAY_OUT
-from .sites import HIDDEN, INDEX, NOVELTY, SEEN, STATE, Attention, Inserted, Site
+from .sites import (
+    COUNTS,
+    HAS_LAYOUT,
+    HIDDEN,
+    INDEX,
+    NOVELTY,
+    SEEN,
+    STATE,
+    Attention,
+    Inserted,
+    Site,
+)
 
 
 class InsertScores(GraphPass):
@@ -33,10 +44,12 @@ class InsertScores(GraphPass):
                 if marker is None:
                     state = STARKV.fresh_state(key, site.layout[3])
                     state = tuple(state[i] for i in range(4))
-                    seen = key.shape[2]
+                    seen, counts = key.shape[2], None
                 else:
                     state = tuple(context.proxy(a) for a in marker.args[STATE])
                     seen = context.proxy(marker.args[SEEN])
+                    known = marker.args[HAS_LAYOUT]
+                    counts = context.proxy(marker.args[COUNTS]) if known else None
                 capacity = self.config.capacity(seen, self._token_bytes(context, site))
                 window = self._window(context, site, policy.window or self.config.window)
                 if weights is not None:
@@ -57,6 +70,7 @@ class InsertScores(GraphPass):
                         hidden=without_gradient(context.proxy(site.hidden)),
                         real=real,
                         layout=layout,
+                        counts=counts,
                         state=state,
                         index=index,
                         novelty=novelty,

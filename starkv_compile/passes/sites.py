@@ -10,8 +10,8 @@ from torch.fx import Node
 HIDDEN = -9984.0
 """What hides a key from a query is at most this: -1e4, as bfloat16 rounds it."""
 
-INDEX, NOVELTY, SEEN, HAS_LAYOUT = 2, 3, 12, 13
-LAYOUT, STATE = slice(4, 8), slice(8, 12)
+INDEX, NOVELTY, COUNTS, SEEN, HAS_LAYOUT = 2, 3, 8, 13, 14
+LAYOUT, STATE = slice(4, 8), slice(9, 13)
 """Which argument of `starkv.cache_write` is what; index, novelty and state are results as well."""
 
 

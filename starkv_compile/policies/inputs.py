@@ -19,11 +19,12 @@ class ScoreInputs:
     query [B, H, S, D], key and value [B, G, L, D]; mask and log_sum_exp as in `window_attention`,
     the mask perhaps of the last queries alone, as many as the policy's window or `observers`;
     hidden [B, S, E] or None where the pass did not find it; real [B, L] bool, False at padding, or
-    None; layout and state as in `reference.star`; index [B, L], place of each token in the
-    session's stream, and novelty [B, L] float32, what an earlier prompt of the session said of the
-    tokens it left, or None where the graph does not say; layer: its number; window W before
-    clipping; capacity C. sharing: how many of the key's heads are stored as one: scores and state
-    have G / sharing subspaces.
+    None; layout and state as in `reference.star`; counts [B, 2] as in `layout.VisionLayout`, or
+    None where the graph does not say; index [B, L], place of each token in the session's stream,
+    and novelty [B, L] float32, what an earlier prompt of the session said of the tokens it left, or
+    None where the graph does not say; layer: its number; window W before clipping; capacity C.
+    sharing: how many of the key's heads are stored as one: scores and state have G / sharing
+    subspaces.
 
     Where a set for each head is kept, frame, row, column, index and novelty are
     [B, G / sharing, L].
@@ -38,6 +39,7 @@ class ScoreInputs:
     hidden: Any
     real: Any
     layout: tuple[Any, Any, Any, Any]
+    counts: Any
     state: tuple[Any, Any, Any, Any]
     index: Any
     novelty: Any
@@ -64,6 +66,11 @@ class ScoreInputs:
         told = torch.ones_like(frame, dtype=torch.float32) if self.novelty is None else self.novelty
         earlier = told[:, : self.key.shape[2] - self.query.shape[2]]
         return STARKV.spatial_novelty(self.key, frame, row, column, earlier)
+
+    def temporal_novelty(self) -> Any:
+        """[B, L]: see `reference.novelty.temporal_novelty`; of one set for all heads."""
+        stored = self.key.shape[2] - self.query.shape[2]
+        return STARKV.temporal_novelty(self.key, *self.layout, stored)
 
     def stored_heads(self, scores: Any) -> Any:
         """Scores [B, G, ...] of the key's heads as those of the heads that are stored."""

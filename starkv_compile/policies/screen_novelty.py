@@ -48,12 +48,13 @@ def share_out(
     scores: Tensor,
     real: Tensor | None,
     frame: Tensor,
+    counts: Tensor | None,
     window: int,
     capacity: int,
     text_weight: float,
 ) -> Tensor:
     """See `reference.novelty.share_out`."""
-    return novelty.share_out(scores, real, frame, window, capacity, text_weight)
+    return novelty.share_out(scores, real, frame, counts, window, capacity, text_weight)
 
 
 class ScreenNovelty(Policy):
@@ -73,19 +74,18 @@ class ScreenNovelty(Policy):
     reads: ClassVar[frozenset[str]] = frozenset({"pool", "attention_weight", "text_weight"})
 
     def score(self, inputs: ScoreInputs) -> Scored:
-        frame, row, column, current = inputs.layout
-        spatial = inputs.spatial_novelty()
-        temporal = STARKV.temporal_novelty(inputs.key, frame, row, column, current)
+        frame, spatial = inputs.layout[0], inputs.spatial_novelty()
         scores = STARKV.novelty_scores(
             inputs.window_attention(),
             spatial,
-            temporal,
+            inputs.temporal_novelty(),
             inputs.real,
             frame,
             self.config.pool,
             self.config.attention_weight,
         )
         shared = STARKV.share_out(
-            scores, inputs.real, frame, inputs.window, inputs.capacity, self.config.text_weight
-        )
+            scores, inputs.real, frame, inputs.counts, inputs.window, inputs.capacity,
+            self.config.text_weight,
+        )  # fmt: skip
         return Scored(shared, inputs.state, spatial)

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from starkv_compile.kernels.ops import STARKV
 from starkv_compile.kernels.reference.layout import newest_places
 from starkv_compile.kernels.reference.novelty import (
+    STANDS_FOR,
     share_out,
     spatial_novelty,
     temporal_novelty,
@@ -84,7 +85,7 @@ def test_a_key_that_is_not_finite_resembles_nothing():
     novelty = spatial_novelty(key, frame, row, column, torch.ones(1, 0))[0]
     torch.testing.assert_close(novelty, torch.tensor([1, *[1 / 3] * 6, 1]))
     key[0, 0, 1, 1] = float("inf")
-    found = temporal_novelty(key, frame, row, column, current)[0]
+    found = temporal_novelty(key, frame, row, column, current, 0)[0]
     assert found.tolist() == [1, 1, 0, 1, 1, 1, 1, 1]
 
 
@@ -95,23 +96,37 @@ def test_novelty_in_time_is_a_share_of_the_largest_change():
     key[..., 0] = 1.0
     key[0, 0, 2] = torch.tensor([0.5, 0.75**0.5])  # row 1, column 0 of frame 0
     key[0, 0, 5] = torch.tensor([0.0, 1.0])  # row 0, column 0 of frame 1
-    found = temporal_novelty(key, frame, row, column, current)[0].tolist()
+    found = temporal_novelty(key, frame, row, column, current, 0)[0].tolist()
     # The newest frame has no column 1, so tokens there are like none; text is no frame's.
     assert found == pytest.approx([0, 1, 0.5, 1, 1, 1, 1, 0, 1, *[1] * 7], abs=1e-6)
+
+
+def test_what_is_stored_counts_for_the_frames_between_as_well():
+    """As above, but the first frame's are of an earlier prompt."""
+    frame, row, column, current = layout_of((2, 1), 1, (2, 1), (2, 1), 1)
+    key = torch.zeros(1, 1, frame.shape[1], 2)
+    key[..., 0] = 1.0
+    key[0, 0, 1] = torch.tensor([0.5, 0.75**0.5])
+    key[0, 0, 4] = torch.tensor([0.0, 1.0])
+    found = temporal_novelty(key, frame, row, column, current, 3)[0].tolist()
+    s = STANDS_FOR
+    assert found == pytest.approx([s, s + (1 - s) / 2, 1, 0, 1, 1, 1, 1], abs=1e-6)
 
 
 def test_without_a_newest_frame_all_is_new_in_time():
     frame, row, column, _ = layout_of((2, 2), 3, (2, 2), 1)
     key = torch.ones(1, 1, frame.shape[1], 2)
     nothing = torch.full((1, 4), -1)
-    assert temporal_novelty(key, frame, row, column, nothing).tolist() == [[1.0] * frame.shape[1]]
+    assert temporal_novelty(key, frame, row, column, nothing, 0).tolist() == [
+        [1.0] * frame.shape[1]
+    ]
 
 
-def shared(scores, visual, real, selected, weight):
+def shared(scores, visual, real, selected, weight, counts=None):
     """`share_out` of tokens that stand before a window of one token of text."""
     frame = F.pad(visual.long() - 1, (0, 1), value=-1)
     real = None if real is None else F.pad(real, (0, 1), value=True)
-    return share_out(scores, real, frame, 1, selected + 1, weight)
+    return share_out(scores, real, frame, counts, 1, selected + 1, weight)
 
 
 def test_text_gets_its_share_whatever_scores_are_counted_in():
@@ -145,6 +160,20 @@ def test_what_one_kind_lacks_goes_to_the_other_and_ties_to_the_earlier():
     assert chosen(6, 1.0) == [1, 2, 3, 4, 5], "never padding"
 
 
+def test_shares_are_of_the_session_whatever_is_left_of_it():
+    """Of 60 tokens on screens and 20 of text there are left 10 and 18; one of those is window."""
+    visual = torch.arange(27)[None] < 10
+    scores = torch.rand(1, 27, generator=torch.Generator().manual_seed(5))
+
+    def text(counts):
+        final = shared(scores, visual, None, 12, 1.0, counts)
+        return int(((final >= 1) & ~visual).sum())
+
+    assert text(None) == 12 * 17 // 27
+    assert text(torch.tensor([[20, 60]])) == 12 * 19 // 79
+    assert text(torch.tensor([[18, 10]])) == text(None), "all of it is left"
+
+
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled_it_is_the_same_on_inputs_that_share_memory(backend):
     frame, row, column, current = layout_of(*MANY)
@@ -153,9 +182,9 @@ def test_compiled_it_is_the_same_on_inputs_that_share_memory(backend):
 
     def scored(key, attention, frame, row, column, current):
         spatial = STARKV.spatial_novelty(key, frame, row, column, torch.ones(1, 0))
-        temporal = STARKV.temporal_novelty(key, frame, row, column, current)
+        temporal = STARKV.temporal_novelty(key, frame, row, column, current, 0)
         scores = STARKV.novelty_scores(attention, spatial, temporal, None, frame, 5, 0.5)
-        return STARKV.share_out(scores, None, frame, 2, 20, 2.0)
+        return STARKV.share_out(scores, None, frame, None, 2, 20, 2.0)
 
     inputs = (long[:, 1:3], attention, frame, row, column, current)
     compiled = torch.compile(scored, backend=backend, fullgraph=True)

@@ -64,6 +64,7 @@ def cases():
             index,
             torch.rand(index.shape),
             *layout,
+            torch.tensor([[30, 20]]).expand(B, -1).clone(),
             *fresh_state(key, layout[3]),
             L,
             True,

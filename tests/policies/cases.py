@@ -62,9 +62,9 @@ def kept_rows(policy, query, key, capacity, layout, **changes):
         layout = (*(t[:, None].expand(-1, heads, -1) for t in layout[:3]), layout[3])
     inputs = {
         "query": query, "key": key, "value": torch.ones_like(key), "mask": None, "scale": 1.0,
-        "log_sum_exp": None, "hidden": None, "real": None, "layout": layout, "layer": 0,
-        "state": state, "index": None, "novelty": None, "capacity": capacity,
-        "window": scorer.window or config.window, **inputs,
+        "log_sum_exp": None, "hidden": None, "real": None, "layout": layout,
+        "layer": 0, "counts": None, "state": state, "index": None, "novelty": None,
+        "capacity": capacity, "window": scorer.window or config.window, **inputs,
     }  # fmt: skip
     given = ScoreInputs(**inputs)
     scores = scorer.score(given).scores

@@ -25,11 +25,9 @@ class Layer(nn.Module):
         super().__init__()
         self.attention = Attention(cached=True)
 
-    def forward(self, x, index, new, frame, row, column, current, mi, steps, pattern, count):
+    def forward(self, x, *told):
         y, k, v = self.attention(x)
-        written = STARKV.cache_write(
-            k, v, index, new, frame, row, column, current, mi, steps, pattern, count, S, True
-        )
+        written = STARKV.cache_write(k, v, *told, S, True)
         return y, *written
 
 
@@ -44,7 +42,9 @@ def run_layer(policy, index, **options):
     """`Layer` rewritten with `policy`: the report, and what it computes and writes."""
     zero = torch.zeros(2, dtype=torch.int64)
     state = [torch.zeros(2, G), zero, torch.zeros(2, G, 9), zero.clone()]
-    inputs = (X, index, torch.ones(index.shape), *LAYOUT, *state)
+    visual = (LAYOUT[0] >= 0).sum(1)
+    counts = torch.stack([S - visual, visual], dim=1)
+    inputs = (X, index, torch.ones(index.shape), *LAYOUT, counts, *state)
     graph = capture(Layer(), *inputs, how="export")
     config = StarKVConfig(policy=policy, **CONFIG, **options)
     report = Pipeline(config).run(graph, cache="marked")

@@ -21,6 +21,7 @@ def cases():
     novelty = scores[..., : L - 8].exp(), units[..., 0].abs(), units[..., 1].abs()
     real = torch.arange(L) >= torch.tensor([[0], [5]])
     by_head = frame[:, None].expand(-1, G, -1).clone()
+    screens, counts = units[:, : L - 8, 0].abs(), torch.tensor([[70, 90]]).expand(B, -1).clone()
     kept = STARKV.select_tokens(scores, real, L, 8, C)
     places = real.cumsum(-1)
     return {
@@ -29,9 +30,10 @@ def cases():
         "current_frame_boost": (hidden, frame, current, L - 8, 3.5),
         "repeated_tokens": (key, by_head, current, C),
         "spatial_novelty": (key, frame, row, column, torch.ones(B, 7)),
-        "temporal_novelty": (key, frame, row, column, current),
+        "temporal_novelty": (key, frame, row, column, current, 7),
         "novelty_scores": (*novelty, real, frame, 5, 0.5),
-        "share_out": (units[:, : L - 8, 0].abs(), real, frame, 8, C, 2.0),
+        "share_out": (screens, real, frame, None, 8, C, 2.0),
+        "share_out_counts": (screens, real, frame, counts, 8, C, 2.0),
         "repeats_current": (units, frame, current, C),
         "attention_expected": (query, key, value, places, 0.25),
         "post_vision_scores": (query, key, None, real, by_head, 0.25, 8, C, 5),
@@ -40,7 +42,7 @@ def cases():
 
 @pytest.mark.parametrize("name", cases())
 def test_opcheck(name):
-    torch.library.opcheck(getattr(STARKV, name).default, cases()[name])
+    torch.library.opcheck(getattr(STARKV, name.removesuffix("_counts")).default, cases()[name])
 
 
 def test_each_head_is_selected_and_gathered_as_alone():

@@ -59,13 +59,24 @@ def spatial_novelty(
     return torch.cat([earlier, novelty], dim=1)
 
 
+STANDS_FOR = 0.5
+"""How much the first `stored` tokens count however like the newest frame they are: see below."""
+
+
 def temporal_novelty(
-    key: Tensor, frame: Tensor, row: Tensor, column: Tensor, current: Tensor
+    key: Tensor, frame: Tensor, row: Tensor, column: Tensor, current: Tensor, stored: int
 ) -> Tensor:
     """1 - cosine with the newest frame's token at the same place, in shares of the largest.
 
-    key, frame, row, column, current as above and in `star.Layout`. Returns [B, L] float32 in
-    0..1; 1 for text, for the newest frame, and where that has no such place.
+    What earlier prompts left may stand for frames between, whose like tokens were dropped for it:
+    s + (1 - s) of the share there, s = `STANDS_FOR`.
+
+    Args:
+        key, frame, row, column, current: as above and in `star.Layout`.
+        stored: how many tokens at the beginning are of earlier prompts.
+
+    Returns:
+        [B, L] float32 in 0..1; 1 for text, for the newest frame, and where that has no such place.
     """
     on_frame = current.clamp(min=0)
     width = column.gather(1, on_frame).where(current >= 0, 0).amax(1, keepdim=True) + 1
@@ -77,13 +88,16 @@ def temporal_novelty(
         matched = matched & (axis.gather(1, other) == axis)
     changed = (1.0 - _cosine(key, _size(key), other)).where(matched, 0.0)
     share = changed / changed.amax(1, keepdim=True).clamp(min=1e-30)
-    return share.clamp(0.0, 1.0).where(matched, 1.0)
+    share = share.clamp(0.0, 1.0).where(matched, 1.0)
+    known = torch.arange(frame.shape[1], device=frame.device) < stored
+    return torch.where(known, STANDS_FOR + (1.0 - STANDS_FOR) * share, share)
 
 
 def share_out(
     scores: Tensor,
     real: Tensor | None,
     frame: Tensor,
+    counts: Tensor | None,
     window: int,
     capacity: int,
     text_weight: float,
@@ -94,12 +108,15 @@ def share_out(
 
     So however the scores of screens and of text are scaled, neither crowds the other out: of n text
     tokens, and m of screens, text gets the share text_weight n / (text_weight n + m) of what is
-    selected, rounded down. What one kind has too few tokens for goes to the other.
+    selected, rounded down. What one kind has too few tokens for goes to the other. n and m are of
+    the whole session, without the window: of what is stored the kind that had the larger share
+    would get a larger one at each prompt.
 
     Args:
         scores: [B, P], not negative.
         real: [B, L] bool, False at padding, or None.
         frame: [B, L] as in `star.Layout`.
+        counts: [B, 2], text tokens and those of screens in the session; None: those of `real`.
         window, capacity: as in `window_attention`.
         best: what finds the best tokens of each kind; by default a sort, ties to the earlier.
 
@@ -108,15 +125,21 @@ def share_out(
     """
     past = scores.shape[-1]
     selected, _ = split_capacity(frame.shape[1], window, capacity)
-    kinds = [frame[:, :past] >= 0, frame[:, :past] < 0]
+    kinds = [frame >= 0, frame < 0]
     if real is not None:
-        kinds = [kind & real[:, :past] for kind in kinds]
-    on_screens, text = (kind.sum(-1, keepdim=True) for kind in kinds)
+        kinds = [kind & real for kind in kinds]
+    on_screens, text = (kind[:, :past].sum(-1, keepdim=True) for kind in kinds)
+    if counts is None:
+        all_screens, all_text = on_screens, text
+    else:
+        in_window = [kind[:, past:].sum(-1, keepdim=True) for kind in kinds]
+        all_screens, all_text = counts[:, 1:] - in_window[0], counts[:, :1] - in_window[1]
     weight = Fraction(str(text_weight)).limit_denominator(1000)
-    weighed = weight.numerator * text
-    of_text = selected * weighed // (weighed + weight.denominator * on_screens).clamp(min=1)
+    weighed = weight.numerator * all_text
+    of_text = selected * weighed // (weighed + weight.denominator * all_screens).clamp(min=1)
     of_screens = torch.minimum(selected - of_text, on_screens)
     quotas = [of_screens, torch.minimum(selected - of_screens, text)]
+    kinds = [kind[:, :past] for kind in kinds]
     final = (best or best_by_sort)(scores, kinds, quotas).float()
     for kind in kinds:
         mine = scores.masked_fill(~kind, 0.0)
