@@ -22,8 +22,7 @@ import argparse
 import random
 import statistics
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,11 +33,8 @@ from rich.table import Table
 import starkv_compile
 from starkv_compile import AgentSession
 from starkv_compile.agent.checkpoints import load_agent
-from starkv_compile.agent.questions import KINDS, ask
-from starkv_compile.agent.render import screenshot
-from starkv_compile.agent.turns import Turn
+from starkv_compile.agent.turns import Turn, trajectory_turns
 from starkv_compile.agent.ways import MAX_REPLY
-from starkv_compile.agent.world import sample_episode
 from starkv_compile.memory import stored_bytes
 
 
@@ -50,17 +46,6 @@ class Run:
     prefilled: list[int] = field(default_factory=list)
     nbytes: list[int] = field(default_factory=list)
     right: list[bool] = field(default_factory=list)
-
-
-def trajectory(steps: int, history: int, seed: int) -> Iterator[Turn]:
-    """`steps` screenshots; each question is about the newest `history` of them."""
-    rng = random.Random(f"trajectory-{seed}")
-    episode = sample_episode(rng, steps)
-    for i, frame in enumerate(episode.frames):
-        first = max(0, i + 1 - history)
-        shown = replace(episode, frames=episode.frames[first : i + 1])
-        question = ask(rng, shown, KINDS[i % len(KINDS)])
-        yield Turn(question.text, frame.step, screenshot(episode, i), question)
 
 
 class Rebuilt:
@@ -151,7 +136,7 @@ def main() -> None:
         model = wide_model(model)
     runs: dict[str, list[Run]] = {name: [] for name in WAYS}
     for seed in track(range(args.trajectories), "trajectories"):
-        turns = list(trajectory(args.steps, args.history, seed))
+        turns = trajectory_turns(args.steps, args.history, seed)
         for name in random.Random(seed).sample(list(WAYS), len(WAYS)):
             kind, compressed = WAYS[name]
             budget = {"budget_tokens": args.tokens} if compressed else {"budget": 1.0}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,17 @@ def episode_turns(frames: int, seed: int) -> list[Turn]:
         turns.append(Turn(question.text, frame.step, screenshot(episode, i), question))
     follow_ups = [ask(rng, episode, kind) for kind in FOLLOW_UPS]
     return turns + [Turn(question.text, question=question) for question in follow_ups]
+
+
+def trajectory_turns(steps: int, history: int, seed: int) -> list[Turn]:
+    """`steps` screenshots, with each a question about the newest `history`; all kinds in turn."""
+    rng = random.Random(f"trajectory-{seed}")
+    episode, turns = sample_episode(rng, steps), []
+    for i, frame in enumerate(episode.frames):
+        shown = replace(episode, frames=episode.frames[max(0, i + 1 - history) : i + 1])
+        question = ask(rng, shown, KINDS[i % len(KINDS)])
+        turns.append(Turn(question.text, frame.step, screenshot(episode, i), question))
+    return turns
 
 
 def generated_episode(frames: int, seed: int) -> tuple[Episode, random.Random]:

@@ -6,6 +6,7 @@ import argparse
 import os
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from ..gui.arguments import add_gui
 
@@ -14,6 +15,7 @@ def add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     bench = commands.add_parser("bench", help="measure what a compressed cache still answers")
     kinds = bench.add_subparsers(required=True, metavar="KIND")
     _add_quality(kinds)
+    _add_trajectories(kinds)
     _add_plot(kinds)
     add_gui(kinds)
 
@@ -27,40 +29,64 @@ def _add_quality(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "one line of DIR/cells.jsonl for each policy and budget.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    _add_common(quality, budgets="40,20,10,5,3")
     add = quality.add_argument
-    add("--policies", type=names, metavar="A,B", default="policy,ablation,own",
-        help="names in starkv_compile.quality.variants; 'policy', 'ablation', 'own' for all of "
-        "a kind")  # fmt: skip
-    add("--budgets", type=percents, metavar="P,Q", default="40,20,10,5,3",
-        help="percent of the tokens seen")  # fmt: skip
     add("--questions", type=int, metavar="N", default=2000, help="at least, a policy and budget")
     add("--frames", type=numbers, metavar="N,M", default="1,2,3,5",
         help="screenshots of a prompt")  # fmt: skip
+    quality.set_defaults(run=_quality)
+
+
+def _add_trajectories(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    trajectories = kinds.add_parser(
+        "trajectories",
+        help="the same over many steps on one cache",
+        description="Shows the shipped agent a screenshot and asks a question at every step, all "
+        "on one cache that is compacted at each. Goes on where it was, from "
+        "DIR/trajectories.jsonl.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    _add_common(trajectories, budgets="40,20,10")
+    add = trajectories.add_argument
+    add("--trajectories", type=int, metavar="N", default=50)
+    add("--steps", type=int, metavar="N", default=20)
+    add("--history", type=int, metavar="N", default=5, help="screenshots that are remembered")
+    trajectories.set_defaults(run=_trajectories)
+
+
+def _add_common(parser: argparse.ArgumentParser, budgets: str) -> None:
+    add = parser.add_argument
+    add("--policies", type=names, metavar="A,B", default="policy,ablation,own",
+        help="names in starkv_compile.quality.variants; 'policy', 'ablation', 'own' for all of "
+        "a kind")  # fmt: skip
+    add("--budgets", type=percents, metavar="P,Q", default=budgets,
+        help="percent of the tokens seen")  # fmt: skip
     add("--seed", type=int, default=0, help="of screens and questions")
     add("--threads", type=int, default=1)
     add("--agent", type=Path, metavar="DIR", default=argparse.SUPPRESS,
         help="checkpoint folder of the agent (default: the one shipped)")  # fmt: skip
     add("--out", type=Path, metavar="DIR", default=Path("bench-quality"))
-    quality.set_defaults(run=_quality)
 
 
 def _quality(args: argparse.Namespace) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from .command import QualityOptions, run_quality
 
-    run_quality(
-        QualityOptions(
-            policies=args.policies,
-            budgets=args.budgets,
-            questions=args.questions,
-            frames=args.frames,
-            seed=args.seed,
-            threads=args.threads,
-            agent=getattr(args, "agent", None),
-            out=args.out,
-        )
-    )
+    run_quality(QualityOptions(**_options(args)))
     return 0
+
+
+def _trajectories(args: argparse.Namespace) -> int:
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from .command import TrajectoryOptions, run_trajectories
+
+    run_trajectories(TrajectoryOptions(**_options(args)))
+    return 0
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """What was given, under the names that the options have as well."""
+    return {name: value for name, value in vars(args).items() if name != "run"}
 
 
 def _add_plot(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -12,20 +12,19 @@ import numpy as np
 
 from ..config import StarKVConfig
 from ..errors import OptionError, StarKVError
-from .design import COLUMNS, Design
-
-FILE = "cells.jsonl"
+from .design import COLUMNS, Design, Trajectories
 
 
 @dataclass(frozen=True, eq=False)
 class Cell:
     """A variant at a budget. options: every value of its `StarKVConfig`.
 
-    right, same: [prompts, len(COLUMNS)] bool, answers that are right, and those whose every token
-    is also the full cache's choice. kl: nats a token from the full cache's distribution, by way of
-    asking. recall: share of the reply's attention to the prompt that is still there. nbytes,
-    full_nbytes: of all prompts' caches, kept and before. seconds: of processors, for all prefills
-    and compactions.
+    right, same: [prompts, questions of each] bool, answers that are right, and those whose every
+    token is also the full cache's choice. kl: nats a token from the full cache's distribution, by
+    way of asking. recall: share of the reply's attention to the prompt that is still there; not a
+    number where it was not recorded. nbytes, full_nbytes: of all prompts' caches, kept and before,
+    of trajectories after every step. seconds: of processors, for all prefills and compactions, of
+    trajectories for replies too.
     """
 
     variant: str
@@ -44,7 +43,7 @@ class Cell:
         return self.variant, self.budget
 
     def to_line(self) -> str:
-        values = dataclasses.asdict(self)
+        values = {**dataclasses.asdict(self), "shape": self.right.shape}
         for name in ("right", "same"):
             values[name] = np.packbits(values[name]).tobytes().hex()
         return json.dumps(values)
@@ -52,12 +51,11 @@ class Cell:
     @classmethod
     def from_line(cls, line: str) -> Cell:
         values = json.loads(line)
+        shape = values.pop("shape", (-1, len(COLUMNS)))
         for name in ("right", "same"):
             packed = np.frombuffer(bytes.fromhex(values[name]), np.uint8)
-            bits = np.unpackbits(packed).astype(bool)
-            values[name] = bits[: len(bits) // len(COLUMNS) * len(COLUMNS)].reshape(
-                -1, len(COLUMNS)
-            )
+            bits = np.unpackbits(packed, count=None if shape[0] < 0 else shape[0] * shape[1])
+            values[name] = bits.astype(bool).reshape(shape)
         return cls(**values)
 
 
@@ -68,8 +66,8 @@ class CellFile:
     its cells answer other questions.
     """
 
-    def __init__(self, folder: Path, design: Design, where: dict[str, Any]) -> None:
-        self.path, self.design = folder / FILE, design
+    def __init__(self, folder: Path, design: Design | Trajectories, where: dict[str, Any]) -> None:
+        self.path, self.design = folder / design.file, design
         self.cells: dict[tuple[str, float], Cell] = {}
         head = {"design": dataclasses.asdict(design), **where}
         if self.path.exists():

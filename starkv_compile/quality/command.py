@@ -1,11 +1,12 @@
-"""`python -m starkv_compile bench quality`: measure what is missing, then say what was found."""
+"""`bench quality` and `bench trajectories`: measure what is missing, then say what was found."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -21,28 +22,41 @@ from rich.progress import (
 from ..agent.checkpoints import agent_folder
 from ..errors import OptionError
 from ..machine import environment
+from ..policies import POLICIES
 from .cells import CellFile
-from .design import FRAMES, Design
+from .design import FRAMES, Design, Trajectories
 from .measure import Bench
 from .tables import accuracy_table, write_csv
+from .trajectories import TrajectoryBench
 from .variants import BUDGETS, FULL, VARIANTS, Variant
 
 GROUPS = ("policy", "ablation", "own")
 
 
 @dataclass(frozen=True, kw_only=True)
-class QualityOptions:
+class BenchOptions:
     """What the command line gives. policies: names of variants, or of `GROUPS` for all of
     such. budgets: shares below 1. agent: a checkpoint folder, None for the shipped one."""
 
     policies: Sequence[str] = GROUPS
     budgets: Sequence[float] = BUDGETS
-    questions: int = 2000
-    frames: Sequence[int] = FRAMES
     seed: int = 0
     threads: int = 1
     agent: Path | None = None
     out: Path = Path("bench-quality")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityOptions(BenchOptions):
+    questions: int = 2000
+    frames: Sequence[int] = FRAMES
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrajectoryOptions(BenchOptions):
+    trajectories: int = 50
+    steps: int = 20
+    history: int = 5
 
 
 def chosen(names: Sequence[str]) -> list[Variant]:
@@ -67,14 +81,43 @@ def run_quality(options: QualityOptions, console: Console | None = None) -> Cell
     Raises:
         StarKVError: an option is impossible, or the folder holds cells of another design.
     """
+    design = Design.of(options.questions, options.seed, tuple(options.frames))
+    return _run(options, design, chosen(options.policies), Bench, "quality.csv", console)
+
+
+def run_trajectories(options: TrajectoryOptions, console: Console | None = None) -> CellFile:
+    """The same of trajectories, and `trajectories.csv`. Policies of groups that end at one prompt
+    are left out.
+
+    Raises:
+        StarKVError: as above, or such a policy is asked for by name.
+    """
+    design = Trajectories(options.trajectories, options.steps, options.history, options.seed)
+    variants = []
+    for variant in chosen(options.policies):
+        config = variant.config(0.5)
+        if not variant.by_need and not POLICIES[config.policy](config).is_uneven():
+            variants.append(variant)
+        elif variant.name in options.policies:
+            raise OptionError(f"policy {variant.name!r} ends at one prompt: it has no trajectory")
+    return _run(options, design, variants, TrajectoryBench, "trajectories.csv", console)
+
+
+def _run(
+    options: BenchOptions,
+    design: Any,
+    variants: Sequence[Variant],
+    kind: Callable[..., Any],
+    csv: str,
+    console: Console | None,
+) -> CellFile:
+    """kind: the bench of such a design."""
     console = console or Console()
-    variants = chosen(options.policies)
     for budget in options.budgets:
         if not 0 < budget < 1:
             raise OptionError(f"budget {budget:.0%}: more than 0 and less than 100 %; 100 % is "
                               "the full cache, which is always measured")  # fmt: skip
     torch.set_num_threads(options.threads)
-    design = Design.of(options.questions, options.seed, tuple(options.frames))
     file = CellFile(options.out, design, {"agent": _agent(options.agent), **environment()})
     wanted = [(FULL, 1.0)] + [(v, b) for v in variants for b in options.budgets]
     missing = [(v, b) for v, b in wanted if not file.has(v.name, b, v.config(b))]
@@ -83,15 +126,15 @@ def run_quality(options: QualityOptions, console: Console | None = None) -> Cell
         f"{len(wanted) - len(missing)} of {len(wanted)} cells are there already"
     )
     if missing:
-        _measure(design, missing, file, options.agent, console)
-    write_csv(file, options.out / "quality.csv")
+        _measure(kind, missing, file, options.agent, console)
+    write_csv(file, options.out / csv)
     keys = {(variant.name, budget) for variant, budget in wanted}
     console.print(accuracy_table(design, [c for c in file.cells.values() if c.key in keys]))
     return file
 
 
 def _measure(
-    design: Design,
+    kind: Callable[..., Any],
     missing: Sequence[tuple[Variant, float]],
     file: CellFile,
     agent: Path | None,
@@ -102,17 +145,18 @@ def _measure(
     logging.disable_progress_bar()  # its "Loading weights" would cut through ours
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
-    batches = len(design.batches())
+    rounds = file.design.rounds
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("full answers", total=batches * (1 + len(missing)))
+        task = progress.add_task("full answers", total=rounds * (1 + len(missing)))
 
         def advance() -> None:
             progress.advance(task)
 
-        bench = Bench(design, agent, advance)
-        for variant, budget in missing:
+        bench = kind(file.design, agent, advance)
+        for number, (variant, budget) in enumerate(missing, start=2):
             progress.update(task, description=f"{variant.name} {budget:.0%}")
             file.add(bench.measure(variant, budget, advance))
+            progress.update(task, completed=rounds * number)  # what was there already is no work
 
 
 def _agent(folder: Path | None) -> str:

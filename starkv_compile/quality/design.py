@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..agent.questions import KINDS
+from ..agent.turns import Turn, trajectory_turns
 from ..errors import OptionError
 
 ROWS = 16  # prompts of a batch: one grid, one number of frames, one kind, so one length
@@ -15,6 +16,7 @@ ASKINGS = ("reply", "again", "other")
 """reply: the prompt's own answer, from its second token on; the first one is the full cache's.
 again: the same question, put once more to the compacted cache. other: a question it has not seen
 when it was compacted, one of each kind."""
+PART = 5  # steps at either end that are reported by themselves
 COLUMNS = ("reply", "again", *("other" for _ in KINDS))
 """What each question of a prompt is."""
 
@@ -29,6 +31,9 @@ class Design:
     prompts: int
     seed: int = 0
     frames: tuple[int, ...] = FRAMES
+
+    file = "cells.jsonl"
+    shown = ("all", *ASKINGS)
 
     @classmethod
     def of(cls, questions: int, seed: int = 0, frames: tuple[int, ...] = FRAMES) -> Design:
@@ -48,6 +53,11 @@ class Design:
     @property
     def questions(self) -> int:
         return self.prompts * len(COLUMNS)
+
+    @property
+    def rounds(self) -> int:
+        """How often a bench advances over a cell."""
+        return len(self.batches())
 
     def batches(self) -> list[tuple[int, str]]:
         """(frames, kind of the question asked) of each batch of ROWS prompts."""
@@ -81,3 +91,50 @@ class Design:
                 frames == number
             )
         return {name: part for name, part in weights.items() if part.any()}
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """`prompts` trajectories of `steps` turns; the newest `history` screenshots are remembered.
+
+    Raises:
+        OptionError: one of them is less than 1.
+    """
+
+    prompts: int = 50
+    steps: int = 20
+    history: int = 5
+    seed: int = 0
+
+    file = "trajectories.jsonl"
+    shown = ("all", f"first {PART} steps", f"last {PART} steps")
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "steps", "history"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name}={getattr(self, name)}: at least 1 is needed")
+
+    @property
+    def questions(self) -> int:
+        return self.prompts * self.steps
+
+    @property
+    def rounds(self) -> int:
+        """How often a bench advances over a cell."""
+        return self.prompts
+
+    def turns(self, number: int) -> list[Turn]:
+        return trajectory_turns(self.steps, self.history, 1000 * self.seed + number)
+
+    def slices(self) -> dict[str, np.ndarray]:
+        """Weights [prompts, steps] of the questions in each part that is reported."""
+        step = np.arange(self.steps)
+        parts = {"all": step >= 0}
+        parts |= {kind: step % len(KINDS) == i for i, kind in enumerate(KINDS)}
+        parts[f"first {PART} steps"] = step < PART
+        parts[f"last {PART} steps"] = step >= self.steps - PART
+        return {
+            name: np.tile(part.astype(float), (self.prompts, 1))
+            for name, part in parts.items()
+            if part.any()
+        }

@@ -17,30 +17,34 @@ SHOWN = (
 ABLATED_AT = (0.2, 0.1, 0.05)
 
 
-def markdown(comparison: Comparison) -> str:
+def markdown(comparison: Comparison, trajectories: Comparison | None = None) -> str:
     """A table of the policies for each budget, and one of the changes to each method."""
     parts = [
         "# Quality: tables",
         "Made by `python -m starkv_compile bench plot`; `quality.md` says what they mean. Percent "
         "right with 95 % intervals (bootstrap over prompts). Differences are paired: of the same "
         "questions, in points.",
-        *_policies(comparison),
+        *_policies(comparison, SHOWN, "{budget:.0%} of the tokens"),
         *_changes(comparison, "own", "default", "our default"),
         *_changes(comparison, "ablation", "paper", "the paper's configuration"),
     ]
+    if trajectories is not None:
+        steps = next(iter(trajectories.cells.values())).right.shape[1]
+        title = f"Trajectories of {steps} steps, {{budget:.0%}} of what is remembered"
+        parts += _policies(trajectories, tuple(trajectories.parts), title)
     return "\n\n".join(parts) + "\n"
 
 
-def _policies(comparison: Comparison) -> Iterator[str]:
+def _policies(comparison: Comparison, parts: tuple[str, ...], title: str) -> Iterator[str]:
     cells = [c for c in comparison.cells.values() if group_of(c.variant) == "policy"]
     full = comparison.cells.get((FULL.name, 1.0))
-    shown = [part for part in SHOWN if part in comparison.parts]
+    shown = [part for part in parts if part in comparison.parts]
     for budget in sorted({c.budget for c in cells}, reverse=True):
         here = sorted(
             (c for c in cells if c.budget == budget),
             key=lambda c: -comparison.accuracy(c).value,
         )
-        yield f"## {budget:.0%} of the tokens"
+        yield "## " + title.format(budget=budget)
         rows = [
             [
                 title_of(c.variant),

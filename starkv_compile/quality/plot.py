@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..export.packages import MissingPackage
-from .cells import FILE, Cell, read_cells
-from .design import Design
+from .cells import Cell, read_cells
+from .design import Design, Trajectories
 from .markdown import ABLATED_AT, markdown
 from .tables import Comparison
 from .variants import FULL, VARIANTS, group_of, title_of
@@ -31,12 +31,12 @@ def draw_plots(folder: Path, out: Path) -> list[Path]:
     `quality-ablation.png`.
 
     Args:
-        folder: of a `cells.jsonl`.
+        folder: of a `cells.jsonl`; of a `trajectories.jsonl` beside it there are tables.
 
     Raises:
         StarKVError: there is none, or matplotlib is missing.
     """
-    head, cells = read_cells(folder / FILE)
+    head, cells = read_cells(folder / Design.file)
     try:
         import matplotlib
     except ImportError as error:
@@ -46,12 +46,19 @@ def draw_plots(folder: Path, out: Path) -> list[Path]:
     comparison = Comparison(design, cells)
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / "quality-tables.md", out / "quality.png"]
-    paths[0].write_text(markdown(comparison))
+    paths[0].write_text(markdown(comparison, _trajectories(folder / Trajectories.file)))
     _draw_policies(comparison, paths[1])
     if any(group_of(cell.variant) == "ablation" for cell in cells):
         paths.append(out / "quality-ablation.png")
         _draw_ablation(comparison, paths[2])
     return paths
+
+
+def _trajectories(path: Path) -> Comparison | None:
+    if not path.exists():
+        return None
+    head, cells = read_cells(path)
+    return Comparison(Trajectories(**head["design"]), cells)
 
 
 def _save(figure: Any, path: Path) -> None:

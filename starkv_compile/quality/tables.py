@@ -11,7 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from .cells import Cell, CellFile
-from .design import Design
+from .design import Design, Trajectories
 from .intervals import Bootstrap, Interval, wilson
 from .variants import FULL, title_of
 
@@ -58,7 +58,7 @@ class Row:
 class Comparison:
     """Cells of one design, all resampled alike."""
 
-    def __init__(self, design: Design, cells: Sequence[Cell]) -> None:
+    def __init__(self, design: Design | Trajectories, cells: Sequence[Cell]) -> None:
         self.parts = design.slices()
         self.cells = {cell.key: cell for cell in cells}
         self._bootstrap = Bootstrap(design.prompts)
@@ -100,11 +100,12 @@ def write_csv(file: CellFile, path: Path) -> None:
         writer.writerows(rows)
 
 
-def accuracy_table(design: Design, cells: Sequence[Cell]) -> Table:
-    """One line a cell: what is right of each way of asking, best first at each budget."""
+def accuracy_table(design: Design | Trajectories, cells: Sequence[Cell]) -> Table:
+    """One line a cell: what is right of the parts to be shown, best first at each budget."""
     comparison = Comparison(design, cells)
     table = Table(title=f"Right answers, {design.questions} questions a line (95 % intervals)")
-    for name in ("budget", "policy", "all", "reply", "again", "other", "minus full", "as full"):
+    shown = [part for part in design.shown if part in comparison.parts]
+    for name in ("budget", "policy", *shown, "minus full", "as full"):
         table.add_column(name, justify="left" if name == "policy" else "right")
     full = comparison.cells.get((FULL.name, 1.0))
 
@@ -112,8 +113,7 @@ def accuracy_table(design: Design, cells: Sequence[Cell]) -> Table:
         return -cell.budget, -comparison.accuracy(cell).value
 
     for cell in sorted(cells, key=rank):
-        shares = [_percent(comparison.accuracy(cell, part))
-                  for part in ("all", "reply", "again", "other")]  # fmt: skip
+        shares = [_percent(comparison.accuracy(cell, part)) for part in shown]
         less = "" if full is None or cell is full else points(comparison.difference(cell, full))
         same = f"{np.mean(cell.same):.1%}"
         table.add_row(f"{cell.budget:.0%}", title_of(cell.variant), *shares, less, same)
