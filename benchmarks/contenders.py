@@ -61,7 +61,7 @@ def pipeline(
         scored = policy.score(
             ScoreInputs(
                 query=query, key=key, value=value, mask=None, scale=size.layer.dim**-0.5,
-                log_sum_exp=total, hidden=hidden, real=None, layout=layout,
+                log_sum_exp=total, hidden=hidden, real=None, layout=layout, counts=None,
                 state=tuple(fresh_state(key, layout[3])), index=None, novelty=None, layer=0,
                 window=size.window, capacity=capacity,
             )

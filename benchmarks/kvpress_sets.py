@@ -83,7 +83,7 @@ def ours(policy: str, budget: float, tensors: dict[str, Any], capacity: int) -> 
     scored = scorer.score(
         ScoreInputs(
             query=tensors["query"], key=tensors["key"], value=tensors["value"], mask=None,
-            scale=DIM**-0.5, log_sum_exp=None, hidden=None, real=None, layout=layout,
+            scale=DIM**-0.5, log_sum_exp=None, hidden=None, real=None, layout=layout, counts=None,
             state=tuple(fresh_state(tensors["key"], layout[3])), index=None, novelty=None, layer=0,
             window=window, capacity=capacity,
         )

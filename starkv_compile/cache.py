@@ -62,7 +62,7 @@ class StarKVLayer(DynamicLayer):
     token the last compaction kept, or [B, G, C] where each head keeps a set of its own; what came
     later follows it without gaps. novelty: float32 of the same shape, how new the policy found each
     of them in its own prompt; None, and what came later: 1. seen: tokens of the stream; retired:
-    those of them that have left the session whole, with their frame, which no budget counts.
+    those of them that have left the session, with their frame or its turn, which no budget counts.
 
     While decoding in buffers, keys and values have room for tokens to come: filled is how many of
     their slots are taken, and dropped how many tokens of the stream are not stored. No graph reads
@@ -371,11 +371,10 @@ class StarKVCache(DynamicCache):
                 layer.seen += 1
 
     def keep_newest_frames(self, frames: int, text_from: int = 0) -> None:
-        """Drop every token of all but the newest `frames` frames; text stays.
+        """Drop all but the newest `frames` frames, and text before place `text_from` of the stream.
 
-        Of the text, what stands before place `text_from` of the stream goes as well, but for the
-        text before the first frame: a system prompt, a task. From then on a budget that is a share
-        counts the tokens of the frames and the text that stay.
+        Text before the first frame stays (a system prompt, a task). From then on a budget that is a
+        share counts what stays.
 
         A model has one mask for all layers, so all are left with the same number of tokens: a layer
         that would have more drops its oldest visual tokens as well; one that has less text than
@@ -389,25 +388,25 @@ class StarKVCache(DynamicCache):
         if self.is_uneven:
             raise CacheError(f"keep_newest_frames: {ONE_PROMPT}")
         layout = self.session.layout
-        if layout is None or layout.seen == 0:
+        if layout is None or self.get_seq_length() == 0:
             return
         if len(layout.frame) != 1:
             raise CacheError(
                 f"keep_newest_frames: the cache has {len(layout.frame)} rows, whose frames may "
                 "differ in size; give each session a cache of its own"
             )
+        layout.truncate(self.get_seq_length())  # of a prompt that failed
         layout.pad_text(self.get_seq_length())  # the reply
-        frame = layout.frame[0]
+        frame, counted = layout.frame[0], layout.counted[0]
         visual = frame >= 0
         dropped = visual & (frame < int(frame.max()) + 1 - frames)
-        dropped[:text_from] |= ~visual[:text_from] & visual.cumsum(0)[:text_from].bool()
+        dropped[:text_from] |= ~visual[:text_from]
+        dropped = (dropped | ~counted) & visual.cumsum(0).bool()
         layers = [layer for layer in self.compressed_layers if layer.stored]
-        leaving = int(dropped.sum()) - max((layer.retired for layer in layers), default=0)
-        if leaving <= 0:
+        leaving = int((dropped & counted).sum())
+        if not leaving or not layers:
             return
-        on_frames = int((visual & ~dropped).sum())
-        text = int(layout.counts.sum()) - leaving - on_frames
-        layout.counts = layout.counts.new_tensor([[text, on_frames]])
+        layout.counted = layout.counted & ~dropped
         gone = [dropped[layer.places()[0]] for layer in layers]
         frames_of = [layout.frame[0, layer.places()[0]] for layer in layers]
         left = max(
@@ -420,7 +419,7 @@ class StarKVCache(DynamicCache):
         for layer, slots, frame in zip(layers, gone, frames_of, strict=True):
             order = _oldest_visual_first(frame, slots)
             layer.keep_only(order[..., layer.stored - left :].sort(-1).values)
-            layer.retired = int(dropped.sum())
+            layer.retired += leaving
 
     def fork(self) -> StarKVCache:
         """A second session that goes on from here; neither notices what the other one adds.

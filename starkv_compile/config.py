@@ -113,7 +113,8 @@ class StarKVConfig:
     """Weight of attention beside novelty, in the policy "screen_novelty" [nu]. 0 = none."""
 
     text_weight: float = 2.0
-    """How many times as large a share of the text as of the screens is kept, in that policy."""
+    """How many times as large a share of the text as of the screens is kept, in that policy: of
+    what the session has seen, not of what is stored."""
 
     policy: str = "screen_novelty"
     """How tokens are scored: a name in `starkv_compile.policies.POLICIES`; docs/policies.md. Each

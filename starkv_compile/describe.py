@@ -31,9 +31,12 @@ def describe_chunk(cache: StarKVCache, model: Any, named: dict[str, Any]) -> Non
     frame, row, column, grid = described
     if session.layout is None:
         session.layout = VisionLayout.empty(len(frame), frame.device)
+        session.layout.pad_text(seen)
+        left = max((layer.retired for layer in cache.compressed_layers), default=0)
+        session.layout.counted[:, :left] = False  # which ones is not known any more
     session.layout.truncate(seen)
     session.layout.pad_text(seen)
-    session.layout.extend(frame, row, column, grid, _padding(named, seen, frame))
+    session.layout.extend(frame, row, column, grid, _real(named, seen, frame))
 
 
 def check_padding(mask: Any, seen: int) -> None:
@@ -58,12 +61,12 @@ def check_padding(mask: Any, seen: int) -> None:
         )
 
 
-def _padding(named: dict[str, Any], seen: int, frame: torch.Tensor) -> torch.Tensor | None:
-    """[B, S] bool, True at the padding of a chunk after `seen` tokens; None: no mask tells."""
+def _real(named: dict[str, Any], seen: int, frame: torch.Tensor) -> torch.Tensor | None:
+    """[B, S] bool, False at the padding of a chunk after `seen` tokens; None: no such 2D mask."""
     mask, (batch, new) = named.get("attention_mask"), frame.shape
     if not isinstance(mask, torch.Tensor) or mask.shape != (batch, seen + new):
         return None
-    return mask[:, seen:].to(frame.device) == 0
+    return mask[:, seen:].to(frame.device) != 0
 
 
 def _describe(config: Any, named: dict[str, Any]) -> Described | None:

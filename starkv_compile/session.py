@@ -10,7 +10,7 @@ import torch
 
 from .cache import StarKVCache
 from .describe import describe_chunk
-from .errors import OptionError, UnsupportedModel
+from .errors import CacheError, OptionError, UnsupportedModel
 
 _MARK = "\u241f"  # stands for a reply while the chat template is rendered
 
@@ -33,12 +33,11 @@ class AgentSession:
         processor: the model's Hugging Face processor.
         history: how many of the newest screenshots are remembered; older ones leave the cache
             whole. None: all of them.
-        keep_text: whether the text of their turns stays. If not, what stands before the first
-            screenshot does (a system prompt, a task), and the session has what a prompt rebuilt
-            from the newest turns would have.
+        keep_text: whether the text of their turns stays. If not, it leaves with them, but for what
+            stands before the session's first screenshot: a system prompt, a task.
 
     Raises:
-        OptionError: history is less than 1, or there is none for the text to leave with.
+        OptionError: history is less than 1, or keep_text is False without a history.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class AgentSession:
         self._messages: list[dict[str, Any]] = []
         self._frames: list[int] = []  # of the layout, by image
         self._starts: list[int] = []  # of the image's turn in the stream, by image
-        self._ended = False
+        self._ended, self.failed = False, False
         self._types: torch.Tensor | None = None
         self._grid: torch.Tensor | None = None
 
@@ -72,7 +71,32 @@ class AgentSession:
 
         Returns:
             The reply, special tokens left out.
+
+        A step that raises, an interrupted one too, leaves the session as it was. (Where another
+        kind of layer caches as well, which cannot be kept so, the session ends with it.)
+
+        Raises:
+            CacheError: the session has ended so.
         """
+        if self.failed:
+            raise CacheError(
+                "an earlier step of this session failed part-way, and this model's cache cannot be "
+                "taken back to before it; begin a new session, or load a saved one"
+            )
+        try:
+            before = self.fork()
+        except CacheError:
+            before = None
+        try:
+            return self._step(content, generate)
+        except BaseException:
+            if before is None:
+                self.failed = True
+            else:
+                self.__dict__.update(vars(before))
+            raise
+
+    def _step(self, content: list[dict[str, Any]], generate: dict[str, Any]) -> str:
         prompt = self._prompt({"role": "user", "content": content})
         images = [part["image"] for part in content if part["type"] == "image"] or None
         if images:

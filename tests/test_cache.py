@@ -96,7 +96,7 @@ def test_crop_of_an_uncompressed_cache_works(cache):
 def test_batch_operations_move_everything_together(cache, operation):
     feed(cache, 10)
     frame = torch.arange(2)[:, None].expand(2, 10).clone()
-    cache.session.layout = VisionLayout(frame, frame, frame, frame[:, :2], frame[:, :2])
+    cache.session.layout = VisionLayout(frame, frame, frame, frame[:, :2], frame > 0)
     for layer in cache.compressed_layers:
         layer.kept = layer.kept + 100 * torch.arange(2)[:, None]
     before = cache.layers[0].keys.clone()
@@ -114,6 +114,7 @@ def test_batch_operations_move_everything_together(cache, operation):
         assert layer.state[0].shape[0] == len(rows)
     assert torch.equal(cache.layers[0].keys, before[rows])
     assert cache.session.layout.frame[:, 0].tolist() == rows.tolist()
+    assert cache.session.layout.counts.tolist() == [[0, 10 * row] for row in rows.tolist()]
 
 
 def test_bytes_are_of_storages(cache):

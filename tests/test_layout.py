@@ -132,5 +132,10 @@ def test_counts_are_of_the_tokens_that_a_budget_counts():
     assert layout.counts.tolist() == torch.stack([text + 3, visual], dim=1).tolist()
     layout.truncate(described - 2)
     assert layout.counts.tolist() == torch.stack([text - 2, visual], dim=1).tolist()
+    describe_chunk(cache, model, inputs)  # the call failed, and is repeated
+    assert layout.counts.tolist() == torch.stack([text, visual], dim=1).tolist()
+    layout.truncate(int(padding.max()) - 1)
+    assert layout.counts[padding.argmax()].tolist() == [0, 0]
+    describe_chunk(cache, model, inputs)
     layout.select(torch.tensor([1]))
-    assert layout.counts.tolist() == [[int(text[1]) - 2, 43]]
+    assert layout.counts.tolist() == [[int(text[1]), 43]]

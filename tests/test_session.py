@@ -16,6 +16,7 @@ from starkv_compile.agent.architecture import (
 from starkv_compile.agent.questions import ask
 from starkv_compile.agent.render import screenshot
 from starkv_compile.agent.world import sample_episode
+from starkv_compile.layout import VisionLayout
 from starkv_compile.testing import FAMILIES, Prompt, generate, tiny_inputs, tiny_model
 
 FIRST, SECOND = Prompt(((4, 4),), 12, 1), Prompt(((4, 4), (4, 4)), 10, 2)
@@ -257,6 +258,45 @@ def test_the_text_of_old_turns_leaves_with_their_frames_if_it_is_to(agent):
         AgentSession(*agent, keep_text=False)
 
 
+def test_what_has_left_a_session_stays_out():
+    """Whatever is asked for next: fewer frames' text, or none."""
+    cache = StarKVCache(tiny_model("qwen2_5_vl").config)
+    turn = [3, 4, 20]  # text, a frame of 4 tokens, text
+    for _ in range(2):
+        _store(cache, turn)
+    cache.keep_newest_frames(1, text_from=27)
+    assert cache.session.layout.counts.tolist() == [[3 + 23, 4]]
+    _store(cache, turn)
+    cache.keep_newest_frames(1)
+    layout, layer = cache.session.layout, cache.compressed_layers[0]
+    assert layout.counts.tolist() == [[3 + 23 + 23, 4]]
+    assert layer.retired == 4 + 20 + 4
+    assert layout.frame[0, layer.places()[0]].unique().tolist() == [-1, 2]
+    _describe(cache, [3, 9, 3])  # a prompt that failed
+    cache.keep_newest_frames(0)
+    assert (layout.counts.tolist(), layer.retired) == ([[3 + 23 + 23, 0]], 4 + 20 + 4 + 4)
+    cache.keep_newest_frames(0, text_from=81)
+    cache.keep_newest_frames(0, text_from=81)
+    assert layout.counts.tolist() == [[3, 0]]
+
+
+def _describe(cache, turn):
+    before, frame, after = turn
+    frame = torch.tensor([[-1] * before + [0] * frame + [-1] * after])
+    layout = cache.session.layout or VisionLayout.empty(1, frame.device)
+    layout.extend(frame, frame.clamp(min=0), frame.clamp(min=0), "grid")
+    cache.session.layout = layout
+    return frame.shape[1]
+
+
+def _store(cache, turn):
+    """A turn, described and stored whole."""
+    cache.session.appending = True
+    keys = torch.randn(1, 2, _describe(cache, turn), 16)
+    for layer in range(2):
+        cache.update(keys, keys, layer)
+
+
 def test_text_and_screens_have_their_shares_of_a_session_however_long(agent):
     """Of what is stored text would have a larger share at each step, as screens lose more."""
     model, processor = agent
@@ -324,18 +364,61 @@ def test_a_fork_goes_its_own_way(agent):
         assert torch.equal(left.keys, right.keys)
 
 
+@pytest.mark.parametrize(
+    ("fault", "call"),
+    [(RuntimeError, 1), (KeyboardInterrupt, 3)],
+    ids=["in the prompt", "while decoding"],
+)
+def test_a_step_that_fails_leaves_the_session_as_it_was(agent, fault, call):
+    model, processor = agent
+    starkv_compile.compile(model, budget=0.3, inner="eager", decode_tokens=8)
+    expected = steps(AgentSession(model, processor, 2, keep_text=False), 4)
+    session = AgentSession(model, processor, 2, keep_text=False)
+    assert steps(session, 3) == expected[:3]
+    with pytest.raises(ValueError, match=r"nowhere\.png"):
+        session.step([{"type": "image", "image": "nowhere.png"}])
+    calls = iter(range(1, 100))
+
+    def fail(module, args):
+        if next(calls) == call:
+            raise fault("planted")
+
+    hook = model.lm_head.register_forward_pre_hook(fail)
+    with pytest.raises(fault, match="planted"):
+        steps(session, 1, start=3)
+    hook.remove()
+    assert steps(session, 1, start=3) == expected[3:]
+
+
+def test_a_session_that_cannot_be_as_it_was_ends(agent, monkeypatch):
+    def no_fork(cache):
+        raise starkv_compile.CacheError("fork: another kind of layer")
+
+    session = AgentSession(*agent)
+    steps(session, 1)
+    monkeypatch.setattr(StarKVCache, "fork", no_fork)
+    steps(session, 1, start=1)
+    with pytest.raises(TypeError):
+        session.step([{"type": "image", "image": 3}])
+    with pytest.raises(starkv_compile.CacheError, match="begin a new session"):
+        steps(session, 1, start=2)
+
+
 def test_a_saved_session_goes_on_where_it_was(agent, tmp_path):
     model, processor = agent
     starkv_compile.compile(model, budget=0.3, inner="eager")
-    session = AgentSession(model, processor, history=3)
+    session = AgentSession(model, processor, history=3, keep_text=False)
     steps(session, 3)
+    twin = session.fork()
     session.save(tmp_path / "session.pt")
     expected = steps(session, 2, start=3)
     loaded = AgentSession.load(tmp_path / "session.pt", model, processor)
-    assert steps(loaded, 2, start=3) == expected
-    for left, right in zip(session.cache.layers, loaded.cache.layers, strict=True):
-        assert torch.equal(left.keys, right.keys)
-        assert torch.equal(left.kept, right.kept)
+    for other in (loaded, twin):
+        assert steps(other, 2, start=3) == expected
+        assert torch.equal(session.cache.session.layout.counts, other.cache.session.layout.counts)
+        for left, right in zip(session.cache.layers, other.cache.layers, strict=True):
+            assert torch.equal(left.keys, right.keys)
+            assert torch.equal(left.places(), right.places())
 
 
 def test_what_a_session_cannot_do_is_said(agent):

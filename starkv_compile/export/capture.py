@@ -25,7 +25,7 @@ from .counting import RANKS, information_by_table
 from .ports import Port
 from .select import SELECTIONS, best_by_threshold
 
-EXAMPLE_SIZES = {"batch": 2, "new": 41, "stored": 53, "seen": 127, "counted": 109, "on_frame": 17}
+EXAMPLE_SIZES = {"batch": 2, "new": 41, "stored": 53, "seen": 127, "budgeted": 109, "on_frame": 17}
 """Lengths to trace with: no two equal, so that none is taken for another; none 0 or 1."""
 
 SHORTEST = {"seen": 5}

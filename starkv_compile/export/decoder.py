@@ -68,8 +68,8 @@ class Prefill(nn.Module):
         values = iter(ports)
         ids, positions, mask = next(values), next(values), next(values)
         embeds, more = self._embed(ids, values)
-        frame, row, column, current, counts = (next(values) for _ in range(5))
-        layout = VisionLayout(frame, row, column, current, counts)
+        frame, row, column, current, counted = (next(values) for _ in range(5))
+        layout = VisionLayout(frame, row, column, current, counted)
         cache = self.inner.new_cache()
         cache.session.layout = layout
         retired = layout.seen - next(values).shape[0]

@@ -17,7 +17,7 @@ from ..errors import StarKVError
 from .ports import Layer, Shapes, decode_ports, prefill_ports
 
 FILE = "export.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Manifest:
     def write(self, folder: Path) -> None:
         fraction = self.config.fraction
         tokens = self.config.budget_tokens
-        rule = f"counted * {fraction.numerator} // {fraction.denominator}"
+        rule = f"budgeted * {fraction.numerator} // {fraction.denominator}"
         described = {
             "format": FORMAT,
             "model_class": self.model_class,

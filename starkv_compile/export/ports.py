@@ -79,14 +79,14 @@ def images_in(shapes: Shapes) -> list[Port]:
 
 
 def layout_in() -> list[Port]:
-    """Of every token seen, `cache.Session.layout`; then what a share of the budget counts.
+    """Of every token seen, `cache.Session.layout`; then how many a share of the budget counts.
 
-    `counted` is read for its length alone: a length can be a symbol of the graph, a value cannot.
+    `budgeted` is read for its length alone: a length can be a symbol of the graph, a value cannot.
     """
     lines = [Port(name, ("batch", "seen"), torch.int64) for name in ("frame", "row", "column")]
     current = Port("current", ("batch", "on_frame"), torch.int64)
-    counts = Port("counts", ("batch", 2), torch.int64)
-    return [*lines, current, counts, Port("counted", ("counted",), torch.bool)]
+    counted = Port("counted", ("batch", "seen"), torch.bool)
+    return [*lines, current, counted, Port("budgeted", ("budgeted",), torch.bool)]
 
 
 def stored(shapes: Shapes, prefix: str, length: str) -> list[list[Port]]:

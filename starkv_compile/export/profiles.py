@@ -34,7 +34,7 @@ def lengths(max_seq: int, batch: int = 1) -> dict[str, Length]:
         "new": (2, quarter, max_seq),
         "stored": (0, quarter, max_seq),
         "seen": (2, half, max_seq),
-        "counted": (2, half, max_seq),
+        "budgeted": (2, half, max_seq),
         "on_frame": (2, max(2, max_seq // 8), max_seq),
         "patches": PATCHES,
         **WINDOWED,

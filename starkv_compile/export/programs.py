@@ -76,7 +76,7 @@ def export_programs(
     ranges = lengths(max_seq, batch)
     largest = {
         "batch": max(3, batch), "new": max_seq, "stored": max_seq, "on_frame": max_seq,
-        "seen": 2 * max_seq, "counted": 2 * max_seq,
+        "seen": 2 * max_seq, "budgeted": 2 * max_seq,
     }  # fmt: skip
     with traceable(decoder.decoder):
         return {

@@ -44,8 +44,9 @@ PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 class OnnxSession(AgentSession):
     """Steps of one agent, its model an exported folder.
 
-    `step(content, max_new_tokens=..., streamer=...)` as in `AgentSession`, whose `fork`, `save`
-    and `history` work as well. `OnnxSession.model` is a model for `generate`, without a session.
+    `step(content, max_new_tokens=..., streamer=...)` as in `AgentSession`, whose `fork`, `save`,
+    `history` and `keep_text` work as well. `OnnxSession.model` is a model for `generate`, without
+    a session.
 
     Args:
         folder: what `python -m starkv_compile export` wrote.
@@ -328,8 +329,8 @@ class Runtime:
         feeds |= {
             "frame": layout.frame, "row": layout.row, "column": layout.column,
             "current": F.pad(layout.current, (0, width - layout.current.shape[1]), value=-1),
-            "counts": layout.counts,
-            "counted": torch.ones(layout.seen - retired, dtype=torch.bool),
+            "counted": layout.counted,
+            "budgeted": torch.ones(layout.seen - retired, dtype=torch.bool),
         }  # fmt: skip
         layers = self._layers(cache, batch)
         self._arrange(layers)

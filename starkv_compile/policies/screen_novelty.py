@@ -63,12 +63,13 @@ class ScreenNovelty(Policy):
     A token of a screen: score_t = n_t m_t (1 + nu a_t / mean a). n_t: 1 - mean cosine of its keys
     with those of its up to 8 neighbours on the screen, as in ST-Lite (arXiv 2603.00188). m_t, for
     older screens: 1 - cosine with the newest screen's token at the same place, as a share of the
-    largest; else 1. a_t: attention that the last W queries pay to it, mean over heads; mean a: over
-    all screens' tokens; nu: `attention_weight`. k: keys of all KV heads side by side. Text: a_t
-    alone, pooled over neighbours.
+    largest, for what earlier prompts left half of that and a half; else 1. a_t: attention that the
+    last W queries pay to it, mean over heads; mean a: over all screens' tokens; nu:
+    `attention_weight`. k: keys of all KV heads side by side. Text: a_t alone, pooled over
+    neighbours.
 
-    The two kinds are not compared, so neither can crowd the other out: of the text a share is kept
-    `text_weight` times as large as of the screens (`reference.novelty.share_out`).
+    The two kinds are not compared, so neither can crowd the other out: of the session's text a
+    share is kept `text_weight` times as large as of its screens (`reference.novelty.share_out`).
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"pool", "attention_weight", "text_weight"})

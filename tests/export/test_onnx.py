@@ -87,7 +87,7 @@ def test_more_tokens_than_exported_for(exported):
 @pytest.mark.parametrize("tokens", [2, 3, 5, 7, 12, 40])
 def test_formulas_of_the_manifest(exported, tokens):
     described = json.loads((exported.folder / "export.json").read_text())
-    known = {"counted": tokens, "stored": 0, "new": tokens, "max": max, "min": min}
+    known = {"budgeted": tokens, "stored": 0, "new": tokens, "max": max, "min": min}
     for name in ("capacity", "window", "kept"):
         known[name] = eval(described[name], {}, known)
     cache = StarKVCache(exported.onnx.config)
@@ -99,7 +99,7 @@ def test_formulas_of_the_manifest(exported, tokens):
 def test_manifest_lists_what_the_graphs_have(exported):
     folder = exported.folder
     described = json.loads((folder / "export.json").read_text())
-    assert described["capacity"] == "counted * 3 // 10"
+    assert described["capacity"] == "budgeted * 3 // 10"
     for name, ports in described["graphs"].items():
         graph = Graph(folder / name)
         assert graph.inputs == [port["name"] for port in ports["inputs"]]

@@ -60,7 +60,7 @@ def spatial_novelty(
 
 
 STANDS_FOR = 0.5
-"""How much the first `stored` tokens count however like the newest frame they are: see below."""
+"""The least novelty in time of a token kept from an earlier prompt."""
 
 
 def temporal_novelty(
@@ -68,8 +68,8 @@ def temporal_novelty(
 ) -> Tensor:
     """1 - cosine with the newest frame's token at the same place, in shares of the largest.
 
-    What earlier prompts left may stand for frames between, whose like tokens were dropped for it:
-    s + (1 - s) of the share there, s = `STANDS_FOR`.
+    Tokens kept from earlier prompts get s + (1 - s) times the share, s = `STANDS_FOR`: like ones of
+    the frames in between may have been dropped because these were there.
 
     Args:
         key, frame, row, column, current: as above and in `star.Layout`.
@@ -133,7 +133,8 @@ def share_out(
         all_screens, all_text = on_screens, text
     else:
         in_window = [kind[:, past:].sum(-1, keepdim=True) for kind in kinds]
-        all_screens, all_text = counts[:, 1:] - in_window[0], counts[:, :1] - in_window[1]
+        all_screens = torch.maximum(counts[:, 1:] - in_window[0], on_screens)
+        all_text = torch.maximum(counts[:, :1] - in_window[1], text)
     weight = Fraction(str(text_weight)).limit_denominator(1000)
     weighed = weight.numerator * all_text
     of_text = selected * weighed // (weighed + weight.denominator * all_screens).clamp(min=1)
