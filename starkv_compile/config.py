@@ -107,7 +107,8 @@ class StarKVConfig:
     square guessed from the number of tokens, as in the paper's release."""
 
     novelty_weight: float = 1.0
-    """Weight of key novelty beside attention, in the policy of that name [nu]."""
+    """Weight of key novelty beside attention, in the policies "key_novelty" and, for text,
+    "screen_novelty" [nu]."""
 
     attention_weight: float = 0.5
     """Weight of attention beside novelty, in the policy "screen_novelty" [nu]. 0 = none."""

@@ -57,6 +57,8 @@ def _novelty_axes(policy: Policy, inputs: ScoreInputs) -> list[Axis]:
         Axis("time", "Novelty in time",
              "how unlike the newest screen at the same place, older screens only", True,
              inputs.temporal_novelty()[0, :past]),
+        Axis("text", "Novelty of text", "how unlike all other text; screens: 0", True,
+             inputs.key_novelty(inputs.layout[0] < 0)[0, :past]),
     ]  # fmt: skip
 
 

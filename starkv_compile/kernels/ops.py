@@ -145,6 +145,12 @@ def temporal_novelty(
 
 
 @op
+def key_novelty(key: Tensor, among: Tensor) -> Tensor:
+    """See `reference.novelty.key_novelty`."""
+    return novelty.key_novelty(key, among)
+
+
+@op
 def select_tokens(
     scores: Tensor, real: Tensor | None, length: int, window: int, capacity: int
 ) -> Tensor:

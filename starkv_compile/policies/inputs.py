@@ -72,6 +72,13 @@ class ScoreInputs:
         stored = self.key.shape[2] - self.query.shape[2]
         return STARKV.temporal_novelty(self.key, *self.layout, stored)
 
+    def key_novelty(self, among: Any = None) -> Any:
+        """[B, L]: see `reference.novelty.key_novelty`. among [B, L] bool, all by default; without
+        padding."""
+        if among is None:
+            among = torch.ones_like(self.key[:, 0, :, 0], dtype=torch.bool)
+        return STARKV.key_novelty(self.key, among if self.real is None else among & self.real)
+
     def stored_heads(self, scores: Any) -> Any:
         """Scores [B, G, ...] of the key's heads as those of the heads that are stored."""
         return scores if self.sharing == 1 else scores.unflatten(1, (-1, self.sharing)).mean(2)

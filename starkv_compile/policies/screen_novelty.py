@@ -1,4 +1,4 @@
-"""What is new on the screen, in space and in time, and looked at; text by attention alone."""
+"""What is new on the screen and looked at; of the text what is looked at, and what is new."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ..kernels.reference import novelty
 from ..kernels.reference.attention import pool
 from .base import Policy
 from .inputs import Scored, ScoreInputs
+from .key_novelty import share
 
 Tensor = torch.Tensor
 
@@ -20,14 +21,16 @@ def novelty_scores(
     attention: Tensor,
     spatial: Tensor,
     temporal: Tensor,
+    unlike: Tensor,
     real: Tensor | None,
     frame: Tensor,
     width: int,
     attention_weight: float,
+    novelty_weight: float,
 ) -> Tensor:
     """See `ScreenNovelty`: each kind's own scores, which are not to be compared. [B, P].
 
-    attention [B, G, P] of `window_attention`; the others of all L tokens.
+    attention [B, G, P] of `window_attention`; the others of all L tokens, `unlike` 0 for screens.
     """
     past = attention.shape[-1]
     visual = frame[:, :past] >= 0
@@ -37,6 +40,7 @@ def novelty_scores(
     is_text = ~visual if real is None else ~visual & real[:, :past]
     near = pool(is_text[:, None].float(), width)[:, 0]
     text = pool(seen.masked_fill(~is_text, 0.0)[:, None], width)[:, 0] / near.clamp(min=1e-6)
+    text = share(text.where(is_text, 0.0)) + novelty_weight * share(unlike[:, :past])
     seen = seen.masked_fill(~visual, 0.0)
     mean = seen.sum(-1, keepdim=True) / visual.sum(-1, keepdim=True).clamp(min=1)
     attended = 1.0 + attention_weight * seen / mean.clamp(min=1e-30)
@@ -65,14 +69,16 @@ class ScreenNovelty(Policy):
     older screens: 1 - cosine with the newest screen's token at the same place, as a share of the
     largest, for what earlier prompts left half of that and a half; else 1. a_t: attention that the
     last W queries pay to it, mean over heads; mean a: over all screens' tokens; nu:
-    `attention_weight`. k: keys of all KV heads side by side. Text: a_t alone, pooled over
-    neighbours.
+    `attention_weight`. k: keys of all KV heads side by side. Text is scored as in `KeyNovelty`,
+    beside text alone: a_t, pooled over neighbours, and how unlike the other text its keys are.
 
     The two kinds are not compared, so neither can crowd the other out: of the session's text a
     share is kept `text_weight` times as large as of its screens (`reference.novelty.share_out`).
     """
 
-    reads: ClassVar[frozenset[str]] = frozenset({"pool", "attention_weight", "text_weight"})
+    reads: ClassVar[frozenset[str]] = frozenset(
+        {"pool", "attention_weight", "text_weight", "novelty_weight"}
+    )
 
     def score(self, inputs: ScoreInputs) -> Scored:
         frame, spatial = inputs.layout[0], inputs.spatial_novelty()
@@ -80,10 +86,12 @@ class ScreenNovelty(Policy):
             inputs.window_attention(),
             spatial,
             inputs.temporal_novelty(),
+            inputs.key_novelty(frame < 0),
             inputs.real,
             frame,
             self.config.pool,
             self.config.attention_weight,
+            self.config.novelty_weight,
         )
         shared = STARKV.share_out(
             scores, inputs.real, frame, inputs.counts, inputs.window, inputs.capacity,

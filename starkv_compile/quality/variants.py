@@ -95,6 +95,7 @@ _ALL = (
     _own("own-attention-2", "attention 2", attention_weight=2.0),
     _own("own-text-1", "as large a share of text as of screens", text_weight=1.0),
     _own("own-text-4", "four times as large a share of text", text_weight=4.0),
+    _own("own-novelty-0", "text by attention alone", novelty_weight=0.0),
     _own("own-pool-1", "text not pooled", pool=1),
     _own("own-window-4", "window 4", window=4),
     _own("own-window-16", "window 16", window=16),

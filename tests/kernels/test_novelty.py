@@ -8,6 +8,7 @@ from starkv_compile.kernels.ops import STARKV
 from starkv_compile.kernels.reference.layout import newest_places
 from starkv_compile.kernels.reference.novelty import (
     STANDS_FOR,
+    key_novelty,
     share_out,
     spatial_novelty,
     temporal_novelty,
@@ -122,6 +123,22 @@ def test_without_a_newest_frame_all_is_new_in_time():
     ]
 
 
+def test_key_novelty_is_one_less_the_mean_cosine():
+    generator = torch.Generator().manual_seed(6)
+    key = torch.randn(2, 3, 20, 8, generator=generator)
+    among = torch.rand(2, 20, generator=generator) < 0.7
+    key[0, 1, 4, 2], key[1, :, 5] = torch.inf, 0.0
+    among[0, 4], among[1, 5] = True, True
+    found = key_novelty(key, among)
+    units = F.normalize(key.double().transpose(1, 2).flatten(2), dim=-1)
+    units[0, 4] = 0.0
+    for row in range(2):
+        cosines = units[row] @ units[row][among[row]].T
+        expected = torch.where(among[row], 1 - cosines.mean(1), 0.0)
+        expected[4 if row == 0 else 5] = 0.0
+        torch.testing.assert_close(found[row].double(), expected)
+
+
 def shared(scores, visual, real, selected, weight, counts=None):
     """`share_out` of tokens that stand before a window of one token of text."""
     frame = F.pad(visual.long() - 1, (0, 1), value=-1)
@@ -183,7 +200,10 @@ def test_compiled_it_is_the_same_on_inputs_that_share_memory(backend):
     def scored(key, attention, frame, row, column, current):
         spatial = STARKV.spatial_novelty(key, frame, row, column, torch.ones(1, 0))
         temporal = STARKV.temporal_novelty(key, frame, row, column, current, 0)
-        scores = STARKV.novelty_scores(attention, spatial, temporal, None, frame, 5, 0.5)
+        unlike = STARKV.key_novelty(key, frame < 0)
+        scores = STARKV.novelty_scores(
+            attention, spatial, temporal, unlike, None, frame, 5, 0.5, 1.0
+        )
         return STARKV.share_out(scores, None, frame, None, 2, 20, 2.0)
 
     inputs = (long[:, 1:3], attention, frame, row, column, current)

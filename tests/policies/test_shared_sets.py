@@ -128,6 +128,23 @@ def test_novelty_against_attention_in_numbers():
     assert kept("key_novelty", query, key, 2, novelty_weight=1.1) == [2, 5]
 
 
+@pytest.mark.parametrize("capacity", [9, 20, 33])
+def test_text_alone_is_kept_as_by_key_novelty_whatever_screens_there_are(capacity):
+    generator = torch.Generator().manual_seed(7)
+    query, key = (torch.randn(1, n, 60, 8, generator=generator) for n in (4, 2))
+    options = {"window": 4, "pool": 1}  # pooled they differ at the ends of the text
+    assert kept("screen_novelty", query, key, capacity, **options) == kept(
+        "key_novelty", query, key, capacity, **options
+    )
+    # A screen before the text takes its quota, and does not change what of the text comes first.
+    layout = frames(60, (0, 20))
+    order = [
+        [t for t in kept("screen_novelty", query, key, c, layout, **options) if t >= 20]
+        for c in (capacity, capacity + 12)
+    ]
+    assert set(order[0]) <= set(order[1])
+
+
 def test_a_key_that_is_not_a_number_costs_novelty_its_own_place_only():
     query, key = attended([1.0, 5, 1, 3, 1])
     key[0, 0, 2] = float("nan")

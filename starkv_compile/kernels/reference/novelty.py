@@ -1,4 +1,4 @@
-"""How new a screen token is: beside its neighbours on the frame, and beside the newest frame."""
+"""How new a token is: beside its neighbours on the frame, the newest frame, or all the others."""
 
 from __future__ import annotations
 
@@ -91,6 +91,28 @@ def temporal_novelty(
     share = share.clamp(0.0, 1.0).where(matched, 1.0)
     known = torch.arange(frame.shape[1], device=frame.device) < stored
     return torch.where(known, STANDS_FOR + (1.0 - STANDS_FOR) * share, share)
+
+
+def key_novelty(key: Tensor, among: Tensor) -> Tensor:
+    """1 - mean cosine of each token's keys with those of the tokens `among`, itself included.
+
+    Linear in the prompt: the mean of cosines is one with the mean of vectors of length 1.
+
+    Args:
+        key: [B, G, L, D]; the keys of all KV heads count as one vector.
+        among: [B, L] bool.
+
+    Returns:
+        [B, L] float32 in 0..2; 0 for tokens that are not among them. A key that is not finite
+        resembles nothing, and is never new.
+    """
+    size = _size(key)
+    good = among & size.isfinite() & (size > 0)
+    scale = size.rsqrt().where(good, 0.0)
+    keys = key.float().where(good[:, None, :, None], 0.0)
+    mean = (scale[:, None, None] @ keys) / among.sum(-1).clamp(min=1)[:, None, None, None]
+    cosine = (keys @ mean.transpose(2, 3))[..., 0].sum(1) * scale
+    return (1.0 - cosine).where(good, 0.0)
 
 
 def share_out(
