@@ -89,7 +89,8 @@ def test_the_axes_make_up_the_final_score(config):
 def test_the_axes_of_novelty_rank_the_tokens_of_screens():
     prompt = tiny_prompt("qwen2_vl", grids=((4, 5), (4, 5)))
     inspection = collect(prompt, StarKVConfig(attention_weight=0.7), (0.5,))
-    assert [axis.name for axis in inspection.axes] == ["attention", "space", "time", "text", "final"]
+    names = [axis.name for axis in inspection.axes]
+    assert names == ["attention", "space", "time", "text", "final"]
     for layer in range(2):
         of_screens = (inspection.frame >= 0) & ~inspection.axes[-1].values[layer].isnan()
         attention, space, time, text, final = (
