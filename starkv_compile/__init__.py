@@ -47,6 +47,10 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(f".{_LAZY[name]}", __name__), name)
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY, "passes"})
+
+
 __all__ = [
     "AgentSession",
     "CacheError",

@@ -19,6 +19,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from .backend import current_cache, current_layers, current_report
+from .cache_argument import cache_argument, pop_cache
 from .config import StarKVConfig
 from .describe import describe_chunk
 from .errors import CacheError, OptionError
@@ -65,7 +66,7 @@ class Attachment:
         self._policy = POLICIES[config.policy](config)
         self.undo: list[Callable[[], Any]] = [note_shapes(model)]
         self._signature = inspect.signature(type(model).forward)
-        self._takes_cache = "past_key_values" in self._signature.parameters
+        self._takes_cache = cache_argument(type(model).forward)
 
     def call(self, compiled: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """`compiled(*args, **kwargs)`, with the cache made ready and the report kept."""
@@ -86,7 +87,7 @@ class Attachment:
         cache: what `prepare` gave for the call.
         """
         token = current_report.set(self.report)
-        cache_token = current_cache.set("marked" if self._takes_cache else "stock")
+        cache_token = current_cache.set("stock" if self._takes_cache is None else "marked")
         layers_token = current_layers.set(0 if cache is None else len(cache.compressed_layers))
         try:
             settings = torch._dynamo.config.patch({**SETTINGS, **_limits()})
@@ -149,17 +150,18 @@ class Attachment:
     def prepare(self, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any], Any]:
         """Arguments to call the model with, and its cache if `finish` is to look after it."""
         model = self._model()
-        if model is None or not self._takes_cache or self.config.leaves_cache:
+        if model is None or self._takes_cache is None or self.config.leaves_cache:
             return args, kwargs, None
         bound = self._signature.bind_partial(model, *args, **kwargs).arguments
         extra = bound.pop("kwargs", {})
         named = {**{k: v for k, v in bound.items() if k != "self"}, **extra}
+        given = named["past_key_values"] = pop_cache(named)
         tokens = named.get("input_ids")
         tokens = named.get("inputs_embeds") if tokens is None else tokens
         if tokens is None:
             return args, kwargs, None
         uneven = self._policy.is_uneven()
-        if uneven and getattr(named.get("past_key_values"), "is_uneven", False):
+        if uneven and getattr(given, "is_uneven", False):
             return args, self._mask_for_one(model, kwargs, tokens), None
         if tokens.shape[1] == 1:
             return args, kwargs, self._begin_step(model, named)
@@ -168,7 +170,7 @@ class Attachment:
             self.refuse(reason)
             self._append(model, named)
             return args, kwargs, None
-        cache = self._ready_cache(model, named.get("past_key_values"))
+        cache = self._ready_cache(model, given)
         if cache is None:
             return args, kwargs, None
         drafts = _drafted_tokens(named)
@@ -176,8 +178,8 @@ class Attachment:
             self._check_drafts(cache, named)
         cache.session.appending = drafts > 0
         describe_chunk(cache, model, named)
-        if named.get("past_key_values") is None:
-            kwargs = {**kwargs, "past_key_values": cache}
+        if given is None:
+            kwargs = {**kwargs, self._takes_cache: cache}
         return args, kwargs, None if drafts else cache
 
     def _mask_for_one(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .cache import StarKVCache
+from .cache_argument import with_cache
 from .describe import describe_chunk
 from .errors import CacheError, OptionError, UnsupportedModel
 
@@ -76,8 +77,10 @@ class AgentSession:
         kind of layer caches as well, which cannot be kept so, the session ends with it.)
 
         Raises:
+            OptionError: content is no such list, or generate asks for several replies.
             CacheError: the session has ended so.
         """
+        _check_turn(content, generate)
         if self.failed:
             raise CacheError(
                 "an earlier step of this session failed part-way, and this model's cache cannot be "
@@ -115,7 +118,7 @@ class AgentSession:
         output = self.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            past_key_values=self.cache,
+            **with_cache(self.cache),
             **extra,
             **generate,
         )
@@ -167,7 +170,15 @@ class AgentSession:
         return session
 
     def _restore(self, state: dict[str, Any]) -> None:
-        """Take what `save` wrote in the place of what a new session holds."""
+        """Take what `save` wrote in the place of what a new session holds.
+
+        Raises:
+            OptionError: it is something else.
+        """
+        wanted = {*_OWN, "_messages", "cache"}
+        if not isinstance(state, dict) or state.keys() != wanted:
+            found = ", ".join(map(str, state)) if isinstance(state, dict) else type(state).__name__
+            raise OptionError(f"not a session that AgentSession.save wrote, but {found:.90}")
         self.cache.load_state_dict(state.pop("cache"))
         self.__dict__.update(state)
 
@@ -209,6 +220,29 @@ class AgentSession:
         core.rope_deltas = deltas
         text = torch.arange(ids.shape[1], device=ids.device).expand(1, 1, -1)
         return {"position_ids": torch.cat([text, vision.to(text.device)])}
+
+
+def _check_turn(content: Any, generate: dict[str, Any]) -> None:
+    """Raise `OptionError` for what is not one user turn with one reply."""
+    whole = isinstance(content, list) and bool(content)
+    for part in content if whole else ():
+        kind = part.get("type") if isinstance(part, dict) else None
+        whole = whole and kind in ("text", "image") and kind in part
+    if not whole:
+        raise OptionError(
+            f"content={content!r:.90}: expected the parts of one user turn, a list of "
+            '{"type": "text", "text": "..."} and {"type": "image", "image": picture}'
+        )
+    for name in ("num_beams", "num_return_sequences"):
+        if generate.get(name, 1) != 1:
+            raise OptionError(
+                f"{name}={generate[name]}: a session has one row; try several replies on forks"
+            )
+    if generate.get("return_dict_in_generate"):
+        raise OptionError(
+            "return_dict_in_generate=True: step returns the reply; its tokens are the last of "
+            "session.input_ids, the cache is session.cache"
+        )
 
 
 def _without_pictures(message: dict[str, Any]) -> dict[str, Any]:

@@ -398,7 +398,7 @@ def test_a_session_that_cannot_be_as_it_was_ends(agent, monkeypatch):
     steps(session, 1)
     monkeypatch.setattr(StarKVCache, "fork", no_fork)
     steps(session, 1, start=1)
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="image"):
         session.step([{"type": "image", "image": 3}])
     with pytest.raises(starkv_compile.CacheError, match="begin a new session"):
         steps(session, 1, start=2)
@@ -421,10 +421,22 @@ def test_a_saved_session_goes_on_where_it_was(agent, tmp_path):
             assert torch.equal(left.places(), right.places())
 
 
-def test_what_a_session_cannot_do_is_said(agent):
+def test_what_a_session_cannot_do_is_said(agent, tmp_path):
     model, processor = agent
+    torch.save({"weight": torch.ones(1)}, tmp_path / "other.pt")
+    with pytest.raises(starkv_compile.OptionError, match="save wrote, but weight"):
+        AgentSession.load(tmp_path / "other.pt", model, processor)
     with pytest.raises(starkv_compile.OptionError, match="history=0"):
         AgentSession(model, processor, history=0)
+    session = AgentSession(model, processor)
+    for content in ("what", [], [{"role": "user"}], [{"type": "image", "url": "x.png"}]):
+        with pytest.raises(starkv_compile.OptionError, match="parts of one user turn"):
+            session.step(content)
+    text = [{"type": "text", "text": "what"}]
+    for options in ({"num_beams": 2}, {"return_dict_in_generate": True}):
+        with pytest.raises(starkv_compile.OptionError, match=next(iter(options))):
+            session.step(text, **options)
+    assert session.cache.get_seq_length() == 0
     cache = StarKVCache(tiny_model("qwen2_5_vl").config)
     compiled = starkv_compile.compile(tiny_model("qwen2_5_vl"), budget=0.3, inner="eager")
     generate(compiled, tiny_inputs("qwen2_5_vl", Prompt(), Prompt()), past_key_values=cache)

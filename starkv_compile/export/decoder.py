@@ -11,6 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..cache import StarKVCache, StarKVLayer
+from ..cache_argument import with_cache
 from ..errors import UnsupportedModel, root_cause
 from ..layout import VisionLayout
 from .ports import Layer, Shapes
@@ -52,7 +53,7 @@ class Decoder(nn.Module):
         """Logits [B, vocabulary] of the last token; the cache is extended."""
         out = self.decoder(
             inputs_embeds=embeds, position_ids=positions, attention_mask=mask,
-            past_key_values=cache, use_cache=True, **more,
+            use_cache=True, **with_cache(cache), **more,
         )  # fmt: skip
         return self.head(out.last_hidden_state[:, -1:])[:, 0].float()
 

@@ -20,6 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..attach import Attachment
 from ..cache import StarKVCache, StarKVLayer, adopt
+from ..cache_argument import pop_cache, with_cache
 from ..errors import CacheError, StarKVError, UnsupportedModel
 from ..session import AgentSession
 from ..unpacked import is_packed
@@ -134,7 +135,7 @@ def _runtime_class(kind: type) -> type:
         named = {**named, **named.pop("kwargs", {})}
         del named["self"]
         _check_call(self, named)
-        named["past_key_values"] = _own_cache(self, named.get("past_key_values"))
+        named["past_key_values"] = _own_cache(self, pop_cache(named))
         self.attachment.prepare((), named)
         output = self.runtime.forward(self, **named)
         return output.to_tuple() if named.get("return_dict") is False else output
@@ -250,7 +251,7 @@ class Runtime:
         if new > 1 and not cache.session.appending:
             features = self._features(model, input_ids, named)
             logits = self._prompt(cache, {**common, "position_ids": positions, **features})
-            return CausalLMOutputWithPast(logits=logits[:, None], past_key_values=cache)
+            return CausalLMOutputWithPast(logits=logits[:, None], **with_cache(cache))
         self._check_text(model, input_ids, seen, named)
         rows = [
             self._further(
@@ -263,7 +264,7 @@ class Runtime:
             )
             for i in range(new)
         ]
-        return CausalLMOutputWithPast(logits=torch.stack(rows, 1), past_key_values=cache)
+        return CausalLMOutputWithPast(logits=torch.stack(rows, 1), **with_cache(cache))
 
     def _check_length(self, tokens: int) -> None:
         if tokens > self.max_seq:

@@ -10,6 +10,7 @@ import torch
 
 from .. import api
 from ..cache import StarKVCache
+from ..cache_argument import with_cache
 from ..config import StarKVConfig
 from ..errors import StarKVError
 from ..export.packages import MissingPackage
@@ -86,7 +87,7 @@ class GuiModel:
         cache = StarKVCache(self.model.config)
         started = self._now()
         output = self.model.generate(
-            **inputs, past_key_values=cache, max_new_tokens=max_new_tokens, do_sample=False
+            **inputs, **with_cache(cache), max_new_tokens=max_new_tokens, do_sample=False
         )
         seconds = self._now() - started
         new = output[:, inputs["input_ids"].shape[1] :]

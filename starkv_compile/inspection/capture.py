@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 from ..attach import attach_compiled, attached, detach
 from ..backend import rewrite
 from ..cache import StarKVCache
+from ..cache_argument import with_cache
 from ..config import StarKVConfig
 from ..passes import Pipeline
 from ..passes.insert_scores import InsertScores
@@ -61,7 +62,7 @@ def capture(
     cache = StarKVCache(model.config)
     model._compiled_call_impl = attach_compiled(model, config, model._call_impl, compiler)
     try:
-        model.generate(**inputs, past_key_values=cache, max_new_tokens=1, do_sample=False)
+        model.generate(**inputs, **with_cache(cache), max_new_tokens=1, do_sample=False)
         attachment = attached(model)
         assert attachment is not None
         report = attachment.report

@@ -91,9 +91,9 @@ def _share(text: str) -> float:
         percent = float(text)
     except ValueError:
         percent = math.nan
-    if not 0 < percent < 100:
+    if not 1 <= percent < 100:
         raise OptionError(
-            f"--budget {text.strip()!r}: expected percent of the tokens, more than 0 and less than "
+            f"--budget {text.strip()!r}: expected percent of the tokens, at least 1 and less than "
             "100, such as --budget 40,20,10,5"
         )
     return round(percent / 100, 12)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from ..api import compile, undo
 from ..cache import StarKVCache
+from ..cache_argument import with_cache
 from ..config import StarKVConfig
 from .prompt import Prompt
 
@@ -20,7 +21,7 @@ def reply_at(prompt: Prompt, config: StarKVConfig, share: float, tokens: int) ->
     try:
         output = prompt.model.generate(
             **prompt.inputs,
-            past_key_values=StarKVCache(prompt.model.config),
+            **with_cache(StarKVCache(prompt.model.config)),
             max_new_tokens=tokens,
             do_sample=False,
         )

@@ -11,6 +11,7 @@ import torch
 
 from ..api import compile, report, undo
 from ..cache import StarKVCache
+from ..cache_argument import pop_cache
 from ..config import StarKVConfig
 from ..errors import UnsupportedModel
 from ..reporting import Report
@@ -102,7 +103,7 @@ def _probe(family: str, model: Any, prompt: Prompt, plain: Any) -> Row:
     )
     if not rewritten:
         return row
-    cache = output["past_key_values"]
+    cache = pop_cache(dict(output))
     seen, kept, expected = _stored(cache, rewritten)
     right = _layout_is_right(cache, prompt)
     return replace(row, seen=seen, kept=kept, expected=expected, right=right)

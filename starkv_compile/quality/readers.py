@@ -16,6 +16,7 @@ from torch import nn
 from ..agent.checkpoints import load_agent
 from ..api import compile, report, undo
 from ..cache import StarKVCache
+from ..cache_argument import with_cache
 from ..config import StarKVConfig
 from ..errors import StarKVError
 from ..kernels.ops import STARKV
@@ -140,7 +141,7 @@ class Reader:
             options["attention_mask"] = torch.zeros(rows, 1, 1, 1)  # everything is seen
         start = cache.get_seq_length() + shift
         positions = torch.arange(start, start + new).expand(3, rows, -1)
-        return self.plain(input_ids=ids, position_ids=positions, past_key_values=cache, **options)
+        return self.plain(input_ids=ids, position_ids=positions, **with_cache(cache), **options)
 
 
 class _Compressor:
@@ -175,7 +176,7 @@ def _read(model: Any, seen: Seen) -> StarKVCache:
         mm_token_type_ids=prompts.is_image.int(),
         pixel_values=seen.features,
         image_grid_thw=prompts.screens.grid_thw,
-        past_key_values=cache,
+        **with_cache(cache),
         logits_to_keep=1,
     )
     return cache

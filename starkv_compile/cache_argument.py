@@ -1,0 +1,33 @@
+"""The argument that takes a model's cache: `past_key_values`; `cache` from transformers 5.24 on."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+NAMES = ("past_key_values", "cache")
+
+
+def cache_argument(function: Callable[..., Any]) -> str | None:
+    """What `function` calls it; None if it takes no cache."""
+    parameters = inspect.signature(function).parameters
+    return next((name for name in NAMES if name in parameters), None)
+
+
+@functools.cache
+def _in_the_library() -> str:
+    from transformers import GenerationMixin
+
+    return cache_argument(GenerationMixin.prepare_inputs_for_generation) or NAMES[0]
+
+
+def with_cache(cache: Any) -> dict[str, Any]:
+    """Keyword arguments that give `cache` to a library model, its `generate`, or an output."""
+    return {_in_the_library(): cache}
+
+
+def pop_cache(named: dict[str, Any]) -> Any:
+    """Takes the cache, by either name, out of keyword arguments: it, or None."""
+    return next((c for c in [named.pop(name, None) for name in NAMES] if c is not None), None)
