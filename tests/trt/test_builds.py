@@ -23,10 +23,10 @@ from starkv_compile.testing import tiny_model  # noqa: E402
 STARKV = functools.partial(StarKVConfig, policy="starkv")
 CASES = [
     ("qwen2_vl", 2, "topk", "float16", TENSORRT_TOPK, StarKVConfig(budget=0.2)),
-    ("qwen2_vl", 2, "threshold", "bfloat16", 131072, STARKV(budget=0.2)),
+    ("qwen2_vl", 2, "threshold", "bfloat16", 131072, StarKVConfig(budget=0.2)),
     ("qwen3_vl", 1, "topk", "bfloat16", TENSORRT_TOPK, StarKVConfig.paper(budget=0.2)),
     ("qwen3_vl", 1, "threshold", "float16", 131072, STARKV(budget_tokens=20000)),
-    ("qwen3_vl", 1, "threshold", "float32", 65536, STARKV(budget=0.05)),
+    ("qwen3_vl", 1, "threshold", "float32", 65536, StarKVConfig(budget=0.05)),
 ]
 
 
