@@ -115,9 +115,9 @@ def read(model: Any, ids: torch.Tensor) -> StarKVCache:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Two replies, and the cache after the first one."""
+    """Two replies, and the cache after the first one. None: the cache ends at one prompt."""
 
-    replies: tuple[str, str]
+    replies: tuple[str, str | None]
     nbytes: int
 
 
@@ -136,6 +136,8 @@ def converse(
     cache = copy.deepcopy(past)
     output = _generate(model, ids, cache, tokens)
     first, nbytes = _decode(tokenizer, output, ids), cache.nbytes
+    if cache.is_uneven:
+        return Conversation((first, None), nbytes)
     if int(output[0, -1]) == model.generation_config.eos_token_id:
         output = output[:, :-1]  # the template closes the reply
     ids = torch.cat([output, follow_up], dim=1)
@@ -178,10 +180,15 @@ def continuation_loss(model: Any, ids: torch.Tensor, past: StarKVCache, context:
         input_ids=ids[:, seen:context], attention_mask=mask[:, :context], past_key_values=cache,
         logits_to_keep=1,
     )  # fmt: skip
-    # Every logit is wanted, so the chunk is appended and not compressed.
-    logits = model(
-        input_ids=ids[:, context:last], attention_mask=mask[:, :last], past_key_values=cache,
-        logits_to_keep=last - context,
-    ).logits  # fmt: skip
-    losses = -logits.log_softmax(-1).gather(2, ids[:, context + 1 :, None])
+    # Every logit is wanted, so the chunk is appended and not compressed. To layers of different
+    # lengths only one token at a time can be.
+    step = 1 if cache.is_uneven else last - context
+    logits = [
+        model(
+            input_ids=ids[:, start : start + step], attention_mask=mask[:, : start + step],
+            past_key_values=cache, logits_to_keep=step,
+        ).logits
+        for start in range(context, last, step)
+    ]  # fmt: skip
+    losses = -torch.cat(logits, 1).log_softmax(-1).gather(2, ids[:, context + 1 :, None])
     return float(losses.mean())

@@ -58,7 +58,7 @@ class Answered:
     seed: int
     depth: int
     code: str
-    replies: tuple[str, str]
+    replies: tuple[str, str | None]
     right: tuple[bool, bool]
     nbytes: int
 
@@ -86,11 +86,7 @@ class Prompted:
 NAMES: dict[str, Callable[..., StarKVConfig]] = {
     "default": StarKVConfig,
     "paper": StarKVConfig.paper,
-    **{
-        name: functools.partial(StarKVConfig, policy=name)
-        for name, policy in POLICIES.items()
-        if not policy(StarKVConfig(policy=name)).is_uneven()  # which ends at one prompt
-    },
+    **{name: functools.partial(StarKVConfig, policy=name) for name in POLICIES},
 }
 
 
@@ -140,7 +136,7 @@ def _ask(model: Any, tokenizer: Any, prompt: Prompted, opened: bool) -> Answered
     tokens = 7 if opened else 24  # an answer from its beginning repeats the question first
     said = converse(model, tokenizer, prompt.ids, prompt.follow_up, prompt.past, tokens)
     codes = needles.code(0), needles.code(1)
-    right = codes[0] in said.replies[0], codes[1] in said.replies[1]
+    right = codes[0] in said.replies[0], codes[1] in (said.replies[1] or "")
     seed = needles.seed
     return Answered(seed, needles.asked[0], codes[0], said.replies, right, said.nbytes)
 
@@ -169,7 +165,9 @@ def tables(title: str, rows: Sequence[Row]) -> Iterator[Table]:
             row.policy,
             f"{row.budget:.0%}",
             _share([a.right[0] for a in row.answers]),
-            _share([a.right[1] for a in row.answers]),
+            "ends at one prompt"
+            if row.answers[0].replies[1] is None
+            else _share([a.right[1] for a in row.answers]),
             _loss(row.losses, full.losses),
             f"{nbytes / 2**20:.1f} MiB",
         )
