@@ -398,7 +398,7 @@ def test_a_session_that_cannot_be_as_it_was_ends(agent, monkeypatch):
     steps(session, 1)
     monkeypatch.setattr(StarKVCache, "fork", no_fork)
     steps(session, 1, start=1)
-    with pytest.raises(ValueError, match="image"):
+    with pytest.raises(TypeError, match="got type="):
         session.step([{"type": "image", "image": 3}])
     with pytest.raises(starkv_compile.CacheError, match="begin a new session"):
         steps(session, 1, start=2)
