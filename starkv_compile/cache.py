@@ -407,17 +407,13 @@ class StarKVCache(DynamicCache):
         if not leaving or not layers:
             return
         layout.counted = layout.counted & ~dropped
-        gone = [dropped[layer.places()[0]] for layer in layers]
-        frames_of = [layout.frame[0, layer.places()[0]] for layer in layers]
+        places = [layer.places()[0] for layer in layers]
         left = max(
-            min(int((~slots).sum(-1).min()) for slots in gone),
-            max(
-                int(((frame < 0) & ~slots).sum(-1).max())
-                for frame, slots in zip(frames_of, gone, strict=True)
-            ),
+            min(int((~dropped[stored]).sum(-1).min()) for stored in places),
+            max(int((~dropped & ~visual)[stored].sum(-1).max()) for stored in places),
         )
-        for layer, slots, frame in zip(layers, gone, frames_of, strict=True):
-            order = _oldest_visual_first(frame, slots)
+        for layer, stored in zip(layers, places, strict=True):
+            order = _oldest_visual_first(frame[stored], dropped[stored])
             layer.keep_only(order[..., layer.stored - left :].sort(-1).values)
             layer.retired += leaving
 

@@ -16,6 +16,7 @@ import starkv_compile
 from starkv_compile import CacheError, NonFiniteScores, StarKVCache, attach
 from starkv_compile.attach import Attachment
 from starkv_compile.testing import Prompt, generate, tiny_inputs, tiny_model
+from tests.planted import planted_fault
 
 FAMILY = "llava"
 
@@ -114,16 +115,8 @@ def test_after_a_fault_in_the_middle_the_next_call_is_right(model, fault, call):
     inputs = tiny_inputs(FAMILY, Prompt((), 40))
     expected = generate(model, inputs)
     settings = torch._dynamo.config.recompile_limit
-    calls = iter(range(1, 100))
-
-    def fail(module, args):
-        if next(calls) == call:
-            raise fault("planted")
-
-    hook = model.lm_head.register_forward_pre_hook(fail)
-    with pytest.raises(fault, match="planted"):
+    with planted_fault(model.lm_head, fault, call):
         generate(model, inputs)
-    hook.remove()
     assert torch._dynamo.config.recompile_limit == settings
     assert_same(generate(model, inputs), expected)
     assert torch._dynamo.config.recompile_limit == settings

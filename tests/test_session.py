@@ -18,6 +18,7 @@ from starkv_compile.agent.render import screenshot
 from starkv_compile.agent.world import sample_episode
 from starkv_compile.layout import VisionLayout
 from starkv_compile.testing import FAMILIES, Prompt, generate, tiny_inputs, tiny_model
+from tests.planted import planted_fault
 
 FIRST, SECOND = Prompt(((4, 4),), 12, 1), Prompt(((4, 4), (4, 4)), 10, 2)
 
@@ -377,16 +378,8 @@ def test_a_step_that_fails_leaves_the_session_as_it_was(agent, fault, call):
     assert steps(session, 3) == expected[:3]
     with pytest.raises(ValueError, match=r"nowhere\.png"):
         session.step([{"type": "image", "image": "nowhere.png"}])
-    calls = iter(range(1, 100))
-
-    def fail(module, args):
-        if next(calls) == call:
-            raise fault("planted")
-
-    hook = model.lm_head.register_forward_pre_hook(fail)
-    with pytest.raises(fault, match="planted"):
+    with planted_fault(model.lm_head, fault, call):
         steps(session, 1, start=3)
-    hook.remove()
     assert steps(session, 1, start=3) == expected[3:]
 
 

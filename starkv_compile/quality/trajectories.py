@@ -54,11 +54,7 @@ class TrajectoryBench:
     def measure(
         self, variant: Variant, budget: float, advance: Callable[[], Any] = lambda: None
     ) -> Cell:
-        """The cell of `variant` at `budget`, a share of what the session remembers.
-
-        Raises:
-            OptionError: the variant is no policy that goes on after a prompt.
-        """
+        """The cell of `variant` at `budget`, a share of what the session remembers."""
         config = variant.config(budget)
         found = self.full if variant is FULL else self._run(config, advance)
         pairs = list(zip(found, self.full, strict=True))
