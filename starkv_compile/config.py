@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from .errors import OptionError
+from .errors import OptionError, did_you_mean
 
 if TYPE_CHECKING:
     from .policies import Policy
@@ -34,7 +33,7 @@ class StarKVConfig:
     """Share of all tokens seen that stays in the cache, window included: 0 < budget <= 1."""
 
     budget_tokens: int | None = None
-    """Keep at most this many tokens a layer, whatever the length. Replaces `budget`."""
+    """Keep at most this many tokens a layer, whatever the length. In place of `budget`."""
 
     budget_bytes: int | None = None
     """After a prompt the keys and values of all compressed layers and batch rows together hold at
@@ -135,7 +134,7 @@ class StarKVConfig:
             _check_integer(self, "budget_tokens", least=2)
         if self.budget_bytes is not None:
             _check_integer(self, "budget_bytes", least=1)
-            self._check_one_budget()
+        self._check_one_budget()
         if self.decode_tokens is not None:
             _check_integer(self, "decode_tokens", least=1)
         _check_integer(self, "window", least=1, most=64)
@@ -201,11 +200,12 @@ class StarKVConfig:
                 )
 
     def _check_one_budget(self) -> None:
-        default = type(self).budget
-        if self.budget_tokens is not None or self.budget != default:
-            other = "budget" if self.budget_tokens is None else "budget_tokens"
+        kinds = ("budget_bytes", "budget_tokens", "budget")
+        given = [n for n in kinds if getattr(self, n) != getattr(type(self), n)]
+        if len(given) > 1:
+            first, other = given[:2]
             raise OptionError(
-                f"budget_bytes={self.budget_bytes} with {other}={getattr(self, other)}: one budget "
+                f"{first}={getattr(self, first)} with {other}={getattr(self, other)}: one budget "
                 f"at a time; leave out {other}"
             )
 
@@ -222,10 +222,9 @@ class StarKVConfig:
         known = [field.name for field in dataclasses.fields(cls)]
         for key in options:
             if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1)
-                hint = f"did you mean {near[0]!r}? " if near else ""
                 raise OptionError(
-                    f"{key!r} is no option of backend 'starkv'; {hint}known: {', '.join(known)}"
+                    f"{key!r} is no option of backend 'starkv'; {did_you_mean(key, known)}"
+                    f"known: {', '.join(known)}"
                 )
         return cls(**options)
 
@@ -331,4 +330,7 @@ def _check_integer(config: StarKVConfig, name: str, *, least: int, most: int | N
 def _check_choice(config: StarKVConfig, name: str, choices: tuple[str, ...]) -> None:
     value = getattr(config, name)
     if value not in choices:
-        raise OptionError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
+        raise OptionError(
+            f"{name}={value!r}: {did_you_mean(value, choices)}expected one of "
+            f"{', '.join(map(repr, choices))}"
+        )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class StarKVError(Exception):
     """Base of every error this package raises on purpose."""
@@ -13,6 +16,12 @@ def root_cause(error: BaseException) -> str:
         error = error.__cause__
     said = next((line for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {said.strip()}"
+
+
+def did_you_mean(given: object, known: Iterable[str]) -> str:
+    """A question with the nearest of `known` and a space, or nothing where none is near."""
+    near = difflib.get_close_matches(str(given), list(known), n=1)
+    return f"did you mean {near[0]!r}? " if near else ""
 
 
 class OptionError(StarKVError, ValueError):

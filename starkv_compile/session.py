@@ -77,10 +77,17 @@ class AgentSession:
         kind of layer caches as well, which cannot be kept so, the session ends with it.)
 
         Raises:
-            OptionError: content is no such list, or generate asks for several replies.
+            OptionError: content is no such list or has more images than are remembered, or
+                generate asks for several replies.
             CacheError: the session has ended so.
         """
         _check_turn(content, generate)
+        images = sum(part["type"] == "image" for part in content)
+        if self.history is not None and images > self.history:
+            raise OptionError(
+                f"{images} images in a turn of a session with history={self.history}: it could not "
+                f"remember them all; give history={images} or more"
+            )
         if self.failed:
             raise CacheError(
                 "an earlier step of this session failed part-way, and this model's cache cannot be "
@@ -136,7 +143,7 @@ class AgentSession:
         self._starts += [start] * images
         if self.history is None:
             return
-        left = max(0, self.history - images)
+        left = self.history - images
         frames = sum(self._frames[-left:]) if left else 0
         text_from = 0 if self.keep_text else self._starts[-self.history :][0]
         self.cache.keep_newest_frames(frames, text_from)

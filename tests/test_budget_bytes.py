@@ -146,11 +146,18 @@ def test_only_a_whole_number_of_bytes(value):
         StarKVConfig(budget_bytes=value)
 
 
-@pytest.mark.parametrize("other", [{"budget": 0.5}, {"budget": 1.0}, {"budget_tokens": 64}])
-def test_one_budget_at_a_time(other):
-    (name,) = other
-    with pytest.raises(OptionError, match=f"one budget at a time; leave out {name}"):
-        StarKVConfig(budget_bytes=10**6, **other)
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"budget_bytes": 10**6, "budget": 0.5},
+        {"budget_bytes": 10**6, "budget": 1.0},
+        {"budget_bytes": 10**6, "budget_tokens": 64},
+        {"budget_tokens": 64, "budget": 0.5},
+    ],
+)
+def test_one_budget_at_a_time(given):
+    with pytest.raises(OptionError, match=f"one budget at a time; leave out {[*given][1]}"):
+        StarKVConfig(**given)
 
 
 def test_without_a_model_bytes_are_no_tokens():

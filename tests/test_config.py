@@ -88,3 +88,8 @@ def test_options_round_trip():
     config = StarKVConfig.paper(budget=0.1, window=4)
     assert StarKVConfig.from_options(config.to_options()) == config
     assert config.fingerprint() != StarKVConfig(budget=0.1, window=4).fingerprint()
+
+
+def test_a_near_policy_is_named():
+    with pytest.raises(OptionError, match=r"did you mean 'snapkv'. expected one of"):
+        StarKVConfig(policy="snap_kv")

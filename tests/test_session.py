@@ -425,6 +425,9 @@ def test_what_a_session_cannot_do_is_said(agent, tmp_path):
     for content in ("what", [], [{"role": "user"}], [{"type": "image", "url": "x.png"}]):
         with pytest.raises(starkv_compile.OptionError, match="parts of one user turn"):
             session.step(content)
+    short, image = AgentSession(model, processor, history=2), {"type": "image", "image": None}
+    with pytest.raises(starkv_compile.OptionError, match=r"3 images.*history=2.*give history=3"):
+        short.step([image] * 3)
     text = [{"type": "text", "text": "what"}]
     for options in ({"num_beams": 2}, {"return_dict_in_generate": True}):
         with pytest.raises(starkv_compile.OptionError, match=next(iter(options))):

@@ -84,6 +84,18 @@ CONFIG: dict[str, dict[str, Any]] = {
     "kosmos-2": {"latent_query_num": 8},
     "mistral_large4": {"text_config": _EVEN_HEADS},
     "mistral4": {"num_key_value_heads": 4},
+    "hy_v4_vl": {
+        "text_config": {
+            **_EVEN_HEADS,
+            "rope_parameters": {**_MROPE, "mrope_section": [1, 1, 2]},
+        },
+    },
+    "apertus1p5": {  # images and sounds are words of a vocabulary that has both beyond the text's
+        "image_token_offset": 201,
+        "audio_token_offset": 265,
+        "vision_config": {"codebook_size": 64, "base_channels": 32, "num_res_blocks": 1},
+        "audio_config": {"codebook_size": 32, "codebook_dim": 64},
+    },
     "aria": {"projector_patch_to_query_dict": {"16": 4}},
     "llama4": {
         "vision_config": {

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 
-from ..errors import OptionError
+from ..errors import OptionError, did_you_mean
 from .probe import BUDGET, Row, probe
 from .tiny import families
 
@@ -47,7 +47,7 @@ def run_models(names: Sequence[str], out: Path | None, exports: bool = False) ->
     if unknown:
         raise OptionError(
             f"{unknown[0]!r} is no family of transformers {transformers.__version__}: "
-            f"known are {', '.join(sorted(known))}"
+            f"{did_you_mean(unknown[0], known)}known are {', '.join(sorted(known))}"
         )
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # it comments on default configurations

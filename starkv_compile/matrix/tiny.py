@@ -25,7 +25,7 @@ CAPS = {
     **dict.fromkeys(("n_shared_experts", "n_group", "topk_group", "first_k_dense_replace"), 1),
     **dict.fromkeys(("image_size", "sliding_window"), 16),
     "num_nextn_predict_layers": 0,
-    "vocab_size": 300,
+    **dict.fromkeys(("vocab_size", "unpadded_vocab_size"), 300),
     "max_position_embeddings": 4096,
 }
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "depth")

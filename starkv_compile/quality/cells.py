@@ -12,7 +12,7 @@ import numpy as np
 
 from ..config import StarKVConfig
 from ..errors import OptionError, StarKVError
-from .design import COLUMNS, Design, Trajectories
+from .design import COLUMNS, AnyDesign
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +66,10 @@ class CellFile:
     its cells answer other questions.
     """
 
-    def __init__(self, folder: Path, design: Design | Trajectories, where: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, design: AnyDesign, where: dict[str, Any]) -> None:
         self.path, self.design = folder / design.file, design
         self.cells: dict[tuple[str, float], Cell] = {}
-        head = {"design": dataclasses.asdict(design), **where}
+        head = {"design": dataclasses.asdict(design), **where}  # type: ignore[call-overload]
         if self.path.exists():
             self._resume(head)
             return

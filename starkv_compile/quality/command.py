@@ -20,11 +20,11 @@ from rich.progress import (
 )
 
 from ..agent.checkpoints import agent_folder
-from ..errors import OptionError
+from ..errors import OptionError, did_you_mean
 from ..machine import environment
 from ..policies import POLICIES
 from .cells import CellFile
-from .design import FRAMES, Design, Trajectories
+from .design import FRAMES, AnyDesign, Design, Trajectories
 from .measure import Bench
 from .tables import accuracy_table, write_csv
 from .trajectories import TrajectoryBench
@@ -68,8 +68,8 @@ def chosen(names: Sequence[str]) -> list[Variant]:
     for name in names:
         if name not in VARIANTS and name not in GROUPS:
             raise OptionError(
-                f"policy {name!r}: known are {', '.join(VARIANTS)}; {', '.join(GROUPS)} stand "
-                "for all of a kind"
+                f"policy {name!r}: {did_you_mean(name, [*VARIANTS, *GROUPS])}known are "
+                f"{', '.join(VARIANTS)}; {', '.join(GROUPS)} stand for all of a kind"
             )
     found = [v for v in VARIANTS.values() if v.name in names or v.group in names]
     return [variant for variant in found if variant is not FULL]
@@ -82,7 +82,12 @@ def run_quality(options: QualityOptions, console: Console | None = None) -> Cell
         StarKVError: an option is impossible, or the folder holds cells of another design.
     """
     design = Design.of(options.questions, options.seed, tuple(options.frames))
-    return _run(options, design, chosen(options.policies), Bench, "quality.csv", console)
+    weights, variants = agent_folder(options.agent), chosen(options.policies)
+
+    def bench(advance: Callable[[], Any]) -> Bench:
+        return Bench(design, options.agent, advance)
+
+    return run_cells(options, design, weights, variants, bench, "quality.csv", console)
 
 
 def run_trajectories(options: TrajectoryOptions, console: Console | None = None) -> CellFile:
@@ -100,25 +105,38 @@ def run_trajectories(options: TrajectoryOptions, console: Console | None = None)
             variants.append(variant)
         elif variant.name in options.policies:
             raise OptionError(f"policy {variant.name!r} ends at one prompt: it has no trajectory")
-    return _run(options, design, variants, TrajectoryBench, "trajectories.csv", console)
+    weights = agent_folder(options.agent)
+
+    def bench(advance: Callable[[], Any]) -> TrajectoryBench:
+        return TrajectoryBench(design, options.agent, advance)
+
+    return run_cells(options, design, weights, variants, bench, "trajectories.csv", console)
 
 
-def _run(
+def run_cells(
     options: BenchOptions,
-    design: Any,
+    design: AnyDesign,
+    model: Path,
     variants: Sequence[Variant],
-    kind: Callable[..., Any],
+    bench: Callable[[Callable[[], Any]], Any],
     csv: str,
-    console: Console | None,
+    console: Console | None = None,
 ) -> CellFile:
-    """kind: the bench of such a design."""
+    """Measure the cells of `variants` that `options.out` lacks, and the full cache's.
+
+    model: folder of the weights that answer. bench: makes what measures, once there is something
+    to measure; called with what to call after each round.
+
+    Raises:
+        StarKVError: a budget is impossible, or the folder holds cells of another design or model.
+    """
     console = console or Console()
     for budget in options.budgets:
         if not 0 < budget < 1:
             raise OptionError(f"budget {budget:.0%}: more than 0 and less than 100 %; 100 % is "
                               "the full cache, which is always measured")  # fmt: skip
     torch.set_num_threads(options.threads)
-    file = CellFile(options.out, design, {"agent": _agent(options.agent), **environment()})
+    file = CellFile(options.out, design, {"agent": _digest(model), **environment()})
     wanted = [(FULL, 1.0)] + [(v, b) for v in variants for b in options.budgets]
     missing = [(v, b) for v, b in wanted if not file.has(v.name, b, v.config(b))]
     console.print(
@@ -126,7 +144,7 @@ def _run(
         f"{len(wanted) - len(missing)} of {len(wanted)} cells are there already"
     )
     if missing:
-        _measure(kind, missing, file, options.agent, console)
+        _measure(bench, missing, file, console)
     write_csv(file, options.out / csv)
     keys = {(variant.name, budget) for variant, budget in wanted}
     console.print(accuracy_table(design, [c for c in file.cells.values() if c.key in keys]))
@@ -134,10 +152,9 @@ def _run(
 
 
 def _measure(
-    kind: Callable[..., Any],
+    bench: Callable[[Callable[[], Any]], Any],
     missing: Sequence[tuple[Variant, float]],
     file: CellFile,
-    agent: Path | None,
     console: Console,
 ) -> None:
     from transformers.utils import logging
@@ -152,14 +169,14 @@ def _measure(
         def advance() -> None:
             progress.advance(task)
 
-        bench = kind(file.design, agent, advance)
+        made = bench(advance)
         for number, (variant, budget) in enumerate(missing, start=2):
             progress.update(task, description=f"{variant.name} {budget:.0%}")
-            file.add(bench.measure(variant, budget, advance))
+            file.add(made.measure(variant, budget, advance))
             progress.update(task, completed=rounds * number)  # what was there already is no work
 
 
-def _agent(folder: Path | None) -> str:
-    """What tells one agent's answers from another's."""
-    weights = agent_folder(folder) / "model.safetensors"
+def _digest(model: Path) -> str:
+    """What tells one model's answers from another's."""
+    weights = model / "model.safetensors"
     return hashlib.sha256(weights.read_bytes()).hexdigest()[:12]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -19,6 +20,31 @@ when it was compacted, one of each kind."""
 PART = 5  # steps at either end that are reported by themselves
 COLUMNS = ("reply", "again", *("other" for _ in KINDS))
 """What each question of a prompt is."""
+
+
+class AnyDesign(Protocol):
+    """What every design of questions says of itself."""
+
+    @property
+    def file(self) -> str:
+        """Where its cells are kept, in a folder."""
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The parts that a table for people has."""
+
+    @property
+    def prompts(self) -> int: ...
+
+    @property
+    def questions(self) -> int: ...
+
+    @property
+    def rounds(self) -> int:
+        """How often a bench advances over a cell."""
+
+    def slices(self) -> dict[str, np.ndarray]:
+        """Weights [prompts, questions of each] of the questions in each part that is reported."""
 
 
 @dataclass(frozen=True)

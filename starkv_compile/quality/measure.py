@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ..agent.checkpoints import load_agent
 from ..cache import StarKVCache
 from .cells import Cell
 from .design import ASKINGS, COLUMNS, Design
@@ -52,7 +52,8 @@ class Bench:
         checkpoint: Path | None = None,
         advance: Callable[[], Any] = lambda: None,
     ) -> None:
-        self.design, self.reader = design, Reader(checkpoint)
+        self.design = design
+        self.reader = Reader(load_agent(checkpoint)[0], load_agent(checkpoint)[0])
         self.batches: list[Reference] = []
         for number in range(len(design.batches())):
             self.batches.append(self._refer(self.reader.see(make_prompts(design, number))))
@@ -66,16 +67,6 @@ class Bench:
         attention = attention / attention.sum(-1, keepdim=True)
         return Reference(seen, tuple(part.argmax(-1) for part in logs), logs, attention)
 
-    @contextmanager
-    def _reading(self, variant: Variant, budget: float) -> Iterator[Callable[[Seen], StarKVCache]]:
-        config = variant.config(budget)
-        if variant.by_need:
-            yield lambda seen: self.reader.read_by_need(seen, config)
-        else:
-            with self.reader.compiled(config) as compressor:
-                compressor.read(self.batches[0].seen)  # compiles, outside the clock
-                yield compressor.read
-
     def measure(
         self, variant: Variant, budget: float, advance: Callable[[], Any] = lambda: None
     ) -> Cell:
@@ -88,7 +79,7 @@ class Bench:
         same: list[np.ndarray] = []
         divergence: list[np.ndarray] = []
         recall, nbytes, full_nbytes, seconds = [], 0, 0, 0.0
-        with self._reading(variant, budget) as read:
+        with self.reader.reading(variant, budget, self.batches[0].seen) as read:
             for batch in self.batches:
                 cache, spent = read_timed(read, batch.seen)
                 seconds += spent

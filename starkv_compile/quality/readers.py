@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..agent.checkpoints import load_agent
 from ..api import compile, report, undo
 from ..cache import StarKVCache
 from ..cache_argument import with_cache
@@ -22,6 +19,7 @@ from ..errors import StarKVError
 from ..kernels.ops import STARKV
 from ..kernels.reference.capacity import split_capacity
 from .prompts import Continuation, Prompts
+from .variants import Variant
 
 
 @dataclass(frozen=True)
@@ -48,15 +46,23 @@ class SeenBefore(nn.Module):
         self.dtype, self.spatial_merge_size = tower.dtype, tower.spatial_merge_size
 
     def forward(self, features: torch.Tensor, **_: Any) -> Any:
+        from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+            BaseModelOutputWithDeepstackFeatures,
+        )
+
         embeddings, added = features.chunk(2, dim=-1)
-        return SimpleNamespace(pooler_output=embeddings, deepstack_features=[added])
+        return BaseModelOutputWithDeepstackFeatures(
+            pooler_output=embeddings, deepstack_features=[added]
+        )
 
 
 class Reader:
-    """Two copies of the agent: one compiled to compress, one that never is."""
+    """Two copies of a model of the agent's architecture: one that is compiled to compress, one that
+    never is. They are the reader's from now on.
+    """
 
-    def __init__(self, checkpoint: Path | None = None) -> None:
-        self.plain, self.compressing = load_agent(checkpoint)[0], load_agent(checkpoint)[0]
+    def __init__(self, plain: Any, compressing: Any) -> None:
+        self.plain, self.compressing = plain, compressing
         self._tower = self.plain.model.visual
         for model in (self.plain, self.compressing):
             model.model.visual = SeenBefore(self._tower)
@@ -96,6 +102,19 @@ class Reader:
         return cache
 
     @contextlib.contextmanager
+    def reading(
+        self, variant: Variant, budget: float, first: Seen
+    ) -> Iterator[Callable[[Seen], StarKVCache]]:
+        """How prompts become the caches of `variant`; compiled for ones like `first`."""
+        config = variant.config(budget)
+        if variant.by_need:
+            yield lambda seen: self.read_by_need(seen, config)
+        else:
+            with self.compiled(config) as compressor:
+                compressor.read(first)
+                yield compressor.read
+
+    @contextlib.contextmanager
     def compiled(self, config: StarKVConfig) -> Iterator[_Compressor]:
         """Something whose `read` gives compacted caches, by the graph pass."""
         torch._dynamo.reset()  # lets go of the last configuration's graphs
@@ -106,15 +125,18 @@ class Reader:
             undo(self.compressing)
 
     def go_on(self, cache: StarKVCache, seen: Seen, what: Continuation) -> torch.Tensor:
-        """Logits [B, judged, vocabulary] with which the judged tokens are predicted.
+        """Logits [B, judged, vocabulary] with which the judged tokens are predicted."""
+        return self.put(cache, seen, what.ids)[:, -what.judged - 1 : -1]
+
+    def put(self, cache: StarKVCache, seen: Seen, ids: torch.Tensor) -> torch.Tensor:
+        """Logits [B, S, vocabulary] after each of the tokens `ids` [B, S].
 
         They are put to a fork of the cache as they are, nothing is dropped meanwhile.
         """
         fork = cache.fork()
         # No mask for several tokens fits layers that store different numbers of tokens.
-        parts = what.ids.split(1, 1) if cache.is_uneven else (what.ids,)
-        logits = torch.cat([self._put(fork, part, seen.shift).logits for part in parts], 1)
-        return logits[:, -what.judged - 1 : -1]
+        parts = ids.split(1, 1) if cache.is_uneven else (ids,)
+        return torch.cat([self._put(fork, part, seen.shift).logits for part in parts], 1)
 
     def attended(self, cache: StarKVCache, seen: Seen, what: Continuation) -> torch.Tensor:
         """What those predictions attend to: [B, layers, G, tokens stored and put].

@@ -11,7 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from .cells import Cell, CellFile
-from .design import Design, Trajectories
+from .design import AnyDesign
 from .intervals import Bootstrap, Interval, wilson
 from .variants import FULL, title_of
 
@@ -58,7 +58,7 @@ class Row:
 class Comparison:
     """Cells of one design, all resampled alike."""
 
-    def __init__(self, design: Design | Trajectories, cells: Sequence[Cell]) -> None:
+    def __init__(self, design: AnyDesign, cells: Sequence[Cell]) -> None:
         self.parts = design.slices()
         self.cells = {cell.key: cell for cell in cells}
         self._bootstrap = Bootstrap(design.prompts)
@@ -100,7 +100,7 @@ def write_csv(file: CellFile, path: Path) -> None:
         writer.writerows(rows)
 
 
-def accuracy_table(design: Design | Trajectories, cells: Sequence[Cell]) -> Table:
+def accuracy_table(design: AnyDesign, cells: Sequence[Cell]) -> Table:
     """One line a cell: what is right of the parts to be shown, best first at each budget."""
     comparison = Comparison(design, cells)
     table = Table(title=f"Right answers, {design.questions} questions a line (95 % intervals)")

@@ -1,0 +1,216 @@
+"""What a compressed cache still answers, on easy-VQA.
+
+    pip install easy-vqa
+    python -m benchmarks.easy_vqa --out DIR
+
+A tiny model, trained on the training split (half an hour of a core, once, into DIR/model), is given
+a test image and a question; the cache is compacted by some policy, at equal bytes for all. Then all
+the questions that easy-VQA has of that image are put to what is left, one at a time: the same one
+*again*, and the *others*, which nobody had asked when the cache was compacted. An interrupted run
+goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import random
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from starkv_compile.quality.arguments import names, percents
+from starkv_compile.quality.cells import Cell
+from starkv_compile.quality.command import BenchOptions, chosen, run_cells
+from starkv_compile.quality.prompts import Prompts
+from starkv_compile.quality.readers import Reader, Seen, read_timed
+from starkv_compile.quality.variants import Variant
+
+from .easy_vqa_data import IDS, Question, Split, fill, load_split, opening, turn
+from .easy_vqa_model import STEPS, load_or_train
+
+ROWS = 32  # images of a batch at most; all their first questions have one length
+KINDS = ("yes or no", "shape", "colour")
+
+
+@dataclass(frozen=True)
+class EasyVqa:
+    """The first `prompts` test images, each with all its questions; `seed` draws the first one."""
+
+    prompts: int = 500
+    seed: int = 0
+
+    file = "easy_vqa.jsonl"
+    shown = ("all", "again", "other", *KINDS)
+
+    def ordered(self) -> list[list[Question]]:
+        """The questions of each image, the first one first."""
+        asked = load_split("test").questions[: self.prompts]
+        return [
+            random.Random(f"easy-vqa-test-{self.seed}-{image}").sample(questions, len(questions))
+            for image, questions in enumerate(asked)
+        ]
+
+    def batches(self) -> list[list[int]]:
+        """Numbers of the images of each batch."""
+        by_length = defaultdict(list)
+        for image, questions in enumerate(self.ordered()):
+            by_length[len(questions[0].text)].append(image)
+        return [
+            images[start : start + ROWS]
+            for _, images in sorted(by_length.items())
+            for start in range(0, len(images), ROWS)
+        ]
+
+    @property
+    def questions(self) -> int:
+        return sum(map(len, self.ordered()))
+
+    @property
+    def rounds(self) -> int:
+        return len(self.batches())
+
+    def slices(self) -> dict[str, np.ndarray]:
+        """Prompts in the order of `batches`; every question weighs the same."""
+        ordered = self.ordered()
+        kinds = np.full((self.prompts, max(map(len, ordered))), -1)
+        for row, image in enumerate(i for images in self.batches() for i in images):
+            kinds[row, : len(ordered[image])] = [_kind(q) for q in ordered[image]]
+        there, first = kinds >= 0, np.arange(kinds.shape[1]) == 0
+        parts = {"all": there, "again": there & first, "other": there & ~first}
+        parts |= {name: kinds == i for i, name in enumerate(KINDS)}
+        return {name: part.astype(float) for name, part in parts.items()}
+
+
+def _kind(question: Question) -> int:
+    """Index in KINDS."""
+    word = list(IDS)[question.answer]
+    return 0 if word in ("yes", "no") else 1 if word in ("circle", "rectangle", "triangle") else 2
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question of each row of a batch, after its prompt.
+
+    ids: [B, S], filled on the right. last, answer: [B], the index that answers, what it should
+    say. there: [B], whether the row has so many questions.
+    """
+
+    ids: torch.Tensor
+    last: torch.Tensor
+    answer: torch.Tensor
+    there: torch.Tensor
+
+
+class EasyVqaBench:
+    """All prompts of a design, seen, and answered from the full cache."""
+
+    def __init__(self, design: EasyVqa, models: tuple[Any, Any], advance: Callable[[], Any]):
+        self.reader, split, ordered = Reader(*models), load_split("test"), design.ordered()
+        self.columns = max(map(len, ordered))
+        self.batches: list[tuple[Seen, list[Asked]]] = []
+        self.chosen: list[np.ndarray] = []
+        for images in design.batches():
+            questions = [ordered[image] for image in images]
+            seen = self.reader.see(make_prompts(split, images, questions))
+            asked = [make_asked(questions, i) for i in range(self.columns)]
+            self.batches.append((seen, asked))
+            self.chosen.append(self._answers(self.reader.read(seen), seen, asked))
+            advance()
+
+    def _answers(self, cache: Any, seen: Seen, asked: list[Asked]) -> np.ndarray:
+        """[B, columns] words chosen."""
+        columns = []
+        for one in asked:
+            logits = self.reader.put(cache, seen, one.ids)
+            columns.append(logits[torch.arange(len(one.last)), one.last].argmax(-1))
+        return torch.stack(columns, 1).numpy()
+
+    def measure(
+        self, variant: Variant, budget: float, advance: Callable[[], Any] = lambda: None
+    ) -> Cell:
+        """The cell of `variant` at `budget`. Answers are one token: what they attend to and how
+        far their distribution is from the full cache's is not recorded.
+        """
+        right, same, nbytes, full_nbytes, seconds = [], [], 0, 0, 0.0
+        with self.reader.reading(variant, budget, self.batches[0][0]) as read:
+            for (seen, asked), full in zip(self.batches, self.chosen, strict=True):
+                cache, spent = read_timed(read, seen)
+                seconds += spent
+                nbytes += cache.nbytes
+                full_nbytes += sum(layer.full_nbytes for layer in cache.compressed_layers)
+                said = self._answers(cache, seen, asked)
+                answers = torch.stack([one.answer for one in asked], 1).numpy()
+                there = torch.stack([one.there for one in asked], 1).numpy()
+                right.append((said == answers) & there)
+                same.append((said == full) | ~there)
+                advance()
+        return Cell(
+            variant=variant.name,
+            budget=budget,
+            options=dataclasses.asdict(variant.config(budget)),
+            right=np.concatenate(right),
+            same=np.concatenate(same),
+            kl={},
+            recall=float("nan"),
+            nbytes=nbytes,
+            full_nbytes=full_nbytes,
+            seconds=seconds,
+        )
+
+
+def make_prompts(split: Split, images: list[int], questions: list[list[Question]]) -> Prompts:
+    """Images, each with the first of its questions. An oracle keeps the shape."""
+    screens = split.screens(images)
+    input_ids = torch.tensor([opening(asked[0]) for asked in questions])
+    shape = torch.zeros_like(input_ids, dtype=torch.bool)
+    shape[input_ids == IDS["<|image_pad|>"]] = screens.cells[:, 0] > 0
+    return Prompts(input_ids, screens, shape, shape, ())
+
+
+def make_asked(questions: list[list[Question]], number: int) -> Asked:
+    """Question `number` of each row; a row with fewer puts its first one, which does not count."""
+    there = [number < len(asked) for asked in questions]
+    put = [asked[number if i else 0] for asked, i in zip(questions, there, strict=True)]
+    rows = [turn(question) for question in put]
+    return Asked(
+        fill(rows),
+        torch.tensor([len(row) - 1 for row in rows]),
+        torch.tensor([question.answer for question in put]),
+        torch.tensor(there),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("--policies", type=names, metavar="A,B", default="policy")
+    add("--budgets", type=percents, metavar="P,Q", default="40,20,10,5")
+    add("--images", type=int, metavar="N", default=500, help="of the 1,000 of the test split")
+    add("--steps", type=int, metavar="N", default=STEPS, help="of training")
+    add("--seed", type=int, default=0, help="of the model and of which question comes first")
+    add("--threads", type=int, default=1)
+    add("--out", type=Path, metavar="DIR", default=Path("bench-easy-vqa"))
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    folder = args.out / "model"
+    models = load_or_train(folder, args.steps, args.seed)
+    design = EasyVqa(args.images, args.seed)
+    options = BenchOptions(
+        policies=args.policies, budgets=args.budgets, threads=args.threads, out=args.out
+    )
+
+    def bench(advance: Callable[[], Any]) -> EasyVqaBench:
+        return EasyVqaBench(design, models, advance)
+
+    variants = chosen(options.policies)
+    run_cells(options, design, folder, variants, bench, "easy_vqa.csv")
+
+
+if __name__ == "__main__":
+    main()

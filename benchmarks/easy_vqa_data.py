@@ -1,0 +1,139 @@
+"""easy-VQA (Victor Zhou, MIT licence, PyPI `easy-vqa`): images and questions nobody here wrote.
+
+4,000 training and 1,000 test images of 64 x 64 pixels, one coloured shape on a pale background
+each, with about ten questions an image and 13 possible answers of one word.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from starkv_compile.agent.batches import IGNORE, Dialogues, Screens
+from starkv_compile.agent.vocabulary import (
+    AGENT,
+    END,
+    IMAGE,
+    PAD,
+    SPECIAL_TOKENS,
+    USER,
+    VISION_END,
+    VISION_START,
+)
+
+PATCH, SIDE = 4, 16  # pixels of a visual token, tokens of an image's side
+
+WORDS = (
+    "a", "color", "contain", "does", "image", "in", "is", "no", "not", "of", "present", "shape",
+    "the", "there", "what", "yes", "circle", "rectangle", "triangle",
+    "black", "blue", "brown", "gray", "green", "red", "teal", "yellow",
+)  # fmt: skip
+IDS = {word: i for i, word in enumerate((*SPECIAL_TOKENS, *WORDS))}  # special ones as the agent's
+
+
+class Question(NamedTuple):
+    """Token ids of a question, and of its answer."""
+
+    text: tuple[int, ...]
+    answer: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and what is asked about each.
+
+    pixels: [images, SIDE ** 2, 3 * PATCH ** 2], patches in reading order, of each its channels,
+    -1 to 1. questions: of each image, all different.
+    """
+
+    pixels: torch.Tensor
+    questions: list[list[Question]]
+
+    def screens(self, images: Sequence[int]) -> Screens:
+        """What a model is shown; cells: [tokens, 1], 1 where a token shows some of the shape."""
+        pixels = self.pixels[list(images)]
+        ground = pixels.median(1, keepdim=True).values
+        shape = ((pixels - ground).abs().amax(-1) > 0.1).long()
+        grid = torch.tensor([[1, SIDE, SIDE]] * len(images))
+        return Screens(pixels.flatten(0, 1), grid, shape.view(-1, 1))
+
+
+@functools.cache
+def load_split(name: str) -> Split:
+    """The "train" or "test" split, in the order of its image numbers.
+
+    Raises:
+        SystemExit: the package is not installed.
+    """
+    try:
+        import easy_vqa
+    except ImportError as error:
+        raise SystemExit("easy-VQA comes as a package: pip install easy-vqa") from error
+    paths = getattr(easy_vqa, f"get_{name}_image_paths")()
+    asked: defaultdict[int, list[Question]] = defaultdict(list)
+    for text, answer, image in zip(*getattr(easy_vqa, f"get_{name}_questions")(), strict=True):
+        words = text.lower().replace("?", "").split()
+        question = Question(tuple(IDS[word] for word in words), IDS[answer])
+        if question not in asked[image]:
+            asked[image].append(question)
+    numbers = sorted(paths)
+    pixels = torch.stack([read_patches(Path(paths[number])) for number in numbers])
+    return Split(pixels, [asked[number] for number in numbers])
+
+
+def read_patches(path: Path) -> torch.Tensor:
+    """[SIDE ** 2, 3 * PATCH ** 2] of an image file."""
+    from PIL import Image
+
+    pixels = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).float() / 127.5 - 1
+    cut = pixels.view(SIDE, PATCH, SIDE, PATCH, 3).permute(0, 2, 4, 1, 3)
+    return cut.reshape(SIDE * SIDE, -1)
+
+
+def opening(question: Question) -> list[int]:
+    """An image and a first question about it, up to where the answer belongs."""
+    image = [IDS[VISION_START], *[IDS[IMAGE]] * SIDE**2, IDS[VISION_END]]
+    return [IDS[USER], *image, *question.text, IDS[AGENT]]
+
+
+def turn(question: Question) -> list[int]:
+    """A later question, after a reply or none."""
+    return [IDS[END], IDS[USER], *question.text, IDS[AGENT]]
+
+
+def fill(rows: Sequence[Sequence[int]], filler: int = IDS[PAD]) -> torch.Tensor:
+    """[rows, longest], filled on the right: a causal model never sees what comes after."""
+    length = max(map(len, rows))
+    return torch.tensor([[*row, *[filler] * (length - len(row))] for row in rows])
+
+
+def sample_dialogues(
+    rng: random.Random, split: Split, rows: int, questions: int, silent: float
+) -> tuple[Screens, Dialogues]:
+    """`rows` images to learn from, with up to `questions` about each.
+
+    silent: share of answers left out, as they are where a question is put to a compacted cache.
+    """
+    images = rng.sample(range(len(split.questions)), rows)
+    texts, labels = [], []
+    for image in images:
+        asked = split.questions[image]
+        text: list[int] = []
+        label: list[int] = []
+        for question in rng.sample(asked, min(questions, len(asked))):
+            text += turn(question) if text else opening(question)
+            label += [IGNORE] * (len(text) - len(label) - 1) + [question.answer]
+            if rng.random() >= silent:
+                text.append(question.answer)
+                label.append(IGNORE)
+        texts.append(text)
+        labels.append(label)
+    return split.screens(images), Dialogues(fill(texts), fill(labels, IGNORE))
