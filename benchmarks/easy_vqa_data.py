@@ -31,10 +31,11 @@ from starkv_compile.agent.vocabulary import (
 
 PATCH, SIDE = 4, 16  # pixels of a visual token, tokens of an image's side
 
+SHAPES = ("circle", "rectangle", "triangle")
+COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 WORDS = (
     "a", "color", "contain", "does", "image", "in", "is", "no", "not", "of", "present", "shape",
-    "the", "there", "what", "yes", "circle", "rectangle", "triangle",
-    "black", "blue", "brown", "gray", "green", "red", "teal", "yellow",
+    "the", "there", "what", "yes", *SHAPES, *COLORS,
 )  # fmt: skip
 IDS = {word: i for i, word in enumerate((*SPECIAL_TOKENS, *WORDS))}  # special ones as the agent's
 

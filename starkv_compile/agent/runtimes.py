@@ -51,7 +51,7 @@ def export_agent(
     described = AutoConfig.from_pretrained(source, local_files_only=True)
     most = described.get_text_config(decoder=True).max_position_embeddings
     if config.keeps_everything:
-        config = dataclasses.replace(config, budget_tokens=most)
+        config = dataclasses.replace(config, budget=StarKVConfig.budget, budget_tokens=most)
     there = (folder / FILE).is_file() and Manifest.read(folder)
     if there and there.config.fingerprint() == config.fingerprint():
         return
