@@ -80,7 +80,7 @@ def _describe(config: Any, named: dict[str, Any]) -> Described | None:
     if isinstance(positions, torch.Tensor) and positions.dim() == 3 and len(positions) >= 3:
         frame, row, column, _ = layout_from_positions(positions)
         # A frame of one token looks like text in its positions: trust them where they agree.
-        if is_image is None or bool(((frame >= 0) == is_image).all()):
+        if is_image is None or torch.equal(frame >= 0, is_image):
             return frame, row, column, "positions"
     if is_image is None:
         return None

@@ -5,8 +5,11 @@ layer's attention is kept from the tokens that layer has dropped. That is an ora
 shares no code with the cache, its positions or its masks.
 """
 
+import re
+
 import pytest
 import torch
+import transformers
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -103,9 +106,23 @@ MODES = {
 }
 
 
+def skip_where_transformers_fails(inputs, **options):
+    """5.17 gives the second chunk of a Qwen-VL prompt positions of no row, with or without us."""
+    try:
+        run(tiny_model(FAMILY), inputs, **options)
+    except RuntimeError as error:
+        if not transformers.__version__.startswith("5.17."):
+            raise
+        with pytest.raises(RuntimeError, match=re.escape(str(error)[:40])):
+            run(starkv_compile.compile(tiny_model(FAMILY), inner="eager"), inputs, **options)
+        pytest.skip(f"transformers {transformers.__version__} itself: {error}")
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_one_prompt(mode):
     inputs = tiny_inputs(FAMILY)
+    if "prefill_chunk_size" in MODES[mode]:
+        skip_where_transformers_fails(inputs, **MODES[mode])
     ours, theirs = both(lambda model, cache: [run(model, inputs, **MODES[mode])])
     assert isinstance(ours[0].past_key_values, StarKVCache)
     assert_equal(ours, theirs)
