@@ -3,8 +3,8 @@
     pip install easy-vqa
     python -m benchmarks.easy_vqa --out DIR
 
-A tiny model is trained on the training split (twenty minutes of a core, once, into DIR/model). It
-is given a test image and a question; the cache is compacted by some policy, at equal bytes for all.
+A tiny model is trained on the training split (twenty minutes of a core, once, into DIR). It is
+given a test image and a question; the cache is compacted by some policy, at equal bytes for all.
 Then all the questions that easy-VQA has of that image are put to what is left, one at a time: the
 same one *again*, and the *others*, which nobody had asked when the cache was compacted. An
 interrupted run goes on where it was.
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from starkv_compile.errors import OptionError
 from starkv_compile.quality.arguments import names, percents
 from starkv_compile.quality.cells import Cell
 from starkv_compile.quality.command import BenchOptions, chosen, run_cells
@@ -50,13 +51,22 @@ KINDS = ("yes or no", "shape", "colour")
 
 @dataclass(frozen=True)
 class EasyVqa:
-    """The first `prompts` test images, each with all its questions; `seed` draws the first one."""
+    """The first `prompts` test images, each with all its questions; `seed` draws the first one.
+
+    Raises:
+        OptionError: there are not so many images.
+    """
 
     prompts: int = 500
     seed: int = 0
 
     file = "easy_vqa.jsonl"
     shown = ("all", "again", "other", *KINDS)
+
+    def __post_init__(self) -> None:
+        most = len(load_split("test").questions)
+        if not 1 <= self.prompts <= most:
+            raise OptionError(f"images={self.prompts}: 1 to {most}, which the test split has")
 
     def ordered(self) -> list[list[Question]]:
         """The questions of each image, the first one first."""
@@ -207,17 +217,17 @@ def main() -> None:
     add("--out", type=Path, metavar="DIR", default=Path("bench-easy-vqa"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    folder = args.out / "model"
-    models = load_or_train(folder, args.seed)
     design = EasyVqa(args.images, args.seed)
     options = BenchOptions(
         policies=args.policies, budgets=args.budgets, threads=args.threads, out=args.out
     )
+    variants = chosen(options.policies)
+    folder = args.out / f"model-{args.seed}"
+    models = load_or_train(folder, args.seed)
 
     def bench(advance: Callable[[], Any]) -> EasyVqaBench:
         return EasyVqaBench(design, models, advance)
 
-    variants = chosen(options.policies)
     run_cells(options, design, folder, variants, bench, "easy_vqa.csv")
 
 

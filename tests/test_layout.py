@@ -139,3 +139,14 @@ def test_counts_are_of_the_tokens_that_a_budget_counts():
     describe_chunk(cache, model, inputs)
     layout.select(torch.tensor([1]))
     assert layout.counts.tolist() == [[int(text[1]), 43]]
+
+
+def test_positions_of_other_rows_are_not_the_prompts():
+    """As transformers 5.17 passes them with the second chunk of a prompt: of no row."""
+    model, inputs = tiny_model("qwen2_5_vl"), tiny_inputs("qwen2_5_vl", Prompt(((4, 4),), 6))
+    del inputs["image_grid_thw"]
+    inputs["position_ids"] = torch.zeros(4, 0, inputs["input_ids"].shape[1], dtype=torch.int64)
+    cache = StarKVCache(model.config)
+    describe_chunk(cache, model, inputs)
+    assert cache.session.layout.grid == "square"
+    assert cache.session.layout.frame.shape == inputs["input_ids"].shape

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..config import StarKVConfig
-from ..errors import StarKVError
+from ..errors import OptionError, StarKVError
 from .ports import Layer, Shapes, decode_ports, prefill_ports
 
 FILE = "export.json"
@@ -67,7 +67,7 @@ class Manifest:
         """From a folder that `write` was given.
 
         Raises:
-            StarKVError: there is none, or of another format.
+            StarKVError: there is none, or of another format, or of options that are no more.
         """
         try:
             found = json.loads((folder / FILE).read_text())
@@ -81,13 +81,19 @@ class Manifest:
                 f"{folder}: format {found.get('format')!r} of {FILE}, this version reads {FORMAT}; "
                 "export again"
             )
+        try:
+            config = StarKVConfig.from_options(found["config"])
+        except OptionError as error:
+            raise StarKVError(
+                f"{folder}: made with options this version has not ({error}); export again"
+            ) from error
         shapes = found["shapes"]
         shapes["layers"] = tuple(Layer(**layer) for layer in shapes["layers"])
         shapes["dtype"] = getattr(torch, shapes["dtype"])
         return cls(
             model_class=found["model_class"],
             shapes=Shapes(**shapes),
-            config=StarKVConfig.from_options(found["config"]),
+            config=config,
             max_seq=found["max_seq"],
             opset=found["opset"],
             select=found["select"],

@@ -36,7 +36,11 @@ GROUPS = ("policy", "ablation", "own")
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
     """What the command line gives. policies: names of variants, or of `GROUPS` for all of
-    such. budgets: shares below 1. agent: a checkpoint folder, None for the shipped one."""
+    such. budgets: shares below 1. agent: a checkpoint folder, None for the shipped one.
+
+    Raises:
+        OptionError: a budget is no such share.
+    """
 
     policies: Sequence[str] = GROUPS
     budgets: Sequence[float] = BUDGETS
@@ -44,6 +48,14 @@ class BenchOptions:
     threads: int = 1
     agent: Path | None = None
     out: Path = Path("bench-quality")
+
+    def __post_init__(self) -> None:
+        for budget in self.budgets:
+            if not 0 < budget < 1:
+                raise OptionError(
+                    f"budget {budget:.0%}: more than 0 and less than 100 %; 100 % is the full "
+                    "cache, which is always measured"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,13 +140,9 @@ def run_cells(
     to measure; called with what to call after each round.
 
     Raises:
-        StarKVError: a budget is impossible, or the folder holds cells of another design or model.
+        StarKVError: the folder holds cells of another design or model.
     """
     console = console or Console()
-    for budget in options.budgets:
-        if not 0 < budget < 1:
-            raise OptionError(f"budget {budget:.0%}: more than 0 and less than 100 %; 100 % is "
-                              "the full cache, which is always measured")  # fmt: skip
     torch.set_num_threads(options.threads)
     file = CellFile(options.out, design, {"agent": _digest(model), **environment()})
     wanted = [(FULL, 1.0)] + [(v, b) for v in variants for b in options.budgets]

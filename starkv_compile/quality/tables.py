@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from rich.table import Table
 
 from .cells import Cell, CellFile
@@ -70,6 +69,11 @@ class Comparison:
         """How much more of the same questions `cell` gets right than `other`."""
         return self._bootstrap.mean(cell.right.astype(float) - other.right, self.parts[part])
 
+    def agreement(self, cell: Cell, part: str = "all") -> float:
+        """Share of the answers that are the full cache's."""
+        weights = self.parts[part]
+        return float((cell.same * weights).sum() / weights.sum())
+
     def rows(self) -> Iterator[Row]:
         """A row for every part of every cell."""
         for cell in self.cells.values():
@@ -87,7 +91,7 @@ class Comparison:
                     wilson(right, questions),
                     None if full is None else self.difference(cell, full, part),
                     None if default is None else self.difference(cell, default, part),
-                    float((cell.same * weights).sum() / weights.sum()),
+                    self.agreement(cell, part),
                 )
 
 
@@ -115,7 +119,7 @@ def accuracy_table(design: AnyDesign, cells: Sequence[Cell]) -> Table:
     for cell in sorted(cells, key=rank):
         shares = [_percent(comparison.accuracy(cell, part)) for part in shown]
         less = "" if full is None or cell is full else points(comparison.difference(cell, full))
-        same = f"{np.mean(cell.same):.1%}"
+        same = f"{comparison.agreement(cell):.1%}"
         table.add_row(f"{cell.budget:.0%}", title_of(cell.variant), *shares, less, same)
     return table
 
