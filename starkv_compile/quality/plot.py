@@ -22,7 +22,7 @@ LOUD = {"oracle": "black", "default": "tab:green", "paper": "tab:red"}  # thick;
 COLORS = (
     "tab:blue", "tab:orange", "tab:purple", "tab:brown", "tab:pink", "tab:gray", "tab:olive",
     "tab:cyan", "navy", "gold", "plum", "peru", "teal", "salmon", "silver", "yellowgreen",
-    "skyblue", "indigo", "tan",
+    "skyblue", "indigo", "tan", "slategray", "orchid", "darkkhaki",
 )  # fmt: skip
 
 

@@ -10,6 +10,8 @@ from typing import Any
 from ..config import StarKVConfig
 
 BUDGETS = (0.4, 0.2, 0.1, 0.05, 0.03)
+DENSITY = (0.06, 0.15, 0.18, 0.32)
+"""What `measure_layer_budgets` gives for the shipped agent's layers, mean of six prompts."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ _ALL = (
     _policy("snapkv_boost", "SnapKV, mean over heads, with boost"),
     _policy("pyramidkv", "PyramidKV"),
     _policy("vl_cache", "VL-Cache, one budget for all layers"),
+    _policy("vl_cache", "VL-Cache, its budgets by layer", "vl_cache-layers",
+            layer_budgets=DENSITY),
     _policy("gui_kv", "GUI-KV"),
     _policy("st_lite", "ST-Lite"),
     _policy("key_novelty", "attention + key novelty"),
@@ -91,6 +95,8 @@ _ALL = (
     _changed("window-4", "window 4", window=4),
     _changed("window-16", "window 16", window=16),
     _changed("window-32", "window 32", window=32),
+    _changed("layers", "VL-Cache's budgets by layer", layer_budgets=DENSITY),
+    _own("own-layers", "VL-Cache's budgets by layer", layer_budgets=DENSITY),
     _own("own-attention-0", "no attention on screens", attention_weight=0.0),
     _own("own-attention-2", "attention 2", attention_weight=2.0),
     _own("own-text-1", "as large a share of text as of screens", text_weight=1.0),
