@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import random
 from collections import defaultdict
 from collections.abc import Callable
@@ -24,12 +25,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from starkv_compile.agent.vocabulary import IMAGE
 from starkv_compile.errors import OptionError
 from starkv_compile.quality.arguments import names, percents
 from starkv_compile.quality.cells import Cell
 from starkv_compile.quality.command import BenchOptions, chosen, run_cells
 from starkv_compile.quality.prompts import Prompts
-from starkv_compile.quality.readers import Reader, Seen, read_timed
+from starkv_compile.quality.readers import Reader, Seen
 from starkv_compile.quality.variants import Variant
 
 from .easy_vqa_data import (
@@ -157,14 +159,10 @@ class EasyVqaBench:
         """The cell of `variant` at `budget`. Answers are one token: what they attend to and how
         far their distribution is from the full cache's is not recorded.
         """
-        right, same, nbytes, full_nbytes, seconds = [], [], 0, 0, 0.0
-        with self.reader.reading(variant, budget, self.batches[0][0]) as read:
+        right, same = [], []
+        with self.reader.reading(variant, budget, self.batches[0][0]) as metered:
             for (seen, asked), full in zip(self.batches, self.chosen, strict=True):
-                cache, spent = read_timed(read, seen)
-                seconds += spent
-                nbytes += cache.nbytes
-                full_nbytes += sum(layer.full_nbytes for layer in cache.compressed_layers)
-                said = self._answers(cache, seen, asked)
+                said = self._answers(metered.read(seen), seen, asked)
                 answers = torch.stack([one.answer for one in asked], 1).numpy()
                 there = torch.stack([one.there for one in asked], 1).numpy()
                 right.append((said == answers) & there)
@@ -178,9 +176,9 @@ class EasyVqaBench:
             same=np.concatenate(same),
             kl={},
             recall=float("nan"),
-            nbytes=nbytes,
-            full_nbytes=full_nbytes,
-            seconds=seconds,
+            nbytes=metered.nbytes,
+            full_nbytes=metered.full_nbytes,
+            seconds=metered.seconds,
         )
 
 
@@ -189,7 +187,7 @@ def make_prompts(split: Split, images: list[int], questions: list[list[Question]
     screens = split.screens(images)
     input_ids = torch.tensor([opening(asked[0]) for asked in questions])
     shape = torch.zeros_like(input_ids, dtype=torch.bool)
-    shape[input_ids == IDS["<|image_pad|>"]] = screens.cells[:, 0] > 0
+    shape[input_ids == IDS[IMAGE]] = screens.cells[:, 0] > 0
     return Prompts(input_ids, screens, shape, shape, ())
 
 
@@ -223,11 +221,7 @@ def main() -> None:
     )
     variants = chosen(options.policies)
     folder = args.out / f"model-{args.seed}"
-    models = load_or_train(folder, args.seed)
-
-    def bench(advance: Callable[[], Any]) -> EasyVqaBench:
-        return EasyVqaBench(design, models, advance)
-
+    bench = functools.partial(EasyVqaBench, design, load_or_train(folder, args.seed))
     run_cells(options, design, folder, variants, bench, "easy_vqa.csv")
 
 

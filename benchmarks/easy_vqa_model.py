@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 from rich.progress import track
-from torch import nn
 from torch.nn import functional as F
 
 from starkv_compile.agent import initial
 from starkv_compile.agent.architecture import build_config
 from starkv_compile.agent.batches import IGNORE, Screens
-from starkv_compile.agent.train import learning_rate
+from starkv_compile.agent.train import descend, learning_rate
 
 from .easy_vqa_data import COLORS, IDS, PATCH, SHAPES, SIDE, Split, load_split, sample_dialogues
 
@@ -108,12 +107,7 @@ class Trainer:
             self._update(F.cross_entropy(logits, text.labels[asked]), step, steps)
 
     def _update(self, loss: torch.Tensor, step: int, steps: int) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, steps // 3, PEAK)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        descend(self.optimizer, loss, learning_rate(step, steps, steps // 3, PEAK))
 
 
 def load_or_train(folder: Path, seed: int = 0) -> tuple[Any, Any]:

@@ -81,13 +81,7 @@ class AgentSession:
                 generate asks for several replies.
             CacheError: the session has ended so.
         """
-        _check_turn(content, generate)
-        images = sum(part["type"] == "image" for part in content)
-        if self.history is not None and images > self.history:
-            raise OptionError(
-                f"{images} images in a turn of a session with history={self.history}: it could not "
-                f"remember them all; give history={images} or more"
-            )
+        _check_turn(content, generate, self.history)
         if self.failed:
             raise CacheError(
                 "an earlier step of this session failed part-way, and this model's cache cannot be "
@@ -229,8 +223,8 @@ class AgentSession:
         return {"position_ids": torch.cat([text, vision.to(text.device)])}
 
 
-def _check_turn(content: Any, generate: dict[str, Any]) -> None:
-    """Raise `OptionError` for what is not one user turn with one reply."""
+def _check_turn(content: Any, generate: dict[str, Any], history: int | None) -> None:
+    """Raise `OptionError` for what is not one user turn with one reply, and remembered whole."""
     whole = isinstance(content, list) and bool(content)
     for part in content if whole else ():
         kind = part.get("type") if isinstance(part, dict) else None
@@ -239,6 +233,12 @@ def _check_turn(content: Any, generate: dict[str, Any]) -> None:
         raise OptionError(
             f"content={content!r:.90}: expected the parts of one user turn, a list of "
             '{"type": "text", "text": "..."} and {"type": "image", "image": picture}'
+        )
+    images = sum(part["type"] == "image" for part in content)
+    if history is not None and images > history:
+        raise OptionError(
+            f"{images} images in a turn of a session with history={history}: it could not "
+            f"remember them all; give history={images} or more"
         )
     for name in ("num_beams", "num_return_sequences"):
         if generate.get(name, 1) != 1:

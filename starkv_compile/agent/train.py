@@ -151,6 +151,17 @@ def learning_rate(step: int, steps: int, decay: int, peak: float) -> float:
     return peak * min(1.0, (step + 1) / 100, max(0.0, (steps - step) / decay))
 
 
+def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float) -> None:
+    """One step at that learning rate, the gradients clipped to norm 1."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+
+
 class Trainer:
     """Model, probe, optimizer and progress; saved and restored as one."""
 
@@ -164,9 +175,9 @@ class Trainer:
         initial.start_positions(self.visual.pos_embed)
         initial.start_attention(self.model.model.language_model)
         self.probe = CellProbe(self.model.config.text_config.hidden_size)
-        self.parameters = [*self.model.parameters(), *self.probe.parameters()]
+        parameters = [*self.model.parameters(), *self.probe.parameters()]
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=peak, betas=(0.9, 0.98), weight_decay=0.01
+            parameters, lr=peak, betas=(0.9, 0.98), weight_decay=0.01
         )
         self.state: dict[str, Any] = {
             "tower_step": 0, "tower_done": False, "step": 0, "level": 1, "density": 0,
@@ -210,12 +221,7 @@ class Trainer:
         print(line, flush=True)
 
     def update(self, loss: torch.Tensor, rate: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
+        descend(self.optimizer, loss, rate)
         self.state["seconds"] = time.monotonic() - self.started
 
     def train_tower(self, steps: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -95,10 +96,7 @@ def run_quality(options: QualityOptions, console: Console | None = None) -> Cell
     """
     design = Design.of(options.questions, options.seed, tuple(options.frames))
     weights, variants = agent_folder(options.agent), chosen(options.policies)
-
-    def bench(advance: Callable[[], Any]) -> Bench:
-        return Bench(design, options.agent, advance)
-
+    bench = functools.partial(Bench, design, options.agent)
     return run_cells(options, design, weights, variants, bench, "quality.csv", console)
 
 
@@ -118,10 +116,7 @@ def run_trajectories(options: TrajectoryOptions, console: Console | None = None)
         elif variant.name in options.policies:
             raise OptionError(f"policy {variant.name!r} ends at one prompt: it has no trajectory")
     weights = agent_folder(options.agent)
-
-    def bench(advance: Callable[[], Any]) -> TrajectoryBench:
-        return TrajectoryBench(design, options.agent, advance)
-
+    bench = functools.partial(TrajectoryBench, design, options.agent)
     return run_cells(options, design, weights, variants, bench, "trajectories.csv", console)
 
 

@@ -16,7 +16,7 @@ from ..cache import StarKVCache
 from .cells import Cell
 from .design import ASKINGS, COLUMNS, Design
 from .prompts import make_prompts
-from .readers import Reader, Seen, read_timed
+from .readers import Reader, Seen
 from .variants import Variant
 
 
@@ -78,13 +78,10 @@ class Bench:
         right: list[np.ndarray] = []
         same: list[np.ndarray] = []
         divergence: list[np.ndarray] = []
-        recall, nbytes, full_nbytes, seconds = [], 0, 0, 0.0
-        with self.reader.reading(variant, budget, self.batches[0].seen) as read:
+        recall = []
+        with self.reader.reading(variant, budget, self.batches[0].seen) as metered:
             for batch in self.batches:
-                cache, spent = read_timed(read, batch.seen)
-                seconds += spent
-                nbytes += cache.nbytes
-                full_nbytes += sum(layer.full_nbytes for layer in cache.compressed_layers)
+                cache = metered.read(batch.seen)
                 recall.append(_recall(batch.attention, cache))
                 judged = [self._judge(batch, cache, i) for i in range(len(COLUMNS))]
                 right.append(np.stack([one.right for one in judged], 1))
@@ -101,9 +98,9 @@ class Bench:
             same=np.concatenate(same),
             kl={way: float(kl[:, ways == way].mean()) for way in ASKINGS},
             recall=float(np.mean(recall)),
-            nbytes=nbytes,
-            full_nbytes=full_nbytes,
-            seconds=seconds,
+            nbytes=metered.nbytes,
+            full_nbytes=metered.full_nbytes,
+            seconds=metered.seconds,
         )
 
     def _judge(self, batch: Reference, cache: StarKVCache, i: int) -> Judged:

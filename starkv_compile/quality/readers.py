@@ -102,17 +102,15 @@ class Reader:
         return cache
 
     @contextlib.contextmanager
-    def reading(
-        self, variant: Variant, budget: float, first: Seen
-    ) -> Iterator[Callable[[Seen], StarKVCache]]:
+    def reading(self, variant: Variant, budget: float, first: Seen) -> Iterator[Metered]:
         """How prompts become the caches of `variant`; compiled for ones like `first`."""
         config = variant.config(budget)
         if variant.by_need:
-            yield lambda seen: self.read_by_need(seen, config)
+            yield Metered(lambda seen: self.read_by_need(seen, config))
         else:
             with self.compiled(config) as compressor:
                 compressor.read(first)
-                yield compressor.read
+                yield Metered(compressor.read)
 
     @contextlib.contextmanager
     def compiled(self, config: StarKVConfig) -> Iterator[_Compressor]:
@@ -204,7 +202,23 @@ def _read(model: Any, seen: Seen) -> StarKVCache:
     return cache
 
 
-def read_timed(read: Any, seen: Seen) -> tuple[StarKVCache, float]:
-    """A cache, and the seconds of processors it took: whatever else the machine does."""
-    start = time.process_time()
-    return read(seen), time.process_time() - start
+@dataclass
+class Metered:
+    """Reads prompts into caches, and adds up what that takes.
+
+    nbytes, full_nbytes: of all caches, kept and before. seconds: of processors, whatever else the
+    machine does.
+    """
+
+    _read: Callable[[Seen], StarKVCache]
+    nbytes: int = 0
+    full_nbytes: int = 0
+    seconds: float = 0.0
+
+    def read(self, seen: Seen) -> StarKVCache:
+        start = time.process_time()
+        cache = self._read(seen)
+        self.seconds += time.process_time() - start
+        self.nbytes += cache.nbytes
+        self.full_nbytes += sum(layer.full_nbytes for layer in cache.compressed_layers)
+        return cache
