@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from starkv_compile import StarKVCache
+from starkv_compile.cache_argument import with_cache
 
 ROOMS = ("library", "kitchen", "garage", "office", "cellar", "attic")
 FILLER = (
@@ -109,7 +110,7 @@ def follow_up_ids(tokenizer: Any, needles: Needles, opened: bool = True) -> torc
 def read(model: Any, ids: torch.Tensor) -> StarKVCache:
     """A full cache of all but the last `TURN` tokens; `model` must not be compiled with starkv."""
     cache = StarKVCache(model.config)
-    model(input_ids=ids[:, :-TURN], past_key_values=cache, logits_to_keep=1)
+    model(input_ids=ids[:, :-TURN], **with_cache(cache), logits_to_keep=1)
     return cache
 
 
@@ -148,7 +149,7 @@ def converse(
 @torch.no_grad()
 def _generate(model: Any, ids: torch.Tensor, cache: StarKVCache, tokens: int) -> torch.Tensor:
     output: torch.Tensor = model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache,
+        input_ids=ids, attention_mask=torch.ones_like(ids), **with_cache(cache),
         max_new_tokens=tokens, do_sample=False,
     )  # fmt: skip
     return output
@@ -177,7 +178,7 @@ def continuation_loss(model: Any, ids: torch.Tensor, past: StarKVCache, context:
     cache, mask = copy.deepcopy(past), torch.ones_like(ids)  # a mask, for the graphs of `generate`
     seen, last = past.get_seq_length(), ids.shape[1] - 1
     model(
-        input_ids=ids[:, seen:context], attention_mask=mask[:, :context], past_key_values=cache,
+        input_ids=ids[:, seen:context], attention_mask=mask[:, :context], **with_cache(cache),
         logits_to_keep=1,
     )  # fmt: skip
     # Every logit is wanted, so the chunk is appended and not compressed. To layers of different
@@ -186,7 +187,7 @@ def continuation_loss(model: Any, ids: torch.Tensor, past: StarKVCache, context:
     logits = [
         model(
             input_ids=ids[:, start : start + step], attention_mask=mask[:, : start + step],
-            past_key_values=cache, logits_to_keep=step,
+            **with_cache(cache), logits_to_keep=step,
         ).logits
         for start in range(context, last, step)
     ]  # fmt: skip

@@ -169,14 +169,8 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _export(args: argparse.Namespace) -> int:
-    from .errors import OptionError
     from .export.package import ExportOptions, export_checkpoint
 
-    if args.engine and args.cache == "static":
-        raise OptionError(
-            "--engine with --cache static: engines are built of the dynamic cache alone; leave out "
-            "one of them"
-        )
     config = config_of(
         getattr(args, "policy", None), args.paper, budget=args.budget,
         budget_tokens=getattr(args, "budget_tokens", None),

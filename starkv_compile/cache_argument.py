@@ -23,6 +23,11 @@ def _in_the_library() -> str:
     return cache_argument(GenerationMixin.prepare_inputs_for_generation) or NAMES[0]
 
 
+def own_cache() -> str:
+    """How a caller would pass a cache of ours, for errors."""
+    return f"{_in_the_library()}=starkv_compile.StarKVCache(model.config)"
+
+
 def with_cache(cache: Any) -> dict[str, Any]:
     """Keyword arguments that give `cache` to a library model, its `generate`, or an output."""
     return {_in_the_library(): cache}

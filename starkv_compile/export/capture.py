@@ -137,7 +137,6 @@ def capture_prompt(
     config: StarKVConfig,
     select: str,
     max_seq: int,
-    largest: Mapping[str, int] | None = None,
 ) -> Captured:
     """`cut_prompt`'s parts as programs.
 
@@ -145,7 +144,7 @@ def capture_prompt(
         select: the form of selection, a name in `select.SELECTIONS`.
         max_seq: tokens that a session may see.
     """
-    cut = cut_prompt(module, inputs, each, config, largest)
+    cut = cut_prompt(module, inputs, each, config)
     answer, parts = cut.answer, cut.parts
     names = {node: port.name for node, port in zip(answer.reads, inputs, strict=True)}
     lengths = _names_of_lengths(answer.reads, inputs)
@@ -155,9 +154,9 @@ def capture_prompt(
     put_in_place(parts[0].module, bodies(select, max_seq))
     ports = [_port(f"in_{i}", node, lengths) for i, node in enumerate(parts[0].reads)]
     with every_length():
-        compact = export_program(parts[0].module, ports, as_list=False, largest=largest)
+        compact = export_program(parts[0].module, ports, as_list=False)
     return Captured(
-        answer=export_program(answer.module, inputs, as_list=False, largest=largest),
+        answer=export_program(answer.module, inputs, as_list=False),
         compact=compact,
         calls=[[names[node] for node in part.reads] for part in parts],
         answer_outputs=["logits", *(names[node] for node in outputs[1:])],

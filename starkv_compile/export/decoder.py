@@ -79,14 +79,14 @@ class Prefill(nn.Module):
         cache.layers = [self._layer(cache, seen, retired, *one) for one in given]
         logits = self.inner.run(embeds, positions, mask, cache, **more)
         found = [logits]
-        for layer, one in zip(cache.compressed_layers, given, strict=True):
+        for layer in cache.compressed_layers:
             assert layer.kept is not None
             assert layer.novelty is not None
             assert layer.state is not None
             pair = [layer.keys, layer.values]
             if self.shapes.slots:
                 first = torch.zeros_like(layer.kept[:, 0])
-                pair = [write_slots(a, b, first) for a, b in zip(one[:2], pair, strict=True)]
+                pair = [write_slots(next(values), new, first) for new in pair]
             found += [*pair, layer.kept, layer.novelty, *layer.state]
         return found
 
@@ -120,8 +120,6 @@ class Prefill(nn.Module):
     ) -> StarKVLayer:
         layer = StarKVLayer(cache.session)
         layer.lazy_initialization(key, value)
-        if self.shapes.slots:
-            key, value = (buffer[:, :, : kept.shape[1]] for buffer in (key, value))
         layer.keys, layer.values, layer.kept, layer.novelty = key, value, kept, novelty
         layer.seen, layer.retired = seen, retired
         layer.state = state

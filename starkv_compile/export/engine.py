@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 
 from ..errors import StarKVError
@@ -33,7 +34,8 @@ def build_engines(folder: Path, say: Callable[[str], Any] = print) -> list[Path]
         EngineError: TensorRT or a GPU is missing, or it refuses a graph. The text ends with the
             command lines to run elsewhere.
     """
-    ranges = lengths(Manifest.read(folder).max_seq)
+    manifest = Manifest.read(folder)
+    ranges = lengths(manifest.max_seq, manifest.shapes.slots)
     profiles = {file: profile(file, ranges) for file in sorted(folder.glob("*.onnx"))}
     made: dict[Path, Path] = {}
     try:
@@ -85,7 +87,7 @@ def serialized(trt: Any, file: Path, shapes: Profile) -> Any:
     network = builder.create_network(_strongly_typed(trt))
     parser = trt.OnnxParser(network, log)
     built = None
-    if parser.parse_from_file(str(file)):
+    if parser.parse(_decomposable(file), str(file)):
         config = builder.create_builder_config()
         config.clear_flag(trt.BuilderFlag.TF32)
         chosen = builder.create_optimization_profile()
@@ -98,6 +100,19 @@ def serialized(trt: Any, file: Path, shapes: Profile) -> Any:
         said = "; ".join(unsound or log.errors or ["no reason given"])
         raise EngineError(f"{file.name}: TensorRT {trt.__version__} refuses it: {said}")
     return built
+
+
+def _decomposable(file: Path) -> bytes:
+    """The graph, where TensorRT may take attention apart if it has no kernel for it.
+
+    TensorRT-RTX 1.7.1 has none of buffers of some 20,000 slots. ONNX knows no such attribute, so it
+    is not in the file.
+    """
+    model = onnx.load(str(file), load_external_data=False)
+    for node in model.graph.node:
+        if node.op_type == "Attention":
+            node.attribute.append(onnx.helper.make_attribute("TRT_decomposable", 1))
+    return model.SerializeToString()
 
 
 def _strongly_typed(trt: Any) -> int:

@@ -49,25 +49,37 @@ class EngineGraph:
         taken = {name for name in names if self._mode(name) == trt.TensorIOMode.INPUT}
         self.inputs = [name for name in names if name in taken]
         self.outputs = [name for name in names if name not in taken]
+        # Outputs that are an input written in place: one address, and TensorRT insists on it.
+        aliases = {name: self._engine.get_aliased_input_tensor(name) for name in self.outputs}
+        self._aliases = {name: given for name, given in aliases.items() if given}
 
     def __call__(
         self, feeds: Mapping[str, torch.Tensor], buffers: Mapping[str, str] | None = None
     ) -> dict[str, torch.Tensor]:
-        """Run it. Inputs the engine does not have are left out; nothing is written in place."""
-        held = []  # what the engine reads and writes, until it has run
+        """Run it. Inputs the engine does not have are left out.
+
+        What it writes in place is a copy on its device, never the caller's: go on with what is
+        returned, whatever `buffers` says.
+        """
+        held = {}  # what the engine reads and writes, until it has run
+        written = set(self._aliases.values())
         for name in self.inputs:
-            tensor = feeds[name].detach().to(self.device, self._dtype(name)).contiguous()
+            kept = feeds[name].detach().contiguous()
+            tensor = kept.to(self.device, self._dtype(name), copy=name in written)
             if not self._context.set_input_shape(name, tuple(tensor.shape)):
                 raise StarKVError(
                     f"{self.file}: {name} of shape {list(tensor.shape)} is not in the engine's "
                     "profile; export again with a larger --max-seq"
                 )
-            held.append(self._bind(name, tensor))
+            held[name] = self._bind(name, tensor)
         results = {}
         for name in self.outputs:
-            shape = tuple(self._context.get_tensor_shape(name))
-            results[name] = torch.empty(shape, dtype=self._dtype(name), device=self.device)
-            held.append(self._bind(name, results[name]))
+            if name in self._aliases:
+                results[name] = held[self._aliases[name]]
+            else:
+                shape = tuple(self._context.get_tensor_shape(name))
+                results[name] = torch.empty(shape, dtype=self._dtype(name), device=self.device)
+            held[name] = self._bind(name, results[name])
         if not self._context.execute_async_v3(self._stream()):
             raise StarKVError(
                 f"{self.file}: TensorRT did not run it: {'; '.join(self._log.errors)}"

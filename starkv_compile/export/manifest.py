@@ -17,7 +17,7 @@ from ..errors import OptionError, StarKVError
 from .ports import Layer, Shapes, decode_ports, prefill_ports
 
 FILE = "export.json"
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)

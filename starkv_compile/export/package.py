@@ -178,9 +178,8 @@ def _write_decoder(
     with traceable(decoder.decoder):
         say("prefill.onnx")
         captured = capture_prompt(
-            Prefill(decoder, shapes).eval(), inputs, each, options.config, select, options.max_seq,
-            largest={"stored": shapes.slots} if shapes.slots else None,
-        )  # fmt: skip
+            Prefill(decoder, shapes).eval(), inputs, each, options.config, select, options.max_seq
+        )
         made = prompt_model(captured, inputs, outputs, opset)
         save(made, weights.folder / "prefill.onnx", weights)
         say("decode.onnx")

@@ -89,13 +89,12 @@ def layout_in() -> list[Port]:
     return [*lines, current, counted, Port("budgeted", ("budgeted",), torch.bool)]
 
 
-def stored(shapes: Shapes, prefix: str, length: str) -> list[list[Port]]:
-    """Keys and values of each layer: `length` tokens, or buffers with the first of them filled."""
-    held = shapes.slots or length
+def stored(shapes: Shapes, prefix: str, length: int | str) -> list[list[Port]]:
+    """Keys and values of each layer: of `length` tokens, or as many slots."""
     return [
         [
-            Port(f"{prefix}.{i}.key", ("batch", n.heads, held, n.key_dim), shapes.dtype),
-            Port(f"{prefix}.{i}.value", ("batch", n.heads, held, n.value_dim), shapes.dtype),
+            Port(f"{prefix}.{i}.key", ("batch", n.heads, length, n.key_dim), shapes.dtype),
+            Port(f"{prefix}.{i}.value", ("batch", n.heads, length, n.value_dim), shapes.dtype),
         ]
         for i, n in enumerate(shapes.layers)
     ]
@@ -122,11 +121,18 @@ def joined(*parts: list[list[Port]]) -> list[Port]:
 
 
 def prefill_ports(shapes: Shapes) -> tuple[list[Port], list[Port]]:
-    """(inputs, outputs) of the prompt's graph."""
+    """(inputs, outputs) of the prompt's graph.
+
+    Of buffers, it reads `past`, what their filled slots hold, and writes into `buffer`: nothing is
+    both read and written in place, in whatever order a runtime computes.
+    """
     inputs = [*tokens_in(shapes, "new"), *images_in(shapes), *layout_in()]
     past = joined(stored(shapes, "past", "stored"), state(shapes, "past", "stored"))
-    present = joined(stored(shapes, "present", "kept"), state(shapes, "present", "kept"))
-    return [*inputs, *past], [logits_out(shapes), *present]
+    written = joined(stored(shapes, "buffer", shapes.slots)) if shapes.slots else []
+    present = joined(
+        stored(shapes, "present", shapes.slots or "kept"), state(shapes, "present", "kept")
+    )
+    return [*inputs, *past, *written], [logits_out(shapes), *present]
 
 
 def decode_ports(shapes: Shapes) -> tuple[list[Port], list[Port]]:
@@ -134,8 +140,8 @@ def decode_ports(shapes: Shapes) -> tuple[list[Port], list[Port]]:
 
     Of buffers, `attention_mask` tells which slots are read, and `slot` where the token is written.
     """
-    past = joined(stored(shapes, "past", "stored"))
-    present = joined(stored(shapes, "present", "stored_and_new"))
+    past = joined(stored(shapes, "past", shapes.slots or "stored"))
+    present = joined(stored(shapes, "present", shapes.slots or "stored_and_new"))
     tokens = tokens_in(shapes, 1)
     if shapes.slots:
         tokens[-1:] = [

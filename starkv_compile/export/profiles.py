@@ -22,17 +22,20 @@ strip two patches high, with the most of them, has 1,024 windows."""
 Shape = tuple[int, ...]
 
 
-def lengths(max_seq: int, batch: int = 1) -> dict[str, Length]:
+def lengths(max_seq: int, slots: int = 0, batch: int = 1) -> dict[str, Length]:
     """Least, usual and most of each length that `ports` names, for sessions of `max_seq` tokens.
+
+    slots: of a static cache, 0 of a dynamic one, which can store all tokens.
 
     A profile has one range a length, so that the largest prompt and the largest store count as
     coming together. An engine's memory is made for that.
     """
     quarter, half = max(2, max_seq // 4), max(2, max_seq // 2)
+    most_stored = slots or max_seq
     return {
         "batch": (1, 1, batch),
         "new": (2, quarter, max_seq),
-        "stored": (0, quarter, max_seq),
+        "stored": (0, min(quarter, most_stored), most_stored),
         "seen": (2, half, max_seq),
         "budgeted": (2, half, max_seq),
         "on_frame": (2, max(2, max_seq // 8), max_seq),

@@ -200,8 +200,8 @@ def _own_cache(model: Any, cache: Any) -> StarKVCache:
         return adopt(cache)
     if not isinstance(cache, StarKVCache):
         raise StarKVError(
-            f"past_key_values is a {type(cache).__name__}: pass a StarKVCache or an empty "
-            "DynamicCache without offloading, or leave it out"
+            f"the cache is a {type(cache).__name__}: pass a StarKVCache or an empty DynamicCache "
+            "without offloading, or leave it out"
         )
     return cache
 
@@ -343,8 +343,11 @@ class Runtime:
                     "like it), which exported graphs do not; go on with it in torch"
                 )
             mi, mi_steps, pattern, pattern_count = layer.state
+            if self.shapes.slots:
+                feeds |= {f"buffer.{i}.key": layer.keys, f"buffer.{i}.value": layer.values}
             feeds |= {
-                f"past.{i}.key": layer.keys, f"past.{i}.value": layer.values,
+                f"past.{i}.key": layer.keys[:, :, : layer.stored],
+                f"past.{i}.value": layer.values[:, :, : layer.stored],
                 f"past.{i}.kept": layer.places(), f"past.{i}.novelty": layer.novelties(),
                 f"past.{i}.mi": mi,
                 f"past.{i}.mi_steps": mi_steps, f"past.{i}.pattern_count": pattern_count,

@@ -14,7 +14,7 @@ from .base import Context, GraphPass
 from .sites import INDEX, Attention, CacheWrite
 
 WAY_OUT = (
-    "pass a starkv_compile.StarKVCache as past_key_values, or compile the model with "
+    "pass a starkv_compile.StarKVCache as the model's cache, or compile the model with "
     "starkv_compile.compile(model)"
 )
 NOT_WHOLE = (

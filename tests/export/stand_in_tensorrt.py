@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import onnxruntime
 
 KINDS = {
@@ -50,6 +51,8 @@ class Context:
 
     def execute_async_v3(self, stream):
         assert stream == 0
+        for name, given in self.engine.aliases.items():
+            assert self.addresses[name] == self.addresses[given], "not written in place"
         for name, value in self._results().items():
             ctypes.memmove(self.addresses[name], value.ctypes.data, value.nbytes)
         return True
@@ -77,9 +80,19 @@ class Engine:
         self.inputs = {port.name: port.type for port in self.session.get_inputs()}
         self.outputs = {port.name: port.type for port in self.session.get_outputs()}
         self.num_io_tensors = len(self.inputs) + len(self.outputs)
+        graph = onnx.load(file, load_external_data=False).graph
+        self.aliases = {
+            node.output[0]: node.input[0] for node in graph.node if node.op_type == "TensorScatter"
+        }
+        read = [n for node in graph.node if node.op_type != "Shape" for n in node.input]
+        in_place = self.aliases.values()
+        assert all(read.count(name) == 1 for name in in_place), "read as well, at any time"
 
     def get_tensor_name(self, i):
         return [*self.outputs, *self.inputs][i]
+
+    def get_aliased_input_tensor(self, name):
+        return self.aliases.get(name)
 
     def get_tensor_mode(self, name):
         return TensorIOMode.INPUT if name in self.inputs else TensorIOMode.OUTPUT
@@ -149,6 +162,7 @@ class OnnxParser:
     def __init__(self, network, log):
         self.network = network
 
-    def parse_from_file(self, file):
-        self.network.file = file
+    def parse(self, model, path):
+        onnx.load_model_from_string(model)
+        self.network.file = path
         return True

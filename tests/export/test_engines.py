@@ -15,6 +15,8 @@ from starkv_compile.export.profiles import lengths, profile
 from starkv_compile.export.runner import load_model
 from starkv_compile.testing import Prompt, generate, tiny_inputs
 from tests.export import stand_in_tensorrt
+from tests.export.same import assert_same_cache
+from tests.export.trajectory import steps
 
 
 @pytest.fixture
@@ -34,6 +36,7 @@ def quiet(text):
     return None
 
 
+@pytest.mark.parametrize("exported", ["topk", "static"], indirect=True)
 def test_an_agent_on_engines_answers_as_the_compiled_model(exported, folder, tensorrt):
     built = build_engines(folder, quiet)
     assert [file.name for file in built] == ["decode.engine", "prefill.engine", "visual.engine"]
@@ -47,6 +50,19 @@ def test_an_agent_on_engines_answers_as_the_compiled_model(exported, folder, ten
         strict=True,
     )
     assert all(torch.equal(a.places(), b.places()) for a, b in layers)
+
+
+def test_steps_of_a_session_on_engines(exports, tmp_path, tensorrt):
+    """In buffers, which each engine writes in place."""
+    exported = exports("static")
+    folder = shutil.copytree(exported.folder, tmp_path / "folder")
+    build_engines(folder, quiet)
+    runs = [
+        steps(m, exported.family, 4) for m in (load_model(folder, "tensorrt"), exported.compiled)
+    ]
+    for (mine, left), (theirs, right) in zip(*runs, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+        assert_same_cache(left, right, exported.layers)
 
 
 def test_a_graph_that_is_refused_leaves_no_engine(folder, tensorrt):
@@ -103,13 +119,6 @@ def test_engines_are_built_by_the_command(folder, tmp_path, capsys, monkeypatch,
     code, err = export(capsys, monkeypatch, folder, tmp_path / "out")
     assert (code, err) == (0, "")
     assert len(list((tmp_path / "out").glob("*.engine"))) == 3
-
-
-def test_engines_of_a_static_cache_are_refused_before_anything_is_done(tmp_path, capsys):
-    command = ["export", str(SHIPPED), "--engine", "--cache", "static", "-o", str(tmp_path / "out")]
-    assert main(command) == 2
-    assert "leave out one of them" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
 
 
 def test_every_length_of_every_graph_has_a_range(exported):

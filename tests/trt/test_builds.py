@@ -22,17 +22,20 @@ from starkv_compile.testing import tiny_model  # noqa: E402
 
 STARKV = functools.partial(StarKVConfig, policy="starkv")
 CASES = [
-    ("qwen2_vl", 2, "topk", "float16", TENSORRT_TOPK, StarKVConfig(budget=0.2)),
-    ("qwen2_vl", 2, "threshold", "bfloat16", 131072, StarKVConfig(budget=0.2)),
-    ("qwen3_vl", 1, "topk", "bfloat16", TENSORRT_TOPK, StarKVConfig.paper(budget=0.2)),
-    ("qwen3_vl", 1, "threshold", "float16", 131072, STARKV(budget_tokens=20000)),
-    ("qwen3_vl", 1, "threshold", "float32", 65536, StarKVConfig(budget=0.05)),
+    ("qwen2_vl", 2, "topk", "float16", TENSORRT_TOPK, "dynamic", StarKVConfig(budget=0.2)),
+    ("qwen2_vl", 2, "threshold", "bfloat16", 131072, "dynamic", StarKVConfig(budget=0.2)),
+    ("qwen3_vl", 1, "topk", "bfloat16", TENSORRT_TOPK, "dynamic", StarKVConfig.paper(budget=0.2)),
+    ("qwen3_vl", 1, "threshold", "float16", 131072, "dynamic", STARKV(budget_tokens=20000)),
+    ("qwen3_vl", 1, "threshold", "float32", 65536, "dynamic", StarKVConfig(budget=0.05)),
+    ("qwen2_vl", 2, "topk", "float16", TENSORRT_TOPK, "static", StarKVConfig(budget=0.2)),
+    ("qwen3_vl", 1, "threshold", "bfloat16", 131072, "static", StarKVConfig(budget=0.2)),
+    ("qwen2_vl", 1, "threshold", "float32", 16384, "static", STARKV(budget=0.2)),
 ]
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(map(str, case[:5])))
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(map(str, case[:6])))
 def exported(request, tmp_path_factory):
-    family, layers, form, dtype, max_seq, config = request.param
+    family, layers, form, dtype, max_seq, cache, config = request.param
     model = tiny_model(family, num_hidden_layers=layers).to(getattr(torch, dtype))
     checkpoint = tmp_path_factory.mktemp("checkpoint")
     model.config.save_pretrained(checkpoint)
@@ -43,15 +46,16 @@ def exported(request, tmp_path_factory):
         max_seq=max_seq,
         dtype=dtype,
         select=form,
+        cache=cache,
     )
-    return export_model(model, options, lambda text: None), max_seq
+    return export_model(model, options, lambda text: None), lengths(max_seq, options.room, batch=4)
 
 
 @pytest.mark.parametrize("graph", ["prefill", "decode", "visual"])
 def test_is_built_for_the_widest_profile(exported, graph):
-    folder, max_seq = exported
+    folder, ranges = exported
     file = folder / f"{graph}.onnx"
-    engine = serialized(rtx, file, profile(file, lengths(max_seq, batch=4)))
+    engine = serialized(rtx, file, profile(file, ranges))
     assert engine.nbytes > 100_000
 
 
