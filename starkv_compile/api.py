@@ -22,7 +22,7 @@ def compile(model: Model, config: StarKVConfig | None = None, **options: Any) ->
     `model.generate(...)` and `model(...)` are called as before. `undo(model)` takes it back.
 
     Args:
-        model: any model with `get_decoder()` whose forward takes `past_key_values`.
+        model: any model with `get_decoder()` whose forward takes a cache.
         config: default `StarKVConfig()`; or give its values as `options`, `budget=0.2`.
 
     Raises:

@@ -305,8 +305,9 @@ class StarKVLayer(DynamicLayer):
 class StarKVCache(DynamicCache):
     """A `DynamicCache` whose full-attention layers are `StarKVLayer`s.
 
-    `StarKVCache(model.config)` makes an empty one: pass it as `past_key_values` to keep one
-    session over several calls. Sliding-window layers stay the library's own.
+    `StarKVCache(model.config)` makes an empty one: pass it as the model's cache (`cache`,
+    before transformers 5.24 `past_key_values`) to keep one session over several calls.
+    Sliding-window layers stay the library's own.
     """
 
     session: Session

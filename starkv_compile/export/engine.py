@@ -23,6 +23,11 @@ UNSOUND = "not self-consistent"
 """In a warning about the profile. It is built all the same, and fails in use."""
 
 
+STATIC_HINT = (
+    "; of a static cache trtexec cannot build all that --engine can: float32, or 24,576 slots"
+)
+
+
 class EngineError(StarKVError):
     """No engine could be built or loaded. Graphs that were exported stay as they are."""
 
@@ -35,7 +40,7 @@ def build_engines(folder: Path, say: Callable[[str], Any] = print) -> list[Path]
             command lines to run elsewhere.
     """
     manifest = Manifest.read(folder)
-    ranges = lengths(manifest.max_seq, manifest.shapes.slots)
+    ranges = lengths(manifest.max_seq, slots=manifest.shapes.slots)
     profiles = {file: profile(file, ranges) for file in sorted(folder.glob("*.onnx"))}
     made: dict[Path, Path] = {}
     try:
@@ -51,7 +56,8 @@ def build_engines(folder: Path, say: Callable[[str], Any] = print) -> list[Path]
         lines = "\n".join(trtexec(file, shapes) for file, shapes in profiles.items())
         raise EngineError(
             f"{folder}: the graphs are written, engines are not: {error}. Where TensorRT 11 and "
-            f"the GPU are, run in that folder (TensorRT 10: with --stronglyTyped):\n{lines}"
+            f"the GPU are, run in that folder (TensorRT 10: with --stronglyTyped"
+            f"{STATIC_HINT * bool(manifest.shapes.slots)}):\n{lines}"
         ) from error
     finally:
         for partial in made.values():
@@ -105,8 +111,8 @@ def serialized(trt: Any, file: Path, shapes: Profile) -> Any:
 def _decomposable(file: Path) -> bytes:
     """The graph, where TensorRT may take attention apart if it has no kernel for it.
 
-    TensorRT-RTX 1.7.1 has none of buffers of some 20,000 slots. ONNX knows no such attribute, so it
-    is not in the file.
+    TensorRT-RTX 1.7.1 has none of float32 over lengths that vary, nor of buffers of 24,576 slots
+    (22,528 it has). ONNX knows no such attribute, so it is not in the file.
     """
     model = onnx.load(str(file), load_external_data=False)
     for node in model.graph.node:

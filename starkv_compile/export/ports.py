@@ -90,7 +90,7 @@ def layout_in() -> list[Port]:
 
 
 def stored(shapes: Shapes, prefix: str, length: int | str) -> list[list[Port]]:
-    """Keys and values of each layer: of `length` tokens, or as many slots."""
+    """Keys and values of each layer: of `length` tokens, a number where they are slots."""
     return [
         [
             Port(f"{prefix}.{i}.key", ("batch", n.heads, length, n.key_dim), shapes.dtype),

@@ -22,10 +22,10 @@ strip two patches high, with the most of them, has 1,024 windows."""
 Shape = tuple[int, ...]
 
 
-def lengths(max_seq: int, slots: int = 0, batch: int = 1) -> dict[str, Length]:
+def lengths(max_seq: int, *, slots: int = 0, batch: int = 1) -> dict[str, Length]:
     """Least, usual and most of each length that `ports` names, for sessions of `max_seq` tokens.
 
-    slots: of a static cache, 0 of a dynamic one, which can store all tokens.
+    slots: of a static cache, more than which nothing stores; 0 of a dynamic one.
 
     A profile has one range a length, so that the largest prompt and the largest store count as
     coming together. An engine's memory is made for that.

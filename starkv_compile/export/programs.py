@@ -73,7 +73,7 @@ def export_programs(
             "compile_program; call model.cpu() first"
         )
     shapes = describe(model, decoder)
-    ranges = lengths(max_seq, batch)
+    ranges = lengths(max_seq, batch=batch)
     largest = {
         "batch": max(3, batch), "new": max_seq, "stored": max_seq, "on_frame": max_seq,
         "seen": 2 * max_seq, "budgeted": 2 * max_seq,

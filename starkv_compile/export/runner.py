@@ -343,7 +343,7 @@ class Runtime:
                     "like it), which exported graphs do not; go on with it in torch"
                 )
             mi, mi_steps, pattern, pattern_count = layer.state
-            if self.shapes.slots:
+            if self.shapes.slots:  # no runtime writes these in place: `past` may be a view of them
                 feeds |= {f"buffer.{i}.key": layer.keys, f"buffer.{i}.value": layer.values}
             feeds |= {
                 f"past.{i}.key": layer.keys[:, :, : layer.stored],

@@ -93,7 +93,9 @@ def _attention(node: NodeProto, graph: Graph) -> str | None:
     if graph.types.get(node.input[0]) == TensorProto.FLOAT and not _attribute(
         node, "TRT_decomposable"
     ):
-        return "no dedicated kernel for float32, and not marked TRT_decomposable"
+        return (
+            "no dedicated kernel for float32, and not marked TRT_decomposable, as --engine marks it"
+        )
     return None
 
 

@@ -163,6 +163,8 @@ class OnnxParser:
         self.network = network
 
     def parse(self, model, path):
-        onnx.load_model_from_string(model)
+        nodes = onnx.load_model_from_string(model).graph.node
+        attentions = [node for node in nodes if node.op_type == "Attention"]
+        assert all("TRT_decomposable" in {a.name for a in n.attribute} for n in attentions)
         self.network.file = path
         return True

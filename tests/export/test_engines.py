@@ -60,9 +60,13 @@ def test_steps_of_a_session_on_engines(exports, tmp_path, tensorrt):
     runs = [
         steps(m, exported.family, 4) for m in (load_model(folder, "tensorrt"), exported.compiled)
     ]
+    given = before = None
     for (mine, left), (theirs, right) in zip(*runs, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
         assert_same_cache(left, right, exported.layers)
+        assert given is None or torch.equal(given, before), "a copy is written, not what is given"
+        given = left.compressed_layers[0].keys
+        before = given.clone()
 
 
 def test_a_graph_that_is_refused_leaves_no_engine(folder, tensorrt):
@@ -130,6 +134,7 @@ def test_every_length_of_every_graph_has_a_range(exported):
                 a <= b <= c
                 for a, b, c in zip(least, shapes.usual[name], shapes.most[name], strict=True)
             )
+    assert lengths(1024, slots=64)["stored"] == (0, 64, 64), "nothing stores more than the slots"
     with pytest.raises(StarKVError, match="has a length 'batch', for which no range is known"):
         profile(exported.folder / "decode.onnx", {})
 

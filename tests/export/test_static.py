@@ -142,6 +142,10 @@ def test_what_the_graphs_consist_of(static):
         count = Counter(node.op_type for node in file.graph.node)
         assert (count["TensorScatter"], count["Attention"]) == (2 * static.layers, static.layers)
         assert "TensorScatter" not in {one.op for one in refused(file, 300)}
+        reads = [(n.op_type, name) for n in file.graph.node for name in n.input]
+        buffers = {port.name for port in file.graph.input if port.name.startswith("buffer.")}
+        assert {kind for kind, name in reads if name in buffers} <= {"TensorScatter"}
+        assert len(buffers) == (2 * static.layers if name == "prefill" else 0)
     lengths = {d.dim_param for port in file.graph.input for d in port.type.tensor_type.shape.dim}
     assert len(lengths - {""}) == 1, "of decoding's lengths the batch alone varies"
     attention = [node for node in file.graph.node if node.op_type == "Attention"]

@@ -48,7 +48,8 @@ def exported(request, tmp_path_factory):
         select=form,
         cache=cache,
     )
-    return export_model(model, options, lambda text: None), lengths(max_seq, options.room, batch=4)
+    ranges = lengths(max_seq, slots=options.room, batch=4)
+    return export_model(model, options, lambda text: None), ranges
 
 
 @pytest.mark.parametrize("graph", ["prefill", "decode", "visual"])
