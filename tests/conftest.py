@@ -39,6 +39,7 @@ def _poisoned_memory(monkeypatch):
 @pytest.fixture(autouse=True)
 def _fresh_dynamo():
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()  # reset leaves what earlier tests ran into
     with in_process():  # a changed kernel is never tested by what was compiled before
         yield
     torch._dynamo.reset()
