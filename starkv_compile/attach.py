@@ -19,7 +19,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from .backend import current_cache, current_layers, current_report
-from .cache_argument import cache_argument, own_cache, pop_cache
+from .cache_argument import cache_argument, own_cache_argument, pop_cache
 from .config import StarKVConfig
 from .describe import describe_chunk
 from .errors import CacheError, OptionError
@@ -144,7 +144,7 @@ class Attachment:
             self.refuse(
                 f"budget_bytes={budget}: {short} bytes are stored, as the layers are in several "
                 "graphs, which do not know each other's size; begin the session with "
-                f"{own_cache()}, or use budget_tokens"
+                f"{own_cache_argument()}, or use budget_tokens"
             )
 
     def prepare(self, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any], Any]:
@@ -268,13 +268,13 @@ class Attachment:
             kind = f"{name} with offloading" if type(cache) is DynamicCache else name
             self.refuse(
                 f"the cache is a {kind}, which cannot be shortened rightly; use the default "
-                f"cache, or pass {own_cache()}"
+                f"cache, or pass {own_cache_argument()}"
             )
             return None
         if cache.get_seq_length() > 0:
             self.refuse(
                 f"the {name} passed in already holds tokens stored without starkv; begin the "
-                f"session with {own_cache()}"
+                f"session with {own_cache_argument()}"
             )
             return None
         return adopt(cache)

@@ -23,7 +23,7 @@ def _in_the_library() -> str:
     return cache_argument(GenerationMixin.prepare_inputs_for_generation) or NAMES[0]
 
 
-def own_cache() -> str:
+def own_cache_argument() -> str:
     """How a caller would pass a cache of ours, for errors."""
     return f"{_in_the_library()}=starkv_compile.StarKVCache(model.config)"
 

@@ -22,10 +22,8 @@ from .profiles import Profile, lengths, profile, trtexec
 UNSOUND = "not self-consistent"
 """In a warning about the profile. It is built all the same, and fails in use."""
 
-
-STATIC_HINT = (
-    "; of a static cache trtexec cannot build all that --engine can: float32, or 24,576 slots"
-)
+STATIC = "; trtexec builds no static cache in float32 or of 24,576 slots, --engine does"
+"""What trtexec cannot build of a file alone, see `_decomposable`."""
 
 
 class EngineError(StarKVError):
@@ -54,10 +52,10 @@ def build_engines(folder: Path, say: Callable[[str], Any] = print) -> list[Path]
             partial.rename(engine)
     except StarKVError as error:
         lines = "\n".join(trtexec(file, shapes) for file, shapes in profiles.items())
+        limits = STATIC if manifest.shapes.slots else ""
         raise EngineError(
             f"{folder}: the graphs are written, engines are not: {error}. Where TensorRT 11 and "
-            f"the GPU are, run in that folder (TensorRT 10: with --stronglyTyped"
-            f"{STATIC_HINT * bool(manifest.shapes.slots)}):\n{lines}"
+            f"the GPU are, run in that folder (TensorRT 10: with --stronglyTyped){limits}:\n{lines}"
         ) from error
     finally:
         for partial in made.values():

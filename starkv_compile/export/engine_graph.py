@@ -64,8 +64,8 @@ class EngineGraph:
         held = {}  # what the engine reads and writes, until it has run
         written = set(self._aliases.values())
         for name in self.inputs:
-            kept = feeds[name].detach().contiguous()
-            tensor = kept.to(self.device, self._dtype(name), copy=name in written)
+            given = feeds[name].detach().contiguous()
+            tensor = given.to(self.device, self._dtype(name), copy=name in written)
             if not self._context.set_input_shape(name, tuple(tensor.shape)):
                 raise StarKVError(
                     f"{self.file}: {name} of shape {list(tensor.shape)} is not in the engine's "

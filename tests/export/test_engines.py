@@ -44,12 +44,7 @@ def test_an_agent_on_engines_answers_as_the_compiled_model(exported, folder, ten
     inputs = tiny_inputs(exported.family, Prompt(((4, 4), (3, 5)), text=20))
     mine, theirs = (generate(m, inputs, tokens=5) for m in (model, exported.compiled))
     assert torch.equal(mine.sequences, theirs.sequences)
-    layers = zip(
-        mine.past_key_values.compressed_layers,
-        theirs.past_key_values.compressed_layers,
-        strict=True,
-    )
-    assert all(torch.equal(a.places(), b.places()) for a, b in layers)
+    assert_same_cache(mine.past_key_values, theirs.past_key_values, exported.layers)
 
 
 def test_steps_of_a_session_on_engines(exports, tmp_path, tensorrt):
@@ -117,6 +112,15 @@ def test_what_is_missing_is_said_with_the_lines_to_run_elsewhere(
     assert "--minShapes=input_ids:1x2,position_ids:3x1x2," in lines[1]
     assert "past.1.key:1x2x100x16" in lines[1].split("--optShapes=")[1]
     assert {file.name for file in out.iterdir()} == {file.name for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("form", ["topk", "static"])
+def test_what_trtexec_cannot_build_is_said_of_a_static_cache(form, exports, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(EngineError) as raised:
+        build_engines(exports(form).folder, quiet)
+    limit = "trtexec builds no static cache in float32 or of 24,576 slots"
+    assert (limit in str(raised.value)) == (form == "static")
 
 
 def test_engines_are_built_by_the_command(folder, tmp_path, capsys, monkeypatch, tensorrt):
