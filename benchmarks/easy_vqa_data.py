@@ -16,9 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-
-from starkv_compile.agent.batches import IGNORE, Dialogues, Screens
-from starkv_compile.agent.vocabulary import (
+from starkv_lab.agent.batches import IGNORE, Dialogues, Screens
+from starkv_lab.agent.vocabulary import (
     AGENT,
     END,
     IMAGE,
@@ -34,9 +33,25 @@ PATCH, SIDE = 4, 16  # pixels of a visual token, tokens of an image's side
 SHAPES = ("circle", "rectangle", "triangle")
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 WORDS = (
-    "a", "color", "contain", "does", "image", "in", "is", "no", "not", "of", "present", "shape",
-    "the", "there", "what", "yes", *SHAPES, *COLORS,
-)  # fmt: skip
+    "a",
+    "color",
+    "contain",
+    "does",
+    "image",
+    "in",
+    "is",
+    "no",
+    "not",
+    "of",
+    "present",
+    "shape",
+    "the",
+    "there",
+    "what",
+    "yes",
+    *SHAPES,
+    *COLORS,
+)
 IDS = {word: i for i, word in enumerate((*SPECIAL_TOKENS, *WORDS))}  # special ones as the agent's
 
 

@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 from rich.progress import track
+from starkv_lab.agent.architecture import build_config
+from starkv_lab.agent.batches import IGNORE, Screens
+from starkv_lab.training import initial
+from starkv_lab.training.train import descend, learning_rate
 from torch.nn import functional as F
-
-from starkv_compile.agent import initial
-from starkv_compile.agent.architecture import build_config
-from starkv_compile.agent.batches import IGNORE, Screens
-from starkv_compile.agent.train import descend, learning_rate
 
 from .easy_vqa_data import COLORS, IDS, PATCH, SHAPES, SIDE, Split, load_split, sample_dialogues
 

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from starkv_lab.environment import environment
 
 from starkv_compile.kernels import reference
 from starkv_compile.kernels.ops import STARKV
-from starkv_compile.machine import environment
 
 from . import exact
 from .contenders import CONTENDERS
@@ -57,8 +57,11 @@ def check_window_attention() -> int:
     for dtype in DTYPES:
         for dim in (64, 80, 96, 128, 256):
             for heads, groups, window, masked in (
-                (28, 4, 8, False), (32, 8, 32, False), (7, 1, 64, True), (4, 4, 1, True),
-            ):  # fmt: skip
+                (28, 4, 8, False),
+                (32, 8, 32, False),
+                (7, 1, 64, True),
+                (4, 4, 1, True),
+            ):
                 length = 1031
                 query = torch.randn(2, heads, length, dim, device="cuda", dtype=dtype)
                 key = torch.randn(2, groups, length, dim, device="cuda", dtype=dtype)

@@ -25,13 +25,22 @@ class Peer:
     def __init__(self, python: str, size: Size, threads: int):
         layer = size.layer
         numbers = (
-            layer.heads, layer.groups, layer.dim, layer.hidden, size.length, size.window,
-            size.budget, str(size.dtype).removeprefix("torch."), threads,
-        )  # fmt: skip
+            layer.heads,
+            layer.groups,
+            layer.dim,
+            layer.hidden,
+            size.length,
+            size.window,
+            size.budget,
+            str(size.dtype).removeprefix("torch."),
+            threads,
+        )
         self.process = subprocess.Popen(
             [python, str(Path(__file__)), *map(str, numbers)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         self.seconds()  # ready
 
     def seconds(self) -> float:
@@ -74,9 +83,12 @@ def _serve() -> None:
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = LlamaConfig(
-        hidden_size=hidden, num_attention_heads=heads, num_key_value_heads=groups, head_dim=dim,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        head_dim=dim,
         max_position_embeddings=length,
-    )  # fmt: skip
+    )
     layer = LlamaAttention(config, 0).to(device, dtype).eval()
     states = torch.randn(1, length, hidden, device=device, dtype=dtype)
     key = torch.randn(1, groups, length, dim, device=device, dtype=dtype)

@@ -32,9 +32,12 @@ def theirs(file: str) -> None:
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=HIDDEN, num_attention_heads=HEADS, num_key_value_heads=GROUPS, head_dim=DIM,
+        hidden_size=HIDDEN,
+        num_attention_heads=HEADS,
+        num_key_value_heads=GROUPS,
+        head_dim=DIM,
         num_hidden_layers=LAYERS,
-    )  # fmt: skip
+    )
     layer = llama.LlamaAttention(config, 0).eval()
     with torch.no_grad():  # logits as uneven as a trained layer's
         layer.q_proj.weight.mul_(8.0)
@@ -82,12 +85,24 @@ def ours(policy: str, budget: float, tensors: dict[str, Any], capacity: int) -> 
     window = scorer.window or WINDOW
     scored = scorer.score(
         ScoreInputs(
-            query=tensors["query"], key=tensors["key"], value=tensors["value"], mask=None,
-            scale=DIM**-0.5, log_sum_exp=None, hidden=None, real=None, layout=layout, counts=None,
-            state=tuple(fresh_state(tensors["key"], layout[3])), index=None, novelty=None, layer=0,
-            window=window, capacity=capacity,
+            query=tensors["query"],
+            key=tensors["key"],
+            value=tensors["value"],
+            mask=None,
+            scale=DIM**-0.5,
+            log_sum_exp=None,
+            hidden=None,
+            real=None,
+            layout=layout,
+            counts=None,
+            state=tuple(fresh_state(tensors["key"], layout[3])),
+            index=None,
+            novelty=None,
+            layer=0,
+            window=window,
+            capacity=capacity,
         )
-    )  # fmt: skip
+    )
     return STARKV.select_tokens(scored.scores, None, LENGTH, window, capacity)[0].expand(GROUPS, -1)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from starkv_compile import StarKVCache
-from starkv_compile.cache_argument import with_cache
+from starkv_compile.hf.cache_argument import with_cache
 
 ROOMS = ("library", "kitchen", "garage", "office", "cellar", "attic")
 FILLER = (
@@ -149,9 +149,12 @@ def converse(
 @torch.no_grad()
 def _generate(model: Any, ids: torch.Tensor, cache: StarKVCache, tokens: int) -> torch.Tensor:
     output: torch.Tensor = model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), **with_cache(cache),
-        max_new_tokens=tokens, do_sample=False,
-    )  # fmt: skip
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        **with_cache(cache),
+        max_new_tokens=tokens,
+        do_sample=False,
+    )
     return output
 
 
@@ -178,18 +181,22 @@ def continuation_loss(model: Any, ids: torch.Tensor, past: StarKVCache, context:
     cache, mask = copy.deepcopy(past), torch.ones_like(ids)  # a mask, for the graphs of `generate`
     seen, last = past.get_seq_length(), ids.shape[1] - 1
     model(
-        input_ids=ids[:, seen:context], attention_mask=mask[:, :context], **with_cache(cache),
+        input_ids=ids[:, seen:context],
+        attention_mask=mask[:, :context],
+        **with_cache(cache),
         logits_to_keep=1,
-    )  # fmt: skip
+    )
     # Every logit is wanted, so the chunk is appended and not compressed. To layers of different
     # lengths only one token at a time can be.
     step = 1 if cache.is_uneven else last - context
     logits = [
         model(
-            input_ids=ids[:, start : start + step], attention_mask=mask[:, : start + step],
-            **with_cache(cache), logits_to_keep=step,
+            input_ids=ids[:, start : start + step],
+            attention_mask=mask[:, : start + step],
+            **with_cache(cache),
+            logits_to_keep=step,
         ).logits
         for start in range(context, last, step)
-    ]  # fmt: skip
+    ]
     losses = -torch.cat(logits, 1).log_softmax(-1).gather(2, ids[:, context + 1 :, None])
     return float(losses.mean())

@@ -29,11 +29,11 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from starkv_lab.statistics import wilson
 
 import starkv_compile
 from starkv_compile import StarKVCache, StarKVConfig
 from starkv_compile.policies import POLICIES
-from starkv_compile.quality.intervals import wilson
 
 from .text_models import TEXT_MODELS, load_text_model
 from .text_tasks import (
@@ -157,8 +157,9 @@ def _loss(losses: Sequence[float], full: Sequence[float]) -> str:
 def tables(title: str, rows: Sequence[Row]) -> Iterator[Table]:
     """All rows, and the first question's answers by where in the text the code stood."""
     full = rows[0]
-    table = Table("policy", "budget", "codes found", "follow-up", "nats a token", "cache",
-                  title=title)  # fmt: skip
+    table = Table(
+        "policy", "budget", "codes found", "follow-up", "nats a token", "cache", title=title
+    )
     for row in rows:
         nbytes = statistics.fmean(a.nbytes for a in row.answers)
         table.add_row(
@@ -187,9 +188,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", choices=TEXT_MODELS, default="smollm2")
     parser.add_argument(
-        "--policies", nargs="+", choices=NAMES, metavar="NAME", default=["default", "paper"],
+        "--policies",
+        nargs="+",
+        choices=NAMES,
+        metavar="NAME",
+        default=["default", "paper"],
         help=f"of {', '.join(NAMES)}",
-    )  # fmt: skip
+    )
     parser.add_argument("--prompts", type=int, default=96, help="a multiple of six")
     parser.add_argument("--passages", type=int, default=32)
     parser.add_argument("--window", type=int, default=StarKVConfig().window)

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from starkv_lab.environment import environment
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 import starkv_compile
 from starkv_compile import StarKVConfig
-from starkv_compile.machine import environment
-from starkv_compile.memory import peak_bytes, stored_bytes
+from starkv_compile.cache.size import stored_bytes
+from starkv_compile.testing import peak_bytes
 
 from .layers import SCREENS, TEXT
 
@@ -32,28 +33,42 @@ def full_size(name: str) -> Any:
         return AutoConfig.for_model(
             name,
             text_config={
-                "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
-                "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064,
-                "max_position_embeddings": 128000, "max_window_layers": 28,
+                "hidden_size": 3584,
+                "intermediate_size": 18944,
+                "num_hidden_layers": 28,
+                "num_attention_heads": 28,
+                "num_key_value_heads": 4,
+                "vocab_size": 152064,
+                "max_position_embeddings": 128000,
+                "max_window_layers": 28,
                 "rope_parameters": {
-                    "rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24],
+                    "rope_type": "default",
+                    "rope_theta": 1e6,
+                    "mrope_section": [16, 24, 24],
                 },
             },
             vision_config={"out_hidden_size": 3584},
-        )  # fmt: skip
+        )
     return AutoConfig.for_model(
         name,
         text_config={
-            "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
-            "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
-            "vocab_size": 151936, "max_position_embeddings": 262144,
+            "hidden_size": 4096,
+            "intermediate_size": 12288,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "vocab_size": 151936,
+            "max_position_embeddings": 262144,
             "rope_parameters": {
-                "rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20],
+                "rope_type": "default",
+                "rope_theta": 5e6,
+                "mrope_section": [24, 20, 20],
                 "mrope_interleaved": True,
             },
         },
         vision_config={"hidden_size": 1152, "depth": 27, "out_hidden_size": 4096},
-    )  # fmt: skip
+    )
 
 
 def tiny(name: str) -> Any:
@@ -137,9 +152,12 @@ def measure(model: Any, inputs: dict[str, Any], new_tokens: int, rounds: int) ->
         _wait(device)
         start = time.perf_counter()
         out = model.generate(
-            **inputs, min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False,
+            **inputs,
+            min_new_tokens=tokens,
+            max_new_tokens=tokens,
+            do_sample=False,
             return_dict_in_generate=True,
-        )  # fmt: skip
+        )
         _wait(device)
         return time.perf_counter() - start, out.past_key_values
 
@@ -181,8 +199,10 @@ def main() -> None:
     config.vision_end_token_id = VISION_END
     model = random_model(config, device, dtype)
     print(environment(device))
-    print(f"{'batch':>5s} {'budget':>6s} {'first token s':>13s} {'tokens/s':>9s} "
-          f"{'cache MB':>9s} {'peak MB':>9s}")  # fmt: skip
+    print(
+        f"{'batch':>5s} {'budget':>6s} {'first token s':>13s} {'tokens/s':>9s} "
+        f"{'cache MB':>9s} {'peak MB':>9s}"
+    )
     for batch in args.batch:
         inputs = prompt(config, args.screen, args.frames, batch, device)
         inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
@@ -192,11 +212,16 @@ def main() -> None:
             found[budget] = run = measure(model, inputs, args.new_tokens, args.rounds)
             starkv_compile.undo(model)
             torch._dynamo.reset()
-            print(f"{batch:5d} {budget:6.2f} {run.first:13.3f} {run.rate:9.1f} "
-                  f"{run.cache / 1e6:9.1f} {run.peak / 1e6:9.1f}", flush=True)  # fmt: skip
+            print(
+                f"{batch:5d} {budget:6.2f} {run.first:13.3f} {run.rate:9.1f} "
+                f"{run.cache / 1e6:9.1f} {run.peak / 1e6:9.1f}",
+                flush=True,
+            )
         full, ours = found[1.0], found[args.budget]
-        print(f"ratio {'':6s} {ours.first / full.first:13.3f} {ours.rate / full.rate:9.2f} "
-              f"{ours.cache / full.cache:9.3f} {ours.peak / full.peak:9.3f}")  # fmt: skip
+        print(
+            f"ratio {'':6s} {ours.first / full.first:13.3f} {ours.rate / full.rate:9.2f} "
+            f"{ours.cache / full.cache:9.3f} {ours.peak / full.peak:9.3f}"
+        )
 
 
 if __name__ == "__main__":

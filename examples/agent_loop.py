@@ -16,17 +16,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from starkv_lab.agent.questions import ask
+from starkv_lab.agent.render import screenshot
+from starkv_lab.agent.world import sample_episode
 
 import starkv_compile
-from starkv_compile.agent.questions import ask
-from starkv_compile.agent.render import screenshot
-from starkv_compile.agent.world import sample_episode
 
 
 def load(name: str | None) -> tuple[Any, Any]:
     """(model, processor) of a checkpoint, or of the shipped agent."""
     if name is None:
-        from starkv_compile.agent import load_agent
+        from starkv_lab.agent import load_agent
 
         return load_agent()
     from transformers import AutoModelForImageTextToText, AutoProcessor

@@ -144,13 +144,15 @@ class StarKVConfig:
         for name in ("boost", "frame_decay", "novelty_weight", "attention_weight"):
             _check_number(self, name, least=0)
         for name in (
-            "boost_temperature", "mi_temperature", "entropy_low", "entropy_high", "text_weight"
-        ):  # fmt: skip
+            "boost_temperature",
+            "mi_temperature",
+            "entropy_low",
+            "entropy_high",
+            "text_weight",
+        ):
             _check_number(self, name, above=0)
         self._check_layer_budgets()
-        for name in (
-            "mi_weight", "mi_decay", "frame_floor", "pattern_decay", "stability_floor"
-        ):  # fmt: skip
+        for name in ("mi_weight", "mi_decay", "frame_floor", "pattern_decay", "stability_floor"):
             _check_number(self, name, least=0, most=1)
         _check_integer(self, "mi_warm_steps", least=0)
         _check_integer(self, "mi_ramp_steps", least=1)

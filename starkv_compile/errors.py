@@ -38,3 +38,7 @@ class CacheError(StarKVError, RuntimeError):
 
 class NonFiniteScores(StarKVError, ArithmeticError):
     """Debug mode met queries or keys that are not finite; the message names the layer."""
+
+
+class MissingPackage(StarKVError, ImportError):
+    """A package that this part needs is not installed."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .cache import StarKVCache
+    from .cache.cache import StarKVCache
     from .passes.base import Context
 
 

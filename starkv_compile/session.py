@@ -8,17 +8,24 @@ from typing import Any
 
 import torch
 
-from .cache import StarKVCache
-from .cache_argument import with_cache
-from .describe import describe_chunk
+from .cache.cache import StarKVCache
 from .errors import CacheError, OptionError, UnsupportedModel
+from .hf.cache_argument import with_cache
+from .vision.describe import describe_chunk
 
 _MARK = "\u241f"  # stands for a reply while the chat template is rendered
 
 
 _OWN = (
-    "input_ids", "history", "keep_text", "_ended", "_types", "_grid", "_frames", "_starts",
-)  # fmt: skip
+    "input_ids",
+    "history",
+    "keep_text",
+    "_ended",
+    "_types",
+    "_grid",
+    "_frames",
+    "_starts",
+)
 """What `save` writes beside the messages and the cache."""
 
 

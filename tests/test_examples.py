@@ -79,10 +79,9 @@ def test_agent_loop_on_the_shipped_agent(capsys):
 
 def test_agent_loop_on_an_untrained_agent(monkeypatch, capsys):
     """The loop itself, whatever the replies: it needs no checkpoint."""
+    from starkv_lab.agent import architecture
+    from starkv_lab.agent.processor import AgentProcessor
     from transformers import Qwen3VLForConditionalGeneration
-
-    from starkv_compile.agent import architecture
-    from starkv_compile.agent.processor import AgentProcessor
 
     torch.manual_seed(0)
     model = Qwen3VLForConditionalGeneration(architecture.build_config()).eval()

@@ -18,7 +18,8 @@ def run(code):
 def test_import_patches_nothing_and_loads_neither_triton_nor_transformers():
     out = run(
         "import sys, starkv_compile\n"
-        "print([m for m in ('triton', 'transformers', 'starkv_compile.entry') if m in sys.modules])"
+        "never = ('triton', 'transformers', 'starkv_compile.frontend.entry')\n"
+        "print([name for name in never if name in sys.modules])"
     )
     assert out.strip() == "[]"
     run(
@@ -52,13 +53,13 @@ def test_triton_is_not_needed():
     run(
         "import sys\n"
         "sys.modules['triton'] = None\n"
-        "import starkv_compile.passes, starkv_compile.cache, starkv_compile.entry"
+        "import starkv_compile.passes, starkv_compile.cache.cache, starkv_compile.frontend.entry"
     )
 
 
 def test_other_backends_are_untouched():
     out = run(
-        "import torch, starkv_compile.entry\n"
+        "import torch, starkv_compile.frontend.entry\n"
         "m = torch.nn.Linear(2, 2)\n"
         "c = torch.compile(m, backend='eager')\n"
         "c(torch.ones(1, 2))\n"

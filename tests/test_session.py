@@ -4,21 +4,21 @@ import random
 
 import pytest
 import torch
-
-import starkv_compile
-from starkv_compile import AgentSession, StarKVCache, StarKVConfig
-from starkv_compile.agent.architecture import (
+from starkv_lab.agent.architecture import (
     CHAT_TEMPLATE,
     build_config,
     build_image_processor,
     build_tokenizer,
 )
-from starkv_compile.agent.questions import ask
-from starkv_compile.agent.render import screenshot
-from starkv_compile.agent.world import sample_episode
-from starkv_compile.layout import VisionLayout
+from starkv_lab.agent.questions import ask
+from starkv_lab.agent.render import screenshot
+from starkv_lab.agent.world import sample_episode
+
+import starkv_compile
+from starkv_compile import AgentSession, StarKVCache, StarKVConfig
 from starkv_compile.testing import FAMILIES, Prompt, generate, tiny_inputs, tiny_model
-from tests.planted import planted_fault
+from starkv_compile.vision.layout import VisionLayout
+from tests.support.planted import planted_fault
 
 FIRST, SECOND = Prompt(((4, 4),), 12, 1), Prompt(((4, 4), (4, 4)), 10, 2)
 
@@ -82,8 +82,9 @@ def test_a_question_without_a_frame_keeps_the_pattern():
     out = two_turns(model, family, cache)
     before = [t.clone() for t in cache.layers[0].state]
     ids = torch.cat([out.sequences, torch.arange(20, 35)[None]], dim=1)
-    generate(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)},
-             past_key_values=cache)  # fmt: skip
+    generate(
+        model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, past_key_values=cache
+    )
     for left, right in zip(before, cache.layers[0].state, strict=True):
         assert torch.equal(left, right)
     assert cache.layers[0].kept.shape[1] == StarKVConfig(budget=0.3).capacity(ids.shape[1])
@@ -107,9 +108,8 @@ def _agent(untouched_agent):
 
 @pytest.fixture(name="untouched_agent", scope="module")
 def _untouched_agent():
+    from starkv_lab.agent.processor import AgentProcessor
     from transformers import Qwen3VLForConditionalGeneration
-
-    from starkv_compile.agent.processor import AgentProcessor
 
     torch.manual_seed(0)
     model = Qwen3VLForConditionalGeneration(build_config()).eval()
@@ -158,9 +158,13 @@ def test_agent_session_equals_prefilling_it_all_again(agent):
     new = processor.image_processor(images, return_tensors="pt")
     types = (ids == model.config.image_token_id).int()
     rebuilt = model.generate(
-        input_ids=ids[:, :-5], attention_mask=torch.ones_like(ids[:, :-5]),
-        mm_token_type_ids=types[:, :-5], max_new_tokens=5, do_sample=False, **new,
-    )  # fmt: skip
+        input_ids=ids[:, :-5],
+        attention_mask=torch.ones_like(ids[:, :-5]),
+        mm_token_type_ids=types[:, :-5],
+        max_new_tokens=5,
+        do_sample=False,
+        **new,
+    )
     assert torch.equal(rebuilt, ids)
 
 

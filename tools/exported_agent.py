@@ -17,17 +17,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from starkv_lab.demo.runtimes import export_agent, in_onnx, in_torch
+from starkv_lab.demo.turns import Turn, episode_turns
+from starkv_lab.demo.ways import MAX_REPLY, Clock, Way, ways
 
-from starkv_compile.agent.runtimes import export_agent, in_onnx, in_torch
-from starkv_compile.agent.turns import Turn, episode_turns
-from starkv_compile.agent.ways import MAX_REPLY, Clock, Way, ways
 from starkv_compile.session import AgentSession
 
 FRAMES = 4
 HEADER = (
-    "way", "replies alike", "right", "kept tokens alike", "cache, kB", "a turn, ms: torch", "ONNX",
-    "a token, ms: torch", "ONNX",
-)  # fmt: skip
+    "way",
+    "replies alike",
+    "right",
+    "kept tokens alike",
+    "cache, kB",
+    "a turn, ms: torch",
+    "ONNX",
+    "a token, ms: torch",
+    "ONNX",
+)
 
 
 @dataclass
@@ -72,11 +79,14 @@ def row(way: Way, episodes: Sequence[Sequence[Turn]], folder: Path) -> tuple[lis
     tokens = sum(len(a) for a, _ in pairs)
     kept = sum(len(a) for a, b in pairs if torch.equal(a, b))
     cells = [
-        way.title, f"{alike} of {len(asked)}", str(right), f"{kept:,} of {tokens:,}",
+        way.title,
+        f"{alike} of {len(asked)}",
+        str(right),
+        f"{kept:,} of {tokens:,}",
         f"{statistics.mean(onnxs.nbytes) / 1e3:.0f}",
         *(f"{1e3 * statistics.mean(run.first):.0f}" for run in (torchs, onnxs)),
         *(f"{1e3 * statistics.mean(run.later):.1f}" for run in (torchs, onnxs)),
-    ]  # fmt: skip
+    ]
     return cells, (alike, kept) == (len(asked), tokens) and torchs.nbytes == onnxs.nbytes
 
 

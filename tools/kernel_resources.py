@@ -44,9 +44,14 @@ TARGETS = {
 }
 # Bytes of shared memory a block may have. The compiler does not refuse more; the launch would.
 SHARED_LIMIT = {
-    "sm_80": 166_912, "sm_86": 101_376, "sm_89": 101_376, "sm_90": 232_448, "sm_100": 232_448,
-    "sm_120": 101_376, "gfx942": 65_536,
-}  # fmt: skip
+    "sm_80": 166_912,
+    "sm_86": 101_376,
+    "sm_89": 101_376,
+    "sm_90": 232_448,
+    "sm_100": 232_448,
+    "sm_120": 101_376,
+    "gfx942": 65_536,
+}
 # Instructions that multiply matrices: Ampere and Ada, Hopper, Blackwell, AMD.
 MATRIX = re.compile(r"\b(HMMA|HGMMA|UTC\w*MMA|DMMA)\b|\bv_mfma_\w+")
 
@@ -208,9 +213,16 @@ def measure_all(show: Callable[[str], None]) -> Iterator[Row]:
             for name, kernel in compiled(case, target, driver).items():
                 registers, spilled, matrix, instructions = measure(kernel, target)
                 yield Row(
-                    triton.__version__, target, case.name, name, registers, spilled,
-                    kernel.metadata.shared, matrix, instructions,
-                )  # fmt: skip
+                    triton.__version__,
+                    target,
+                    case.name,
+                    name,
+                    registers,
+                    spilled,
+                    kernel.metadata.shared,
+                    matrix,
+                    instructions,
+                )
 
 
 def read_table() -> list[Row]:

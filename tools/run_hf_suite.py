@@ -40,13 +40,26 @@ def fetch(source: str, version: str, folder: Path) -> str | None:
     """Clone the tests of a version into `folder`, unless they are there; what went wrong."""
     if (folder / "tests").is_dir():
         return None
-    clone = ["clone", "-q", "--depth", "1", "--filter=blob:none", "--sparse", "--branch",
-             f"v{version}", source, str(folder)]  # fmt: skip
+    clone = [
+        "clone",
+        "-q",
+        "--depth",
+        "1",
+        "--filter=blob:none",
+        "--sparse",
+        "--branch",
+        f"v{version}",
+        source,
+        str(folder),
+    ]
     for command in (clone, ["-C", str(folder), "sparse-checkout", "set", "tests"]):
         done = subprocess.run(
-            ["git", "-c", "advice.detachedHead=false", *command], capture_output=True, text=True,
-            check=False, env={**os.environ, "GIT_TERMINAL_PROMPT": "0"},
-        )  # fmt: skip
+            ["git", "-c", "advice.detachedHead=false", *command],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "GIT_TERMINAL_PROMPT": "0"},
+        )
         if done.returncode:
             return done.stderr.strip().splitlines()[-1]
     return None

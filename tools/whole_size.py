@@ -21,7 +21,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.initialization import no_init_weights
 
 from starkv_compile import StarKVConfig
-from starkv_compile.export.package import ExportOptions, export_model
+from starkv_compile.export.onnx.package import ExportOptions, export_model
 
 GIB = 1 << 30
 MOST_MEMORY, MOST_PROTOBUF = 20 * GIB, 2 * GIB
@@ -31,14 +31,26 @@ def config(layers: int) -> Qwen2VLConfig:
     """Qwen2-VL-7B-Instruct's published shapes, with another number of decoder layers."""
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
     text = {
-        "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944,
-        "num_hidden_layers": layers, "num_attention_heads": 28, "num_key_value_heads": 4,
-        "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_parameters": rope,
-    }  # fmt: skip
+        "vocab_size": 152064,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": rope,
+    }
     vision = {
-        "depth": 32, "embed_dim": 1280, "hidden_size": 3584, "num_heads": 16, "mlp_ratio": 4,
-        "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2,
-    }  # fmt: skip
+        "depth": 32,
+        "embed_dim": 1280,
+        "hidden_size": 3584,
+        "num_heads": 16,
+        "mlp_ratio": 4,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    }
     return Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
 
 
@@ -83,9 +95,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as checkpoint:
         model.config.save_pretrained(checkpoint)
         options = ExportOptions(
-            checkpoint=Path(checkpoint), out=args.folder, config=StarKVConfig(budget=0.2),
-            max_seq=32768, dtype="float16",
-        )  # fmt: skip
+            checkpoint=Path(checkpoint),
+            out=args.folder,
+            config=StarKVConfig(budget=0.2),
+            max_seq=32768,
+            dtype="float16",
+        )
         export_model(model, options, say)
     say("done")
     largest = max(file.stat().st_size for file in args.folder.glob("*.onnx"))

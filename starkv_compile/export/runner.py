@@ -18,24 +18,22 @@ from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ..attach import Attachment
-from ..cache import StarKVCache, StarKVLayer, adopt
-from ..cache_argument import pop_cache, with_cache
+from ..cache.cache import StarKVCache, StarKVLayer, adopt
 from ..errors import CacheError, StarKVError, UnsupportedModel
+from ..frontend.attachment import Attachment
+from ..hf.cache_argument import pop_cache, with_cache
+from ..hf.packed_rows import is_packed
 from ..session import AgentSession
-from ..unpacked import is_packed
-from .graphs import open_graph
-from .manifest import Manifest
-from .ports import Shapes, prefill_ports
+from .capture.ports import Shapes, prefill_ports
+from .onnx.graphs import open_graph
+from .onnx.manifest import Manifest
 
 NARROWEST = 2
 """Least width of `current` and `pattern`: a length of 1 is a case of its own in traced graphs."""
 
 OTHER_OUTPUTS = ("output_hidden_states", "output_attentions", "output_router_logits")
 
-PRESENT = (
-    "key", "value", "kept", "novelty", "mi", "mi_steps", "pattern", "pattern_count"
-)  # fmt: skip
+PRESENT = ("key", "value", "kept", "novelty", "mi", "mi_steps", "pattern", "pattern_count")
 """What a prompt's graph gives back of each layer."""
 
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
@@ -117,7 +115,7 @@ def load_model(folder: Path | str, provider: str = "cpu") -> Any:
     tower = getattr(getattr(model, "model", None), "visual", None)
     if tower is not None and manifest.visual:
         visual = open_graph(folder / "visual.onnx", provider)
-        from .visual import run_visual
+        from .onnx.visual import run_visual
 
         tower.forward = MethodType(functools.partial(run_visual, visual), tower)
     return model
@@ -328,11 +326,13 @@ class Runtime:
         width = max(NARROWEST, layout.current.shape[1])
         retired = cache.compressed_layers[0].retired if cache.layers else 0
         feeds |= {
-            "frame": layout.frame, "row": layout.row, "column": layout.column,
+            "frame": layout.frame,
+            "row": layout.row,
+            "column": layout.column,
             "current": F.pad(layout.current, (0, width - layout.current.shape[1]), value=-1),
             "counted": layout.counted,
             "budgeted": torch.ones(layout.seen - retired, dtype=torch.bool),
-        }  # fmt: skip
+        }
         layers = self._layers(cache, batch)
         self._arrange(layers)
         for i, layer in enumerate(layers):
@@ -348,11 +348,13 @@ class Runtime:
             feeds |= {
                 f"past.{i}.key": layer.keys[:, :, : layer.stored],
                 f"past.{i}.value": layer.values[:, :, : layer.stored],
-                f"past.{i}.kept": layer.places(), f"past.{i}.novelty": layer.novelties(),
+                f"past.{i}.kept": layer.places(),
+                f"past.{i}.novelty": layer.novelties(),
                 f"past.{i}.mi": mi,
-                f"past.{i}.mi_steps": mi_steps, f"past.{i}.pattern_count": pattern_count,
+                f"past.{i}.mi_steps": mi_steps,
+                f"past.{i}.pattern_count": pattern_count,
                 f"past.{i}.pattern": F.pad(pattern, (0, width - pattern.shape[-1])),
-            }  # fmt: skip
+            }
         found = self._prefill(feeds)
         for i, layer in enumerate(layers):
             layer.keys, layer.values, layer.kept, layer.novelty, *state = (

@@ -101,11 +101,35 @@ def star_scores(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See `reference.star.star_scores`. Returns the final scores [B, P] and the four states."""
     return scores_counting_by(  # type: ignore[return-value]
-        Counting(_kernels(attention).rank_histogram), attention, hidden, real, frame, row, column,
-        current, mi, mi_steps, pattern, pattern_count, pool, boost, boost_temperature, mi_weight,
-        mi_warm_steps, mi_ramp_steps, mi_decay, mi_temperature, frame_decay, frame_floor,
-        pattern_decay, stability_floor, entropy, entropy_low, entropy_high, grid,
-    )  # fmt: skip
+        Counting(_kernels(attention).rank_histogram),
+        attention,
+        hidden,
+        real,
+        frame,
+        row,
+        column,
+        current,
+        mi,
+        mi_steps,
+        pattern,
+        pattern_count,
+        pool,
+        boost,
+        boost_temperature,
+        mi_weight,
+        mi_warm_steps,
+        mi_ramp_steps,
+        mi_decay,
+        mi_temperature,
+        frame_decay,
+        frame_floor,
+        pattern_decay,
+        stability_floor,
+        entropy,
+        entropy_low,
+        entropy_high,
+        grid,
+    )
 
 
 def scores_counting_by(counting: Counting, *arguments: Any) -> tuple[Tensor, ...]:
@@ -224,9 +248,15 @@ def cache_write(
     is False where the cache was not told what the tokens are.
     """
     return (
-        key.clone(), value.clone(), index.clone(), novelty.clone(), mi.clone(), mi_steps.clone(),
-        pattern.clone(), pattern_count.clone(),
-    )  # fmt: skip
+        key.clone(),
+        value.clone(),
+        index.clone(),
+        novelty.clone(),
+        mi.clone(),
+        mi_steps.clone(),
+        pattern.clone(),
+        pattern_count.clone(),
+    )
 
 
 @op

@@ -18,11 +18,25 @@ aten = torch.ops.aten
 SDPA = (F.scaled_dot_product_attention, aten.scaled_dot_product_attention.default)
 FLEX = (torch.ops.higher_order.flex_attention,)
 LINEAR = (F.linear, torch._C._nn.linear, aten.linear.default, aten.addmm.default, aten.mm.default)
-MATMUL = (torch.matmul, operator.matmul, torch.bmm, "matmul", "bmm", "__matmul__",
-          aten.matmul.default, aten.bmm.default)  # fmt: skip
+MATMUL = (
+    torch.matmul,
+    operator.matmul,
+    torch.bmm,
+    "matmul",
+    "bmm",
+    "__matmul__",
+    aten.matmul.default,
+    aten.bmm.default,
+)
 BADDBMM = (torch.baddbmm, "baddbmm", aten.baddbmm.default)
-SOFTMAX = (F.softmax, torch.softmax, "softmax", aten.softmax.int, aten._softmax.default,
-           aten._safe_softmax.default)  # fmt: skip
+SOFTMAX = (
+    F.softmax,
+    torch.softmax,
+    "softmax",
+    aten.softmax.int,
+    aten._softmax.default,
+    aten._safe_softmax.default,
+)
 DROPOUT = (F.dropout, torch.dropout, "dropout", aten.dropout.default)
 ADD = (operator.add, operator.iadd, torch.add, "add", "add_", "__add__", aten.add.Tensor)
 SUBTRACT = (operator.sub, torch.sub, "sub", aten.sub.Tensor)
@@ -33,8 +47,15 @@ EXP = (torch.exp, "exp", aten.exp.default)
 SUM = (torch.sum, "sum", aten.sum.dim_IntList)
 MASKED_FILL = (torch.masked_fill, "masked_fill", aten.masked_fill.Scalar)
 WHERE = (torch.where, "where", aten.where.self, aten.where.ScalarOther)
-FULL = (torch.full, torch.full_like, torch.zeros_like, aten.full.default, aten.full_like.default,
-        aten.zeros_like.default, aten.scalar_tensor.default)  # fmt: skip
+FULL = (
+    torch.full,
+    torch.full_like,
+    torch.zeros_like,
+    aten.full.default,
+    aten.full_like.default,
+    aten.zeros_like.default,
+    aten.scalar_tensor.default,
+)
 CAST = ("to", "type_as", "float", aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout)
 COPY = ("contiguous", "clone", torch.clone, aten.clone.default, aten.contiguous.default)
 TRANSPOSE = (torch.transpose, torch.swapaxes, "transpose", "swapaxes", aten.transpose.int)
@@ -42,8 +63,14 @@ PERMUTE = (torch.permute, "permute", aten.permute.default)
 PAD = (F.pad, aten.pad.default, aten.constant_pad_nd.default)
 SLICE = (operator.getitem, aten.slice.Tensor)
 EXPAND = (torch.Tensor.expand, "expand", aten.expand.default)
-RESHAPE = ("reshape", "view", torch.reshape, aten.reshape.default, aten.view.default,
-           aten._unsafe_view.default)  # fmt: skip
+RESHAPE = (
+    "reshape",
+    "view",
+    torch.reshape,
+    aten.reshape.default,
+    aten.view.default,
+    aten._unsafe_view.default,
+)
 UNSQUEEZE = ("unsqueeze", torch.unsqueeze, aten.unsqueeze.default, "__getitem__")
 REPEAT = (torch.repeat_interleave, "repeat_interleave", aten.repeat_interleave.self_int)
 TANH = (torch.tanh, "tanh", aten.tanh.default)

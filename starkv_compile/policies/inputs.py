@@ -51,9 +51,15 @@ class ScoreInputs:
     def window_attention(self) -> Any:
         """[B, G / sharing, P]: see `reference.attention.window_attention`."""
         attention = STARKV.window_attention(
-            self.query, self.key, self.mask, self.scale, self.window, self.capacity,
-            False, self.log_sum_exp,
-        )  # fmt: skip
+            self.query,
+            self.key,
+            self.mask,
+            self.scale,
+            self.window,
+            self.capacity,
+            False,
+            self.log_sum_exp,
+        )
         return self.stored_heads(attention)
 
     def pooled_attention(self, width: int) -> Any:

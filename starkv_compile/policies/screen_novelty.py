@@ -94,7 +94,12 @@ class ScreenNovelty(Policy):
             self.config.novelty_weight,
         )
         shared = STARKV.share_out(
-            scores, inputs.real, frame, inputs.counts, inputs.window, inputs.capacity,
+            scores,
+            inputs.real,
+            frame,
+            inputs.counts,
+            inputs.window,
+            inputs.capacity,
             self.config.text_weight,
-        )  # fmt: skip
+        )
         return Scored(shared, inputs.state, spatial)

@@ -82,7 +82,14 @@ class VLCache(Policy):
 
     def score(self, inputs: ScoreInputs) -> Scored:
         scores = STARKV.post_vision_scores(
-            inputs.query, inputs.key, inputs.mask, inputs.real, inputs.layout[0], inputs.scale,
-            inputs.window, inputs.capacity, self.config.pool,
-        )  # fmt: skip
+            inputs.query,
+            inputs.key,
+            inputs.mask,
+            inputs.real,
+            inputs.layout[0],
+            inputs.scale,
+            inputs.window,
+            inputs.capacity,
+            self.config.pool,
+        )
         return Scored(scores, inputs.state)

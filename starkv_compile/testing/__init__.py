@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from .greedy import generate
 from .inputs import Prompt, tiny_inputs
+from .memory import peak_bytes
 from .models import (
     FAMILIES,
     IMAGE_TOKEN,
@@ -31,6 +32,7 @@ __all__ = [
     "VOCABULARY",
     "Prompt",
     "generate",
+    "peak_bytes",
     "tiny_inputs",
     "tiny_model",
 ]

@@ -11,6 +11,10 @@ def generate(model: Any, inputs: dict[str, torch.Tensor], tokens: int = 4, **mor
     """Greedy `generate` with logits and the cache."""
     with torch.no_grad():
         return model.generate(
-            **inputs, max_new_tokens=tokens, do_sample=False, return_dict_in_generate=True,
-            output_logits=True, **more,
-        )  # fmt: skip
+            **inputs,
+            max_new_tokens=tokens,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+            **more,
+        )

@@ -30,10 +30,10 @@ from typing import Any
 import torch
 from transformers.generation import GenerationMixin
 
-from .. import api, backend
-from ..attach import attached
 from ..config import INNER_BACKENDS, StarKVConfig
 from ..errors import OptionError, StarKVError
+from ..frontend import api, backend
+from ..frontend.attachment import attached
 
 MODELS = 8
 """Dynamo forgets its graphs after so many: models of a class share them, up to a limit."""

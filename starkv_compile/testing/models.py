@@ -44,9 +44,15 @@ def _qwen2_vl(text: dict[str, Any]) -> Any:
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     vision = {
-        "depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2,
-        "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2,
-    }  # fmt: skip
+        "depth": 1,
+        "embed_dim": 32,
+        "hidden_size": 64,
+        "num_heads": 2,
+        "mlp_ratio": 2,
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    }
     text = {**text, "rope_parameters": _MROPE}
     return Qwen2VLForConditionalGeneration(
         Qwen2VLConfig(text_config=text, vision_config=vision, **_TOKENS)
@@ -57,10 +63,17 @@ def _qwen2_5_vl(text: dict[str, Any]) -> Any:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     vision = {
-        "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": 4,
-        "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": 64,
-        "window_size": 16, "fullatt_block_indexes": [1],
-    }  # fmt: skip
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": 64,
+        "window_size": 16,
+        "fullatt_block_indexes": [1],
+    }
     text = {**text, "rope_parameters": _MROPE}
     return Qwen2_5_VLForConditionalGeneration(
         Qwen2_5_VLConfig(text_config=text, vision_config=vision, **_TOKENS)
@@ -71,10 +84,17 @@ def _qwen3_vl(text: dict[str, Any]) -> Any:
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
     vision = {
-        "depth": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": 4,
-        "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": 64,
-        "num_position_embeddings": 64, "deepstack_visual_indexes": [0],
-    }  # fmt: skip
+        "depth": 1,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": 64,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0],
+    }
     text = {
         **text,
         "head_dim": 16,
@@ -94,9 +114,14 @@ def _llava(text: dict[str, Any]) -> Any:
     )
 
     vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        image_size=16, patch_size=4, projection_dim=32,
-    )  # fmt: skip
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=4,
+        projection_dim=32,
+    )
     config = LlavaConfig(
         text_config=LlamaConfig(**text),
         vision_config=vision,

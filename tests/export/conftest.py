@@ -69,7 +69,7 @@ def exported(request, exports):
 
 
 def _export(form, tmp_path_factory):
-    from starkv_compile.export.package import DTYPES, ExportOptions, export_model
+    from starkv_compile.export.onnx.package import DTYPES, ExportOptions, export_model
 
     family, layers, policy, form_options = FORMS[form]
     model = tiny_model(family, num_hidden_layers=layers)

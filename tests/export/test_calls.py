@@ -6,7 +6,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import StaticCache
 
 from starkv_compile import StarKVCache, StarKVError
-from starkv_compile.export.ports import Shapes
+from starkv_compile.export.capture.ports import Shapes
 from starkv_compile.export.runner import Runtime, load_model
 from starkv_compile.testing import VIDEO_TOKEN, Prompt, generate, tiny_inputs, tiny_model
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from starkv_compile.export.counting import RANKS, information_by_table
+from starkv_compile.export.capture.counting import RANKS, information_by_table
 from starkv_compile.kernels.reference.spatial import information, rank_histogram
 
 LONGEST = 16384

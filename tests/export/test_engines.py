@@ -5,18 +5,20 @@ import sys
 
 import pytest
 import torch
+from starkv_lab.agent.checkpoints import SHIPPED
 
 from starkv_compile import StarKVError
-from starkv_compile.__main__ import main
-from starkv_compile.agent.checkpoints import SHIPPED
-from starkv_compile.export import engine, engine_graph, package, packages
-from starkv_compile.export.engine import EngineError, build_engines
-from starkv_compile.export.profiles import lengths, profile
+from starkv_compile import optional as packages
+from starkv_compile.cli.main import main
+from starkv_compile.export.onnx import package
 from starkv_compile.export.runner import load_model
+from starkv_compile.export.tensorrt import engine, engine_graph
+from starkv_compile.export.tensorrt.engine import EngineError, build_engines
+from starkv_compile.export.tensorrt.profiles import lengths, profile
 from starkv_compile.testing import Prompt, generate, tiny_inputs
-from tests.export import stand_in_tensorrt
-from tests.export.same import assert_same_cache
-from tests.export.trajectory import steps
+from tests.support import stand_in_tensorrt
+from tests.support.same import assert_same_cache
+from tests.support.trajectory import steps
 
 
 @pytest.fixture
@@ -88,8 +90,11 @@ def test_engines_that_cannot_be_run(folder, tensorrt, monkeypatch):
 def export(capsys, monkeypatch, folder, out):
     """The command with --engine, its graphs exported already."""
     monkeypatch.setattr(package, "load_pretrained", lambda checkpoint, config, dtype: None)
-    monkeypatch.setattr(package, "_write", lambda model, options, to, say: shutil.copytree(
-        folder, to, dirs_exist_ok=True))  # fmt: skip
+    monkeypatch.setattr(
+        package,
+        "_write",
+        lambda model, options, to, say: shutil.copytree(folder, to, dirs_exist_ok=True),
+    )
     code = main(["export", str(SHIPPED), "-o", str(out), "--max-seq", "1024", "--engine"])
     return code, capsys.readouterr().err
 
@@ -107,8 +112,10 @@ def test_what_is_missing_is_said_with_the_lines_to_run_elsewhere(
     assert said.startswith(f"starkv: {out}: the graphs are written, engines are not: ")
     assert ("no GPU" if missing == "GPU" else "tensorrt cannot be imported") in said
     assert [line.split()[1] for line in lines] == [
-        "--onnx=decode.onnx", "--onnx=prefill.onnx", "--onnx=visual.onnx"
-    ]  # fmt: skip
+        "--onnx=decode.onnx",
+        "--onnx=prefill.onnx",
+        "--onnx=visual.onnx",
+    ]
     assert "--minShapes=input_ids:1x2,position_ids:3x1x2," in lines[1]
     assert "past.1.key:1x2x100x16" in lines[1].split("--optShapes=")[1]
     assert {file.name for file in out.iterdir()} == {file.name for file in folder.iterdir()}

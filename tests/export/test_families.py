@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 import transformers
-
-from starkv_compile.matrix import exports
-from starkv_compile.matrix.exports import probe_export
-from starkv_compile.matrix.tiny import families
+from starkv_lab.matrix import exports
+from starkv_lab.matrix.exports import probe_export
+from starkv_lab.matrix.tiny import families
 
 for package in ("onnxscript", "onnxruntime"):
     pytest.importorskip(package, reason="pip install 'starkv-compile[export]'")

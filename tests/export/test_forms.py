@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from starkv_compile.export.select import SELECTIONS
+from starkv_compile.export.capture.select import SELECTIONS
 from starkv_compile.kernels.reference.capacity import every_length
 from starkv_compile.kernels.reference.selection import select_tokens
 
@@ -25,11 +25,11 @@ class Select(torch.nn.Module):
 def test_every_length_of_one_graph(name, tmp_path):
     for package in ("onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="pip install 'starkv-compile[export]'")
-    from starkv_compile.export.capture import export_program
-    from starkv_compile.export.graphs import Graph
-    from starkv_compile.export.onnx_graph import save, to_onnx
-    from starkv_compile.export.ports import Port
-    from starkv_compile.export.weights import Weights
+    from starkv_compile.export.capture.capture import export_program
+    from starkv_compile.export.capture.ports import Port
+    from starkv_compile.export.onnx.graphs import Graph
+    from starkv_compile.export.onnx.onnx_graph import save, to_onnx
+    from starkv_compile.export.onnx.weights import Weights
 
     ports = [
         Port("scores", ("batch", "seen"), torch.float32),

@@ -7,16 +7,16 @@ import torch
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import repeat_kv
 
-from starkv_compile.export.capture import export_program
-from starkv_compile.export.ports import Port
+from starkv_compile.export.capture.capture import export_program
+from starkv_compile.export.capture.ports import Port
 
 onnx = pytest.importorskip("onnx", reason="pip install 'starkv-compile[export]'")
 for package in ("onnxscript", "onnxruntime"):
     pytest.importorskip(package, reason="pip install 'starkv-compile[export]'")
 
-from starkv_compile.export.graphs import Graph  # noqa: E402
-from starkv_compile.export.onnx_graph import save, to_onnx  # noqa: E402
-from starkv_compile.export.weights import Weights  # noqa: E402
+from starkv_compile.export.onnx.graphs import Graph  # noqa: E402
+from starkv_compile.export.onnx.onnx_graph import save, to_onnx  # noqa: E402
+from starkv_compile.export.onnx.weights import Weights  # noqa: E402
 
 HEADS, GROUPS, WIDTH = 6, 2, 8
 

@@ -51,7 +51,7 @@ def test_bfloat16(exports, monkeypatch):
     exported = exports("bfloat16")
     with pytest.raises(StarKVError, match="bfloat16 provider 'cuda'"):
         runner.load_model(exported.folder)
-    from tests.export.reference import ReferenceGraph
+    from tests.support.reference import ReferenceGraph
 
     monkeypatch.setattr(runner, "open_graph", ReferenceGraph)
     same, apart = compared(runner.load_model(exported.folder), exported)

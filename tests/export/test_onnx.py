@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from starkv_compile import CacheError, StarKVCache, StarKVError
-from starkv_compile.export.graphs import Graph
+from starkv_compile.export.onnx.graphs import Graph
 from starkv_compile.testing import Prompt, generate, tiny_inputs
-from tests.export.same import assert_same_cache
-from tests.export.trajectory import steps
+from tests.support.same import assert_same_cache
+from tests.support.trajectory import steps
 
 LENGTHS = {
     "traced": Prompt(((4, 4), (3, 5)), text=20),

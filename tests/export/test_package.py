@@ -3,18 +3,19 @@
 import json
 
 import pytest
+from starkv_lab.agent.checkpoints import SHIPPED
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from starkv_compile import StarKVConfig, StarKVError
-from starkv_compile.__main__ import main
-from starkv_compile.agent.checkpoints import SHIPPED
-from starkv_compile.export import package
-from starkv_compile.export.graphs import Graph
-from starkv_compile.export.manifest import Manifest
-from starkv_compile.export.packages import MissingPackage, needs
+from starkv_compile.cli.main import main
+from starkv_compile.errors import MissingPackage
+from starkv_compile.export.onnx import package
+from starkv_compile.export.onnx.graphs import Graph
+from starkv_compile.export.onnx.manifest import Manifest
 from starkv_compile.export.runner import OnnxSession, load_processor
+from starkv_compile.optional import needs
 
 
 def run(capsys, *arguments):
@@ -69,9 +70,13 @@ def test_unknown_model_types_and_folders_in_use(capsys, tmp_path):
 def test_weights_that_are_not_there(capsys, tmp_path):
     pytest.importorskip("onnxscript")
     config = LlamaConfig(
-        vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-        num_attention_heads=2, max_position_embeddings=64,
-    )  # fmt: skip
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+    )
     checkpoint, arguments = tmp_path / "checkpoint", ["--max-seq", "64", "-o", tmp_path / "out"]
     config.save_pretrained(checkpoint)
     code, err = run(capsys, checkpoint, *arguments)
@@ -113,9 +118,13 @@ def test_what_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
 )
 def test_room_of_a_static_cache(cache, max_seq, slots, room, tmp_path):
     options = package.ExportOptions(
-        checkpoint=SHIPPED, out=tmp_path, config=StarKVConfig(), max_seq=max_seq, cache=cache,
+        checkpoint=SHIPPED,
+        out=tmp_path,
+        config=StarKVConfig(),
+        max_seq=max_seq,
+        cache=cache,
         slots=slots,
-    )  # fmt: skip
+    )
     assert options.room == room
 
 

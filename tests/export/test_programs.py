@@ -9,17 +9,17 @@ import torch
 
 import starkv_compile
 from starkv_compile import OptionError, StarKVConfig, UnsupportedModel
+from starkv_compile.errors import MissingPackage
 from starkv_compile.export import runner
-from starkv_compile.export.decoder import Decoder, describe
-from starkv_compile.export.graphs import open_graph
-from starkv_compile.export.manifest import Manifest
-from starkv_compile.export.packages import MissingPackage
-from starkv_compile.export.programs import export_programs
-from starkv_compile.export.torch_trt import compile_program
+from starkv_compile.export.capture.decoder import Decoder, describe
+from starkv_compile.export.capture.programs import export_programs
+from starkv_compile.export.onnx.graphs import open_graph
+from starkv_compile.export.onnx.manifest import Manifest
+from starkv_compile.export.tensorrt.torch_trt import compile_program
 from starkv_compile.passes import fx
 from starkv_compile.testing import Prompt, generate, tiny_inputs, tiny_model
-from tests.export.same import assert_same_cache
-from tests.export.trajectory import steps
+from tests.support.same import assert_same_cache
+from tests.support.trajectory import steps
 
 FAMILY, CONFIG, MAX_SEQ = "qwen2_vl", StarKVConfig(budget=0.3), 400
 
@@ -49,8 +49,8 @@ def pair(model, programs, tmp_path, monkeypatch):
     """(a model that runs the programs, the compiled model)."""
     for package in ("onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="pip install 'starkv-compile[export]'")
-    from starkv_compile.export.visual import export_visual
-    from starkv_compile.export.weights import Weights
+    from starkv_compile.export.onnx.visual import export_visual
+    from starkv_compile.export.onnx.weights import Weights
 
     shapes = describe(model, Decoder(model))
     visual = export_visual(model, Weights(tmp_path), 20, lambda text: None)
@@ -120,8 +120,10 @@ def test_what_torch_tensorrt_is_told(programs, monkeypatch):
     by_name = dict(zip((port.name for port in program.inputs), told["inputs"], strict=True))
     key = by_name["past.0.key"]
     assert (key.min_shape, key.opt_shape, key.max_shape) == (
-        [1, 2, 0, 16], [1, 2, 100, 16], [2, 2, 400, 16]
-    )  # fmt: skip
+        [1, 2, 0, 16],
+        [1, 2, 100, 16],
+        [2, 2, 400, 16],
+    )
     assert by_name["input_ids"].dtype == torch.int64
     sizes = {"batch": 2, "seen": 9, "stored": 5}
     feeds = {p.name: torch.ones(p.shape(sizes), dtype=p.dtype) for p in program.inputs}

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from starkv_compile.export.capture import export_program
-from starkv_compile.export.carve import carve
-from starkv_compile.export.ports import Port
+from starkv_compile.export.capture.capture import export_program
+from starkv_compile.export.capture.carve import carve
+from starkv_compile.export.capture.ports import Port
 
 
 class Module(torch.nn.Module):
@@ -22,9 +22,9 @@ def in_onnx(function, port, values, folder):
     """What the function returns in ONNX Runtime."""
     for package in ("onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="pip install 'starkv-compile[export]'")
-    from starkv_compile.export.graphs import Graph
-    from starkv_compile.export.onnx_graph import save, tidy, to_onnx
-    from starkv_compile.export.weights import Weights
+    from starkv_compile.export.onnx.graphs import Graph
+    from starkv_compile.export.onnx.onnx_graph import save, tidy, to_onnx
+    from starkv_compile.export.onnx.weights import Weights
 
     program = export_program(Module(function).eval(), [port], as_list=False)
     save(tidy(to_onnx(program, ["values"], ["found"])), folder / "graph.onnx", Weights(folder))

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from starkv_compile import StarKVCache, StarKVError
+from starkv_compile.export.capture.slots import write_slots
 from starkv_compile.export.runner import OnnxSession
-from starkv_compile.export.slots import write_slots
-from starkv_compile.export.trt_rules import refused
+from starkv_compile.export.tensorrt.trt_rules import refused
 from starkv_compile.testing import Prompt, generate, tiny_inputs
-from tests.export.same import assert_same_cache
+from tests.support.same import assert_same_cache
 
 onnx_files = pytest.importorskip("onnx", reason="pip install 'starkv-compile[export]'")
 

@@ -5,13 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from starkv_compile.export.select import (
+from starkv_compile.export.capture.select import (
     TENSORRT_TOPK,
     best_by_threshold,
     chosen,
     select_by_threshold,
 )
-from starkv_compile.export.threshold import bins
+from starkv_compile.export.capture.threshold import bins
 from starkv_compile.kernels.reference.novelty import best_by_sort
 from starkv_compile.kernels.reference.selection import select_tokens
 

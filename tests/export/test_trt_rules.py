@@ -6,14 +6,15 @@ onnx = pytest.importorskip("onnx", reason="pip install 'starkv-compile[export]'"
 
 from onnx import TensorProto, helper  # noqa: E402
 
-from starkv_compile.export.trt_rules import refused, report  # noqa: E402
+from starkv_compile.export.tensorrt.trt_rules import refused, report  # noqa: E402
 
 
 def model(op, inputs, outputs=1, constants=(), dtype=TensorProto.FLOAT, domain="", **attributes):
     names = [f"in_{i}" for i in range(inputs)]
     ports = [helper.make_tensor_value_info(n, dtype, ["batch", "seen"]) for n in names]
-    initializers = [helper.make_tensor(f"c_{i}", TensorProto.INT64, [1], [c])
-                    for i, c in enumerate(constants)]  # fmt: skip
+    initializers = [
+        helper.make_tensor(f"c_{i}", TensorProto.INT64, [1], [c]) for i, c in enumerate(constants)
+    ]
     given = [*names[:1], *(t.name for t in initializers), *names[1:]]
     results = [f"out_{i}" for i in range(outputs)]
     node = helper.make_node(op, given, results, name="planted", domain=domain, **attributes)

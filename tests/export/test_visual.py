@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from starkv_compile.export.graphs import Graph
-from starkv_compile.export.visual import export_visual, run_visual
-from starkv_compile.export.windows import Windows, window_inputs
+from starkv_compile.export.onnx.graphs import Graph
+from starkv_compile.export.onnx.visual import export_visual, run_visual
+from starkv_compile.export.onnx.windows import Windows, window_inputs
 from starkv_compile.testing import tiny_model
 
 for package in ("onnxscript", "onnxruntime"):
     pytest.importorskip(package, reason="pip install 'starkv-compile[export]'")
 
-from starkv_compile.export.onnx_graph import NEWEST, OPSET  # noqa: E402
-from starkv_compile.export.weights import Weights  # noqa: E402
+from starkv_compile.export.onnx.onnx_graph import NEWEST, OPSET  # noqa: E402
+from starkv_compile.export.onnx.weights import Weights  # noqa: E402
 
 WINDOW = 2  # merged patches at a window's side: 16 pixels, 4 a patch, 2 patches merged
 

@@ -10,7 +10,7 @@ ir = pytest.importorskip("onnx_ir", reason="pip install 'starkv-compile[export]'
 import ml_dtypes  # noqa: E402
 from onnx_ir.tensor_adapters import TorchTensor  # noqa: E402
 
-from starkv_compile.export.weights import FILE, PAGE, Weights, in_order  # noqa: E402
+from starkv_compile.export.onnx.weights import FILE, PAGE, Weights, in_order  # noqa: E402
 
 
 def model(**tensors):
@@ -34,9 +34,13 @@ def test_what_is_written_is_read_again(tmp_path):
         weights.move_out(one)
     found = {n: v.const_value for m in (first, second) for n, v in m.graph.initializers.items()}
     for name, expected in {
-        "weight": weight, "again": weight, "table": table, "same": table, "turned": turned,
+        "weight": weight,
+        "again": weight,
+        "table": table,
+        "same": table,
+        "turned": turned,
         "other": weight + 1,
-    }.items():  # fmt: skip
+    }.items():
         assert torch.equal(torch.tensor(found[name].numpy()), torch.as_tensor(expected).detach())
         assert found[name].offset % PAGE == 0
     assert not isinstance(found["small"], ir.ExternalTensor)

@@ -19,7 +19,7 @@ from starkv_compile.kernels.cpp.ranks import rank_histogram
 from starkv_compile.kernels.cpp.selection import select_tokens
 from starkv_compile.kernels.ops import STARKV
 from starkv_compile.kernels.reference.capacity import clip_window
-from tests.kernels.scores import KINDS, scores_of
+from tests.support.kernel_scores import KINDS, scores_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="C++ kernels are for Linux")
 NARROWER = ["", "-mno-avx512f", "-mno-avx"] if platform.machine() == "x86_64" else [""]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from starkv_compile import StarKVConfig
-from starkv_compile.export.counting import RANKS, information_by_table
+from starkv_compile.export.capture.counting import RANKS, information_by_table
 from starkv_compile.kernels.reference.attention import window_attention
 from starkv_compile.kernels.reference.capacity import clip_window
 from starkv_compile.kernels.reference.selection import select_tokens
@@ -90,8 +90,13 @@ def test_matches_release(path, counting):
         assert capacity == step["capacity"]
         assert clip_window(config.window, capacity, step["length"]) == step["window"]
         read = (
-            array("query_window"), array("key"), None, meta["d"] ** -0.5, config.window, capacity
-        )  # fmt: skip
+            array("query_window"),
+            array("key"),
+            None,
+            meta["d"] ** -0.5,
+            config.window,
+            capacity,
+        )
         # Each query head as a group of its own: the scores before heads are fused.
         heads = window_attention(*read, per_head=True)
         head_state = fresh_state(heads[..., None], layout.current)

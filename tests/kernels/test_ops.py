@@ -140,9 +140,13 @@ def test_a_row_of_a_batch_is_scored_as_alone():
             query[rows, :, start:], keys, mask[rows, :, start:, start:], 0.25, 8, 16
         )
         scored = STARKV.star_scores(
-            attention, hidden[rows, start:], real[rows, start:], *part,
-            *fresh_state(keys, part[3]), *hyper,
-        )  # fmt: skip
+            attention,
+            hidden[rows, start:],
+            real[rows, start:],
+            *part,
+            *fresh_state(keys, part[3]),
+            *hyper,
+        )
         length = L - start
         return scored, STARKV.select_tokens(scored[0], real[rows, start:], length, 8, 16) + start
 

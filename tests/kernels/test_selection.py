@@ -42,9 +42,12 @@ def test_kept_indices(length, window, budget, seed):
 
 
 @given(
-    length=st.integers(4, 120), padding=st.integers(0, 119), window=st.integers(1, 8),
-    capacity=st.integers(3, 120), seed=st.integers(0, 99),
-)  # fmt: skip
+    length=st.integers(4, 120),
+    padding=st.integers(0, 119),
+    window=st.integers(1, 8),
+    capacity=st.integers(3, 120),
+    seed=st.integers(0, 99),
+)
 @settings(max_examples=150, deadline=None)
 def test_padding_goes_first(length, padding, window, capacity, seed):
     padding = min(padding, length - 1)

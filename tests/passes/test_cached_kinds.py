@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from starkv_compile import StarKVConfig, report
-from starkv_compile.cache import Session, StarKVLayer
+from starkv_compile.cache.cache import Session, StarKVLayer
 from starkv_compile.kernels import reference
 from starkv_compile.kernels.reference.star import Layout, fresh_state, star_scores
 from starkv_compile.policies.starkv import hyper_of

@@ -7,11 +7,11 @@ from torch.nn import functional as F
 from transformers import modeling_flash_attention_utils as library
 
 import starkv_compile
+from starkv_compile.hf.packed_rows import is_packed, known_as_unpacked
 from starkv_compile.kernels.ops import STARKV
 from starkv_compile.passes import apply
 from starkv_compile.testing import Prompt, generate, tiny_inputs, tiny_model
-from starkv_compile.unpacked import is_packed, known_as_unpacked
-from tests.passes.one_layer import CONFIG, Attention, D, G, H, S, X, capture
+from tests.support.one_layer import CONFIG, Attention, D, G, H, S, X, capture
 
 OPS = torch.library.Library("starkv_test_flash_attn2", "DEF")
 OPS.define(
@@ -89,9 +89,18 @@ def flash_attn_func(
 
 
 def flash_attn_varlen_func(
-    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale=None,
-    causal=False, window_size=(-1, -1), softcap=0.0,
-):  # fmt: skip
+    q,
+    k,
+    v,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    max_seqlen_q,
+    max_seqlen_k,
+    softmax_scale=None,
+    causal=False,
+    window_size=(-1, -1),
+    softcap=0.0,
+):
     return torch.ops.starkv_test_flash_attn2.varlen_fwd(
         q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, causal
     )
@@ -103,8 +112,15 @@ def flash_attention_2(monkeypatch):
     functions = flash_attn_func, flash_attn_varlen_func, None, library._pad_input
     functions = (*functions, library._unpad_input)
     monkeypatch.setattr(library, "_lazy_imports", lambda *args, **kwargs: functions)
-    for name in ("_loaded_implementation", "_flash_fn", "_flash_varlen_fn", "_pad_fn", "_unpad_fn",
-                 "_process_flash_kwargs_fn", "_process_with_kvcache_kwargs_fn"):  # fmt: skip
+    for name in (
+        "_loaded_implementation",
+        "_flash_fn",
+        "_flash_varlen_fn",
+        "_pad_fn",
+        "_unpad_fn",
+        "_process_flash_kwargs_fn",
+        "_process_with_kvcache_kwargs_fn",
+    ):
         monkeypatch.setattr(library, name, getattr(library, name))
     library.lazy_import_flash_attention("flash_attention_2")
 

@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from starkv_compile.kernels.ops import STARKV
 from starkv_compile.passes import Pipeline, apply, forms
 from starkv_compile.passes.forms.kernels import FLASH, KERNELS
-from tests.passes.one_layer import CONFIG, Attention, D, G, H, S, X, capture, repeat_kv
+from tests.support.one_layer import CONFIG, Attention, D, G, H, S, X, capture, repeat_kv
 
 aten = torch.ops.aten
 SDPA = ("sdpa", "interleave", "repeat_kv")
@@ -223,9 +223,9 @@ LOOK_ALIKES = {
         "soft-capped",
     ),
     "a sink": (
-        lambda q, k, v: torch.cat(
-            [q @ repeat_kv(k).mT, torch.zeros(2, H, S, 1)], -1
-        ).softmax(-1)[..., :-1],
+        lambda q, k, v: torch.cat([q @ repeat_kv(k).mT, torch.zeros(2, H, S, 1)], -1).softmax(-1)[
+            ..., :-1
+        ],
         "sink",
     ),
     "a bias by baddbmm, as Bloom's": (
@@ -242,7 +242,7 @@ LOOK_ALIKES = {
         lambda q, k, v: torch.where(SEEN, torch.zeros(()), (q @ repeat_kv(k).mT).softmax(-1)),
         None,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("how", ["dynamo", "export"])
@@ -291,10 +291,8 @@ OTHER_REPEATS = {
         t[:, None].expand(-1, H // G, -1, -1, -1).contiguous().view(2, H, S, D)
     ),
     "uneven": lambda t: t.repeat_interleave(torch.tensor([1, 3]), dim=1, output_size=H),
-    "permuted": lambda t: (
-        t[:, [1, 0], None].expand(-1, -1, H // G, -1, -1).reshape(2, H, S, D)
-    ),
-}  # fmt: skip
+    "permuted": lambda t: t[:, [1, 0], None].expand(-1, -1, H // G, -1, -1).reshape(2, H, S, D),
+}
 
 
 @pytest.mark.parametrize("how", ["dynamo", "export", "core"])

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from starkv_compile import StarKVConfig
 from starkv_compile.kernels.ops import STARKV
 from starkv_compile.passes import KEEP_ALL, PIPELINE, Pipeline, apply
-from tests.passes.one_layer import CONFIG, Attention, D, G, H, S, X, capture
+from tests.support.one_layer import CONFIG, Attention, D, G, H, S, X, capture
 
 EVERY_BACKEND = (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
 

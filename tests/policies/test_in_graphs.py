@@ -7,12 +7,12 @@ from torch import nn
 import starkv_compile
 from starkv_compile import CacheError, StarKVCache, StarKVConfig
 from starkv_compile.kernels.ops import STARKV
-from starkv_compile.layout import VisionLayout
 from starkv_compile.passes import Pipeline, apply
 from starkv_compile.policies import POLICIES
 from starkv_compile.testing import Prompt, tiny_inputs, tiny_model
-from tests.passes.one_layer import Attention, D, G, S, X, capture
-from tests.policies.cases import frames, kept, kept_rows
+from starkv_compile.vision.layout import VisionLayout
+from tests.support.one_layer import Attention, D, G, S, X, capture
+from tests.support.policy_cases import frames, kept, kept_rows
 from tests.test_session import two_turns
 
 CONFIG = {"budget": 0.5, "inner": "eager"}
@@ -68,9 +68,19 @@ def test_what_leaves_the_graph_is_what_the_policy_chose(name):
     for row in range(2):
         one, layout = slice(row, row + 1), tuple(t[row : row + 1] for t in LAYOUT)
         expected = kept(
-            name, query[one], key[one], S // 2, layout, value=value[one], hidden=X[one],
-            index=places_of(1), mask=causal, scale=D**-0.5, window=8, pool=5,
-        )  # fmt: skip
+            name,
+            query[one],
+            key[one],
+            S // 2,
+            layout,
+            value=value[one],
+            hidden=X[one],
+            index=places_of(1),
+            mask=causal,
+            scale=D**-0.5,
+            window=8,
+            pool=5,
+        )
         assert places[row].tolist() == expected
         slots = places[row] if POLICIES[name].per_head else places[row].expand(G, -1)
         slots = slots[..., None].expand(-1, -1, D)
@@ -181,8 +191,9 @@ def test_what_a_session_does_with_sets_by_head():
     for index in range(2):
         cache.update(more, more, index)
     assert cache.layers[0].places()[0].tolist() == [
-        [0, 3, 6, 9, 17, 18, 20], [1, 2, 5, 14, 17, 19, 20],
-    ]  # fmt: skip
+        [0, 3, 6, 9, 17, 18, 20],
+        [1, 2, 5, 14, 17, 19, 20],
+    ]
     twin = cache.fork()
     again = StarKVCache(tiny_model("qwen2_5_vl").config)
     again.load_state_dict(cache.state_dict())
@@ -205,10 +216,20 @@ def test_inductor_keeps_the_same():
 
     def run(query, key, value):
         return [
-            kept_rows(name, query, key, S // 2, tuple(LAYOUT), value=value, hidden=X, pool=5,
-                      window=8, scale=D**-0.5)
+            kept_rows(
+                name,
+                query,
+                key,
+                S // 2,
+                tuple(LAYOUT),
+                value=value,
+                hidden=X,
+                pool=5,
+                window=8,
+                scale=D**-0.5,
+            )
             for name in RECOMMENDED
-        ]  # fmt: skip
+        ]
 
     expected = run(query, key, value)
     assert not torch.equal(expected[0], expected[2])

@@ -13,7 +13,7 @@ from starkv_compile.kernels.reference.capacity import layer_capacity
 from starkv_compile.passes import Pipeline, apply
 from starkv_compile.policies import POLICIES
 from starkv_compile.testing import LAYERS, Prompt, generate, tiny_inputs, tiny_model
-from tests.passes.one_layer import Attention, E, capture
+from tests.support.one_layer import Attention, E, capture
 
 
 def capacities(length, window, capacity, weights):
@@ -145,9 +145,11 @@ def test_a_model_with_a_pyramid():
     ).logits
     starkv_compile.undo(model)
     theirs = model(
-        input_ids=token, position_ids=place, past_key_values=expected,
+        input_ids=token,
+        position_ids=place,
+        past_key_values=expected,
         attention_mask=torch.zeros(1, 1, 1, 1),
-    ).logits  # fmt: skip
+    ).logits
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
     starkv_compile.compile(model, policy="pyramidkv", budget=0.4, inner="eager")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from starkv_compile.kernels.ops import STARKV
-from tests.policies.cases import frames
+from tests.support.policy_cases import frames
 
 B, H, G, L, D, C = 2, 4, 2, 40, 16, 20
 

@@ -1,10 +1,10 @@
 """Where a policy cannot be right it is refused by name."""
 
 import pytest
+from starkv_lab.demo.kept import kept_by_layer
 
 from starkv_compile import OptionError, StarKVConfig
-from starkv_compile.agent.kept import kept_by_layer
-from starkv_compile.export.package import ExportOptions, export_model
+from starkv_compile.export.onnx.package import ExportOptions, export_model
 from tests.policies.test_in_graphs import by_head
 
 

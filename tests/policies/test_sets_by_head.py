@@ -7,7 +7,7 @@ from starkv_compile import StarKVConfig, UnsupportedModel
 from starkv_compile.policies import measure_layer_budgets
 from starkv_compile.policies.layer_density import density
 from starkv_compile.testing import LAYERS, tiny_inputs, tiny_model
-from tests.policies.cases import attended, frames, kept, text
+from tests.support.policy_cases import attended, frames, kept, text
 
 
 def test_snapkv_cuts_for_each_kv_head():

@@ -7,7 +7,7 @@ import torch
 
 from starkv_compile.kernels.ops import STARKV
 from starkv_compile.policies import POLICIES
-from tests.policies.cases import attended, frames, kept
+from tests.support.policy_cases import attended, frames, kept
 
 WEIGHTS = [9.0, 1, 1, 8, 1, 1, 7, 1, 1, 1]
 

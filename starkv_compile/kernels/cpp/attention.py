@@ -14,9 +14,21 @@ from .build import library, pointer
 SOURCE = Path(__file__).with_suffix(".cpp")
 _POINTERS = ("query", "key", "mask")
 _NUMBERS = (
-    "batch", "groups", "heads", "window", "past", "dim", "key_batch", "key_head", "key_token",
-    "key_share", "mask_batch", "mask_head", "bfloat16", "threads",
-)  # fmt: skip
+    "batch",
+    "groups",
+    "heads",
+    "window",
+    "past",
+    "dim",
+    "key_batch",
+    "key_head",
+    "key_token",
+    "key_share",
+    "mask_batch",
+    "mask_head",
+    "bfloat16",
+    "threads",
+)
 
 
 class _Work(ctypes.Structure):
@@ -55,11 +67,23 @@ def window_attention(
         shown = _added(mask[:, :, -window:].expand(-1, -1, window, length))
         shown = shown.expand(batch, query_heads, length, window)
     work = _Work(
-        batch, groups, heads, window, past, dim, key.stride(0), key.stride(1), key.stride(2),
-        groups // key_heads, *(shown.stride()[:2] if shown is not None else (0, 0)),
-        key.dtype == torch.bfloat16, torch.get_num_threads(), packed.data_ptr(), key.data_ptr(),
+        batch,
+        groups,
+        heads,
+        window,
+        past,
+        dim,
+        key.stride(0),
+        key.stride(1),
+        key.stride(2),
+        groups // key_heads,
+        *(shown.stride()[:2] if shown is not None else (0, 0)),
+        key.dtype == torch.bfloat16,
+        torch.get_num_threads(),
+        packed.data_ptr(),
+        key.data_ptr(),
         0 if shown is None else shown.data_ptr(),
-    )  # fmt: skip
+    )
     if log_sum_exp is None:
         log_sum = _log_sum(work, packed, key, shown)
     else:

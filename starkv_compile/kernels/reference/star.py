@@ -142,9 +142,13 @@ def star_scores(
         )
         final = entropy.reshape_global(temporal_score, degree)
     return Scores(
-        group, weights, spatial_score, temporal_score, final,
+        group,
+        weights,
+        spatial_score,
+        temporal_score,
+        final,
         State(mi, mi_steps, pattern, pattern_count),
-    )  # fmt: skip
+    )
 
 
 def frame_boost(

@@ -13,10 +13,24 @@ BLOCK = 32
 
 @triton.jit
 def _copy(
-    source, out, places, slots, inside, shown, batch, group, size,
-    stride_b, stride_h, stride_l, stride_d, GROUPS: tl.constexpr, DIM: tl.constexpr,
-    BLOCK_DIM: tl.constexpr, REAL: tl.constexpr,
-):  # fmt: skip
+    source,
+    out,
+    places,
+    slots,
+    inside,
+    shown,
+    batch,
+    group,
+    size,
+    stride_b,
+    stride_h,
+    stride_l,
+    stride_d,
+    GROUPS: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    REAL: tl.constexpr,
+):
     dims = tl.arange(0, BLOCK_DIM)
     copied = inside[:, None] & (dims < DIM)[None, :]
     read = copied & shown[:, None] if REAL else copied
@@ -30,11 +44,30 @@ def _copy(
 
 @triton.jit
 def gather_rows(
-    key, value, kept, real, key_out, value_out, size, length,
-    stride_kb, stride_kh, stride_kl, stride_kd, stride_vb, stride_vh, stride_vl, stride_vd,
-    GROUPS: tl.constexpr, KEY_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
-    BLOCK_KEY: tl.constexpr, BLOCK_VALUE: tl.constexpr, BLOCK: tl.constexpr, REAL: tl.constexpr,
-):  # fmt: skip
+    key,
+    value,
+    kept,
+    real,
+    key_out,
+    value_out,
+    size,
+    length,
+    stride_kb,
+    stride_kh,
+    stride_kl,
+    stride_kd,
+    stride_vb,
+    stride_vh,
+    stride_vl,
+    stride_vd,
+    GROUPS: tl.constexpr,
+    KEY_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    BLOCK_KEY: tl.constexpr,
+    BLOCK_VALUE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    REAL: tl.constexpr,
+):
     """kept [B, size]; padding becomes zero."""
     batch, group = tl.program_id(1) // GROUPS, tl.program_id(1) % GROUPS
     slots = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -45,14 +78,44 @@ def gather_rows(
         shown = tl.load(real + batch.to(tl.int64) * length + places, mask=inside, other=0) != 0
     if tl.program_id(2) == 0:
         _copy(
-            key, key_out, places, slots, inside, shown, batch, group, size,
-            stride_kb, stride_kh, stride_kl, stride_kd, GROUPS, KEY_DIM, BLOCK_KEY, REAL,
-        )  # fmt: skip
+            key,
+            key_out,
+            places,
+            slots,
+            inside,
+            shown,
+            batch,
+            group,
+            size,
+            stride_kb,
+            stride_kh,
+            stride_kl,
+            stride_kd,
+            GROUPS,
+            KEY_DIM,
+            BLOCK_KEY,
+            REAL,
+        )
     else:
         _copy(
-            value, value_out, places, slots, inside, shown, batch, group, size,
-            stride_vb, stride_vh, stride_vl, stride_vd, GROUPS, VALUE_DIM, BLOCK_VALUE, REAL,
-        )  # fmt: skip
+            value,
+            value_out,
+            places,
+            slots,
+            inside,
+            shown,
+            batch,
+            group,
+            size,
+            stride_vb,
+            stride_vh,
+            stride_vl,
+            stride_vd,
+            GROUPS,
+            VALUE_DIM,
+            BLOCK_VALUE,
+            REAL,
+        )
 
 
 def gather_kv(
@@ -65,10 +128,24 @@ def gather_kv(
     value_out = value.new_empty(batch, groups, size, value_dim)
     shown = kept if real is None else real.to(torch.uint8)
     launch(
-        gather_rows, (triton.cdiv(size, BLOCK), batch * groups, 2), key, value,
-        kept.contiguous(), shown, key_out, value_out, size, length, *key.stride(),
-        *value.stride(), GROUPS=groups, KEY_DIM=key_dim, VALUE_DIM=value_dim,
-        BLOCK_KEY=padded(key_dim, 1), BLOCK_VALUE=padded(value_dim, 1), BLOCK=BLOCK,
+        gather_rows,
+        (triton.cdiv(size, BLOCK), batch * groups, 2),
+        key,
+        value,
+        kept.contiguous(),
+        shown,
+        key_out,
+        value_out,
+        size,
+        length,
+        *key.stride(),
+        *value.stride(),
+        GROUPS=groups,
+        KEY_DIM=key_dim,
+        VALUE_DIM=value_dim,
+        BLOCK_KEY=padded(key_dim, 1),
+        BLOCK_VALUE=padded(value_dim, 1),
+        BLOCK=BLOCK,
         REAL=real is not None,
-    )  # fmt: skip
+    )
     return key_out, value_out

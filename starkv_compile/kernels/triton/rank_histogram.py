@@ -15,10 +15,17 @@ COMPARED = 32  # scores that a program ranks its own against at a time
 
 @triton.jit
 def count_ranks(
-    scores, place, count, joint, tokens,
-    GROUPS: tl.constexpr, VALUES: tl.constexpr, PLACES: tl.constexpr, BLOCK: tl.constexpr,
+    scores,
+    place,
+    count,
+    joint,
+    tokens,
+    GROUPS: tl.constexpr,
+    VALUES: tl.constexpr,
+    PLACES: tl.constexpr,
+    BLOCK: tl.constexpr,
     COMPARED: tl.constexpr,
-):  # fmt: skip
+):
     """A token's rank is the number of smaller scores, equal ones before it included.
 
     Counting compares all pairs: no sort, no order to wait for. Integer atomics only, so the
@@ -50,8 +57,17 @@ def rank_histogram(scores: torch.Tensor, place: torch.Tensor, valid: torch.Tenso
     places = GRID_BINS * GRID_BINS
     joint = torch.zeros(batch, groups, VALUE_BINS, places, dtype=torch.int32, device=scores.device)
     launch(
-        count_ranks, (triton.cdiv(tokens, BLOCK), batch * groups), scores.float().contiguous(),
-        place.to(torch.int32).contiguous(), valid.sum(-1), joint, tokens,
-        GROUPS=groups, VALUES=VALUE_BINS, PLACES=places, BLOCK=BLOCK, COMPARED=COMPARED,
-    )  # fmt: skip
+        count_ranks,
+        (triton.cdiv(tokens, BLOCK), batch * groups),
+        scores.float().contiguous(),
+        place.to(torch.int32).contiguous(),
+        valid.sum(-1),
+        joint,
+        tokens,
+        GROUPS=groups,
+        VALUES=VALUE_BINS,
+        PLACES=places,
+        BLOCK=BLOCK,
+        COMPARED=COMPARED,
+    )
     return joint

@@ -48,9 +48,17 @@ def _narrow(counts, row, rows, wanted, DIGIT: tl.constexpr, BINS: tl.constexpr):
 
 @triton.jit
 def count_digit(
-    scores, real, counts, past, length, wanted,
-    DIGIT: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr, REAL: tl.constexpr,
-):  # fmt: skip
+    scores,
+    real,
+    counts,
+    past,
+    length,
+    wanted,
+    DIGIT: tl.constexpr,
+    BINS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    REAL: tl.constexpr,
+):
     """counts [DIGITS, B, BINS]: how many scores with the k-th one's earlier digits have each."""
     SHIFT: tl.constexpr = 21 if DIGIT == 0 else (10 if DIGIT == 1 else 0)
     BITS: tl.constexpr = 10 if DIGIT == 2 else 11
@@ -72,9 +80,18 @@ def count_digit(
 
 @triton.jit
 def count_tile(
-    scores, real, counts, tile_counts, past, length, wanted, tiles,
-    BINS: tl.constexpr, BLOCK: tl.constexpr, REAL: tl.constexpr,
-):  # fmt: skip
+    scores,
+    real,
+    counts,
+    tile_counts,
+    past,
+    length,
+    wanted,
+    tiles,
+    BINS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    REAL: tl.constexpr,
+):
     """tile_counts [B, 2, tiles]: of each tile, the scores above the k-th, and equal to it."""
     row, rows = tl.program_id(1), tl.num_programs(1)
     places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -94,10 +111,22 @@ def count_tile(
 
 @triton.jit
 def write_kept(
-    scores, real, counts, tile_counts, kept, past, length, selected, tiles,
-    WINDOW: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_TILES: tl.constexpr,
-    BLOCK_WINDOW: tl.constexpr, REAL: tl.constexpr,
-):  # fmt: skip
+    scores,
+    real,
+    counts,
+    tile_counts,
+    kept,
+    past,
+    length,
+    selected,
+    tiles,
+    WINDOW: tl.constexpr,
+    BINS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_TILES: tl.constexpr,
+    BLOCK_WINDOW: tl.constexpr,
+    REAL: tl.constexpr,
+):
     """kept [B, selected + WINDOW]: places above the k-th, the first ones equal, the window."""
     tile, row, rows = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     places = tile * BLOCK + tl.arange(0, BLOCK)
@@ -142,18 +171,47 @@ def select_tokens(
     constants = {"BINS": BINS, "BLOCK": BLOCK, "REAL": masked, "num_warps": 8}
     for digit in range(DIGITS):
         launch(
-            count_digit, grid, scores, shown, counts, past, length, selected, DIGIT=digit,
+            count_digit,
+            grid,
+            scores,
+            shown,
+            counts,
+            past,
+            length,
+            selected,
+            DIGIT=digit,
             **constants,
-        )  # fmt: skip
+        )
     tile_counts = torch.empty(batch, 2, tiles, dtype=torch.int32, device=scores.device)
     launch(
-        count_tile, grid, scores, shown, counts, tile_counts, past, length, selected, tiles,
+        count_tile,
+        grid,
+        scores,
+        shown,
+        counts,
+        tile_counts,
+        past,
+        length,
+        selected,
+        tiles,
         **constants,
-    )  # fmt: skip
+    )
     kept = torch.empty(batch, selected + window, dtype=torch.int64, device=scores.device)
     launch(
-        write_kept, grid, scores, shown, counts, tile_counts, kept, past, length, selected,
-        tiles, WINDOW=window, BLOCK_TILES=64, BLOCK_WINDOW=padded(window, 1),
+        write_kept,
+        grid,
+        scores,
+        shown,
+        counts,
+        tile_counts,
+        kept,
+        past,
+        length,
+        selected,
+        tiles,
+        WINDOW=window,
+        BLOCK_TILES=64,
+        BLOCK_WINDOW=padded(window, 1),
         **constants,
-    )  # fmt: skip
+    )
     return kept

@@ -44,9 +44,18 @@ def exact_product() -> str:
 
 @triton.jit
 def _load_keys(
-    key, batch, head, keys, length, stride_b, stride_h, stride_l, stride_d,
-    DIM: tl.constexpr, BLOCK_DIM: tl.constexpr,
-):  # fmt: skip
+    key,
+    batch,
+    head,
+    keys,
+    length,
+    stride_b,
+    stride_h,
+    stride_l,
+    stride_d,
+    DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
     dims = tl.arange(0, BLOCK_DIM)
     start = key + batch.to(tl.int64) * stride_b + head.to(tl.int64) * stride_h
     inside = (keys < length)[:, None] & (dims < DIM)[None, :]
@@ -57,11 +66,32 @@ def _load_keys(
 
 @triton.jit
 def _logits(
-    query, mask, key_tile, batch, first_head, rows, keys, past, length, scale,
-    stride_qb, stride_qh, stride_qs, stride_qd, stride_mb, stride_mh, stride_ms, stride_ml,
-    ROWS: tl.constexpr, WINDOW: tl.constexpr, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr,
-    MASK: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    query,
+    mask,
+    key_tile,
+    batch,
+    first_head,
+    rows,
+    keys,
+    past,
+    length,
+    scale,
+    stride_qb,
+    stride_qh,
+    stride_qs,
+    stride_qd,
+    stride_mb,
+    stride_mh,
+    stride_ms,
+    stride_ml,
+    ROWS: tl.constexpr,
+    WINDOW: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    MASK: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """[rows, keys] in powers of two, -BIG where not visible. Beyond the keys: anything finite."""
     dims = tl.arange(0, BLOCK_DIM)
     head, step = first_head + rows // WINDOW, rows % WINDOW
@@ -94,13 +124,40 @@ def _logits(
 
 @triton.jit
 def row_sums(
-    query, key, mask, partial_max, partial_sum, first_tile, tiles, past, length, scale,
-    stride_qb, stride_qh, stride_qs, stride_qd, stride_kb, stride_kh, stride_kl, stride_kd,
-    stride_mb, stride_mh, stride_ms, stride_ml,
-    GROUPS: tl.constexpr, HEADS: tl.constexpr, KEY_SHARE: tl.constexpr, WINDOW: tl.constexpr,
-    DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr, MASK: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    query,
+    key,
+    mask,
+    partial_max,
+    partial_sum,
+    first_tile,
+    tiles,
+    past,
+    length,
+    scale,
+    stride_qb,
+    stride_qh,
+    stride_qs,
+    stride_qd,
+    stride_kb,
+    stride_kh,
+    stride_kl,
+    stride_kd,
+    stride_mb,
+    stride_mh,
+    stride_ms,
+    stride_ml,
+    GROUPS: tl.constexpr,
+    HEADS: tl.constexpr,
+    KEY_SHARE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    MASK: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """First pass: of each key tile and row, the largest logit and the sum of powers below it.
 
     partial_max, partial_sum: [B * GROUPS, tiles, HEADS * WINDOW].
@@ -110,18 +167,48 @@ def row_sums(
     batch, group = tl.program_id(1) // GROUPS, tl.program_id(1) % GROUPS
     keys = tile * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
     key_tile = _load_keys(
-        key, batch, group // KEY_SHARE, keys, length, stride_kb, stride_kh, stride_kl, stride_kd,
-        DIM, BLOCK_DIM,
-    )  # fmt: skip
+        key,
+        batch,
+        group // KEY_SHARE,
+        keys,
+        length,
+        stride_kb,
+        stride_kh,
+        stride_kl,
+        stride_kd,
+        DIM,
+        BLOCK_DIM,
+    )
     out = (tl.program_id(1).to(tl.int64) * tiles + tile) * ROWS
     for start in range(0, ROWS, BLOCK_ROWS):
         rows = start + tl.arange(0, BLOCK_ROWS)
         logits = _logits(
-            query, mask, key_tile, batch, group * HEADS, rows, keys, past, length, scale,
-            stride_qb, stride_qh, stride_qs, stride_qd,
-            stride_mb, stride_mh, stride_ms, stride_ml,
-            ROWS, WINDOW, DIM, BLOCK_DIM, MASK, CAUSAL, PRECISION,
-        )  # fmt: skip
+            query,
+            mask,
+            key_tile,
+            batch,
+            group * HEADS,
+            rows,
+            keys,
+            past,
+            length,
+            scale,
+            stride_qb,
+            stride_qh,
+            stride_qs,
+            stride_qd,
+            stride_mb,
+            stride_mh,
+            stride_ms,
+            stride_ml,
+            ROWS,
+            WINDOW,
+            DIM,
+            BLOCK_DIM,
+            MASK,
+            CAUSAL,
+            PRECISION,
+        )
         if CAUSAL or MASK != 0:  # the tiles that hold the last key
             logits = tl.where((keys < length)[None, :], logits, float("-inf"))
         largest = tl.max(logits, axis=1)
@@ -132,9 +219,14 @@ def row_sums(
 
 @triton.jit
 def combine_sums(
-    partial_max, partial_sum, log_sum, tiles, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    partial_max,
+    partial_sum,
+    log_sum,
+    tiles,
+    ROWS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
     BLOCK_TILES: tl.constexpr,
-):  # fmt: skip
+):
     """Base-2 log-sum-exp [B * GROUPS, ROWS] from the first pass's partial results."""
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     start = tl.program_id(1).to(tl.int64) * tiles * ROWS
@@ -158,13 +250,37 @@ def combine_sums(
 
 @triton.jit
 def score_keys(
-    query, key, mask, log_sum, out, past, length, scale,
-    stride_qb, stride_qh, stride_qs, stride_qd, stride_kb, stride_kh, stride_kl, stride_kd,
-    stride_mb, stride_mh, stride_ms, stride_ml,
-    GROUPS: tl.constexpr, HEADS: tl.constexpr, KEY_SHARE: tl.constexpr, WINDOW: tl.constexpr,
-    DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr, MASK: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    query,
+    key,
+    mask,
+    log_sum,
+    out,
+    past,
+    length,
+    scale,
+    stride_qb,
+    stride_qh,
+    stride_qs,
+    stride_qd,
+    stride_kb,
+    stride_kh,
+    stride_kl,
+    stride_kd,
+    stride_mb,
+    stride_mh,
+    stride_ms,
+    stride_ml,
+    GROUPS: tl.constexpr,
+    HEADS: tl.constexpr,
+    KEY_SHARE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    MASK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Second pass: out [B, GROUPS, past], softmax weights summed over window and heads / HEADS.
 
     No causal mask: the window's queries see every key before it.
@@ -173,18 +289,48 @@ def score_keys(
     batch, group = tl.program_id(1) // GROUPS, tl.program_id(1) % GROUPS
     keys = tl.program_id(0) * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
     key_tile = _load_keys(
-        key, batch, group // KEY_SHARE, keys, length, stride_kb, stride_kh, stride_kl, stride_kd,
-        DIM, BLOCK_DIM,
-    )  # fmt: skip
+        key,
+        batch,
+        group // KEY_SHARE,
+        keys,
+        length,
+        stride_kb,
+        stride_kh,
+        stride_kl,
+        stride_kd,
+        DIM,
+        BLOCK_DIM,
+    )
     weights = tl.zeros([BLOCK_ROWS, BLOCK_KEYS], tl.float32)
     for start in range(0, ROWS, BLOCK_ROWS):
         rows = start + tl.arange(0, BLOCK_ROWS)
         logits = _logits(
-            query, mask, key_tile, batch, group * HEADS, rows, keys, past, length, scale,
-            stride_qb, stride_qh, stride_qs, stride_qd,
-            stride_mb, stride_mh, stride_ms, stride_ml,
-            ROWS, WINDOW, DIM, BLOCK_DIM, MASK, False, PRECISION,
-        )  # fmt: skip
+            query,
+            mask,
+            key_tile,
+            batch,
+            group * HEADS,
+            rows,
+            keys,
+            past,
+            length,
+            scale,
+            stride_qb,
+            stride_qh,
+            stride_qs,
+            stride_qd,
+            stride_mb,
+            stride_mh,
+            stride_ms,
+            stride_ml,
+            ROWS,
+            WINDOW,
+            DIM,
+            BLOCK_DIM,
+            MASK,
+            False,
+            PRECISION,
+        )
         total = tl.load(
             log_sum + tl.program_id(1) * ROWS + rows, mask=rows < ROWS, other=float("inf")
         )
@@ -230,11 +376,19 @@ def window_attention(
         )
     strides = (*query.stride(), *key.stride(), *mask_strides)
     constants = {
-        "GROUPS": groups, "HEADS": heads, "KEY_SHARE": groups // key_heads, "WINDOW": window,
-        "DIM": dim, "BLOCK_DIM": padded(dim), "BLOCK_ROWS": min(tiles.rows, padded(rows)),
-        "BLOCK_KEYS": tiles.keys, "MASK": kind, "PRECISION": exact_product(),
-        "num_warps": tiles.warps, "num_stages": tiles.stages,
-    }  # fmt: skip
+        "GROUPS": groups,
+        "HEADS": heads,
+        "KEY_SHARE": groups // key_heads,
+        "WINDOW": window,
+        "DIM": dim,
+        "BLOCK_DIM": padded(dim),
+        "BLOCK_ROWS": min(tiles.rows, padded(rows)),
+        "BLOCK_KEYS": tiles.keys,
+        "MASK": kind,
+        "PRECISION": exact_product(),
+        "num_warps": tiles.warps,
+        "num_stages": tiles.stages,
+    }
     scale = scale * LOG2E.value
     if log_sum_exp is None:
         count = triton.cdiv(length, tiles.keys)
@@ -246,21 +400,50 @@ def window_attention(
         for first, number, causal in ((0, before, False), (before, count - before, True)):
             if number:
                 launch(
-                    row_sums, (number, batch * groups), query, key, shown, partial_max,
-                    partial_sum, first, count, past, length, scale, *strides, **constants,
+                    row_sums,
+                    (number, batch * groups),
+                    query,
+                    key,
+                    shown,
+                    partial_max,
+                    partial_sum,
+                    first,
+                    count,
+                    past,
+                    length,
+                    scale,
+                    *strides,
+                    **constants,
                     CAUSAL=causal,
-                )  # fmt: skip
+                )
         launch(
-            combine_sums, (triton.cdiv(rows, 16), batch * groups), partial_max, partial_sum,
-            log_sum, count, ROWS=rows, BLOCK_ROWS=16, BLOCK_TILES=64,
-        )  # fmt: skip
+            combine_sums,
+            (triton.cdiv(rows, 16), batch * groups),
+            partial_max,
+            partial_sum,
+            log_sum,
+            count,
+            ROWS=rows,
+            BLOCK_ROWS=16,
+            BLOCK_TILES=64,
+        )
     else:
         given = log_sum_exp[:, :, queries - window :].float()
         given = given.where(given.isfinite(), float("inf")) * LOG2E.value
         log_sum = given.reshape(batch * groups, rows).contiguous()
     out = query.new_empty(batch, groups, past, dtype=torch.float32)
     launch(
-        score_keys, (triton.cdiv(past, tiles.keys), batch * groups), query, key, shown, log_sum,
-        out, past, length, scale, *strides, **constants,
-    )  # fmt: skip
+        score_keys,
+        (triton.cdiv(past, tiles.keys), batch * groups),
+        query,
+        key,
+        shown,
+        log_sum,
+        out,
+        past,
+        length,
+        scale,
+        *strides,
+        **constants,
+    )
     return out

@@ -18,10 +18,22 @@ from .operands import SDPA_WAY_OUT, source_of
 
 READ = {"q", "k", "v", "softmax_scale", "causal", "is_causal"}
 NO_MATTER = {  # where results go, how work is shared out, whether more is returned
-    "out", "out_", "deterministic", "return_softmax", "return_softmax_lse", "num_splits",
-    "pack_gqa", "sm_margin", "scheduler_metadata", "max_seqlen_q", "max_seqlen_k",
-    "is_rotary_interleaved", "rotary_interleaved", "gen", "gen_",
-}  # fmt: skip
+    "out",
+    "out_",
+    "deterministic",
+    "return_softmax",
+    "return_softmax_lse",
+    "num_splits",
+    "pack_gqa",
+    "sm_margin",
+    "scheduler_metadata",
+    "max_seqlen_q",
+    "max_seqlen_k",
+    "is_rotary_interleaved",
+    "rotary_interleaved",
+    "gen",
+    "gen_",
+}
 OFF: tuple[Any, ...] = (None, 0, -1)  # and so 0.0 and False
 NO_WINDOW: tuple[Any, ...] = (None, -1)  # 0 is one that ends at the query's own place
 UNPADDED = (
@@ -46,10 +58,17 @@ def read(node: Node) -> Attention | None:
     if not fx.agree(("BHSD", query), ("BGLD", key), ("BGLE", value)):
         return None
     return Attention(
-        node=node, form="flash", query=query, key=key, value=value, mask=None,
-        causal=bool(args.get("causal", args.get("is_causal"))), aligned_last=True, scale=scale,
+        node=node,
+        form="flash",
+        query=query,
+        key=key,
+        value=value,
+        mask=None,
+        causal=bool(args.get("causal", args.get("is_causal"))),
+        aligned_last=True,
+        scale=scale,
         log_sum_exp=_log_sum_exp(node, query),
-    )  # fmt: skip
+    )
 
 
 def why_not(node: Node) -> str | None:

@@ -22,9 +22,16 @@ def read(node: Node) -> Attention | None:
     if not _changes_nothing(score) or not isinstance(block_mask, tuple) or _has_sink(node):
         return None
     return Attention(
-        node=node, form="flex", query=query, key=source_of(key), value=source_of(value),
-        mask=None, causal=False, scale=scale, mask_function=(block_mask[-1], *inputs),
-    )  # fmt: skip
+        node=node,
+        form="flex",
+        query=query,
+        key=source_of(key),
+        value=source_of(value),
+        mask=None,
+        causal=False,
+        scale=scale,
+        mask_function=(block_mask[-1], *inputs),
+    )
 
 
 def why_not(node: Node) -> str | None:

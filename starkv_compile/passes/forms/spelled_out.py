@@ -40,10 +40,16 @@ def read(node: Node) -> Attention | None:
         return None
     factor = next(step.factor for step in keys if step.node is key)
     return Attention(
-        node=node, form="spelled out", query=query.node, key=key, value=value,
-        mask=logits.mask, causal=False, scale=logits.scale * query.factor * factor,
+        node=node,
+        form="spelled out",
+        query=query.node,
+        key=key,
+        value=value,
+        mask=logits.mask,
+        causal=False,
+        scale=logits.scale * query.factor * factor,
         mask_hides=logits.hides,
-    )  # fmt: skip
+    )
 
 
 def why_not(node: Node) -> str | None:

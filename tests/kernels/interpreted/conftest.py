@@ -128,8 +128,9 @@ def _interpreter_like_a_device(monkeypatch):
         """Program (x, y, z) runs as another one, each exactly once."""
         grid = tuple(self.grid_dim)
         if (x, y, z) == (0, 0, 0) or grid not in order:
-            places = [(i, j, k) for i in range(grid[0]) for j in range(grid[1])
-                      for k in range(grid[2])]  # fmt: skip
+            places = [
+                (i, j, k) for i in range(grid[0]) for j in range(grid[1]) for k in range(grid[2])
+            ]
             names = list(places)
             random.Random(len(places)).shuffle(names)
             order[grid] = dict(zip(places, names, strict=True))

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from starkv_compile.kernels import reference, triton
-from tests.kernels.scores import KINDS, scores_of
+from tests.support.kernel_scores import KINDS, scores_of
 
 relaxed = settings(
     max_examples=25,
@@ -53,9 +53,11 @@ def test_kept_rows_are_the_originals(guards, dtype, dims, padded):
     kept = torch.stack([torch.randperm(70)[:41].sort().values for _ in range(2)])
     real = torch.rand(2, 70) < 0.6 if padded else None
     ours = triton.gather_kv(
-        guards.copy(key), guards.copy(value), guards.copy(kept),
+        guards.copy(key),
+        guards.copy(value),
+        guards.copy(kept),
         None if real is None else guards.copy(real),
-    )  # fmt: skip
+    )
     for mine, theirs in zip(ours, reference.gather_kv(key, value, kept, real), strict=True):
         assert torch.equal(mine, theirs)
     assert ours[0].untyped_storage().data_ptr() != ours[1].untyped_storage().data_ptr()

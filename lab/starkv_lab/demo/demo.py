@@ -1,0 +1,140 @@
+"""`python -m starkv_compile demo`: one GUI session with a full cache and with compressed ones."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from starkv_compile.errors import StarKVError
+from starkv_compile.optional import needs
+
+from ..agent.checkpoints import agent_folder
+from .kept import frame_grids, kept_by_layer
+from .picture import Shot, draw_kept
+from .runtimes import export_agent
+from .tables import NOTES, answer_table, cost_table
+from .turns import Turn, episode_turns, image_turns
+from .ways import RUNS, Measured, Way, measure, ways
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """What the command line gives. `agent`: a checkpoint folder, None for the shipped one.
+
+    exported: with the runtime "onnx", where the graphs go; None: a folder removed at the end.
+    """
+
+    images: Sequence[Path] = ()
+    question: str | None = None
+    frames: int | None = None
+    seed: int = 0
+    budget: float = 0.2
+    inner: str = "eager"
+    out: Path = Path("demo-output")
+    agent: Path | None = None
+    runtime: str = "torch"
+    exported: Path | None = None
+
+    def turns(self) -> list[Turn]:
+        """What is put to the agent.
+
+        Raises:
+            StarKVError: options do not go together, or a file cannot be read.
+        """
+        if not self.images:
+            if self.question is not None:
+                raise StarKVError("--question goes with --image: an episode brings its own")
+            return episode_turns(4 if self.frames is None else self.frames, self.seed)
+        if self.frames is not None:
+            raise StarKVError("--frames is for a generated episode: each --image is one frame")
+        return image_turns(self.images, self.question)
+
+
+def run_demo(options: DemoOptions, console: Console | None = None) -> list[Measured]:
+    """Run every way, print the tables, write one picture a compressed way to `options.out`.
+
+    Raises:
+        StarKVError: an option is impossible, a file cannot be read or there is no agent.
+    """
+    console = console or Console()
+    chosen = ways(options.budget, options.inner)
+    turns = options.turns()
+    agent_folder(options.agent)
+    if options.runtime == "onnx":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            needs(package)
+    elif options.exported is not None:
+        raise StarKVError("--exported goes with --runtime onnx: it is where the graphs go")
+    _make_folder(options.out)
+    with tempfile.TemporaryDirectory() as temporary:
+        results = _measure_all(chosen, turns, options, console, Path(temporary))
+    console.print(answer_table(turns, results))
+    if options.images:
+        console.print(
+            "The agent is tiny and knows only its own world: on real screens its answers "
+            "mean nothing, but what is kept and what it costs is real."
+        )
+    console.print(cost_table(results))
+    console.print(NOTES, style="dim", highlight=False)
+    for path in _draw_all(turns, results, options.out):
+        console.print("What is kept of each screenshot:", path, markup=False, soft_wrap=True)
+    return results
+
+
+def _make_folder(folder: Path) -> None:
+    """Before the work, not after it, so that a bad folder does not cost a minute."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StarKVError(f"{folder}: cannot be the output folder ({error})") from error
+
+
+def _measure_all(
+    chosen: Sequence[Way],
+    turns: Sequence[Turn],
+    options: DemoOptions,
+    console: Console,
+    temporary: Path,
+) -> list[Measured]:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # its "Loading weights" would cut through ours
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    asked = f"{len(turns)} turn{'s' * (len(turns) > 1)}"
+    runs = RUNS[options.runtime]
+    exported: dict[str, Path] = {}
+    if options.runtime == "onnx":
+        console.print("Exporting the agent for each way, about a minute each on one core.")
+        for way in chosen:
+            exported[way.name] = (options.exported or temporary) / way.name
+            say = partial(console.print, f"{way.title}:")
+            export_agent(way.config, options.agent, exported[way.name], say)
+    results = []
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+        for way in chosen:
+            task = progress.add_task(f"{way.title}: {asked}, {runs} runs", total=runs * len(turns))
+
+            advance = partial(progress.advance, task)
+            results.append(measure(way, turns, options.agent, advance, exported.get(way.name)))
+    return results
+
+
+def _draw_all(turns: Sequence[Turn], results: Sequence[Measured], out: Path) -> list[Path]:
+    """One picture a compressed way."""
+    paths = []
+    for result in results:
+        if result.way.config.keeps_everything:
+            continue
+        grids = iter(frame_grids(result.cache))
+        shots = [Shot(turn.image, f"step {turn.step}", next(grids)) for turn in turns if turn.image]
+        title = f"What the cache keeps of each screenshot ({result.way.title})"
+        picture = draw_kept(title, shots, kept_by_layer(result.cache))
+        paths.append(out / f"kept-{result.way.name}.png")
+        picture.save(paths[-1])
+    return paths

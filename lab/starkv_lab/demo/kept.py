@@ -1,0 +1,69 @@
+"""Which screenshot cells a compacted cache still holds, read from the cache alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..agent.world import Cell
+
+if TYPE_CHECKING:
+    from starkv_compile.cache.cache import StarKVCache
+
+
+@dataclass(frozen=True)
+class LayerKept:
+    """One layer after its last compaction: the cells kept of each frame, and text tokens kept.
+
+    frames: in time order. seen: tokens of the session up to that compaction.
+    """
+
+    frames: tuple[frozenset[Cell], ...]
+    text: int
+    seen: int
+
+    @property
+    def tokens(self) -> int:
+        return self.text + sum(map(len, self.frames))
+
+
+def kept_by_layer(cache: StarKVCache) -> list[LayerKept]:
+    """What each layer of a session of one row keeps.
+
+    Raises:
+        ValueError: nothing was compacted, no layout of the session is known, or each head of a
+            layer keeps a set of its own.
+    """
+    layout = cache.session.layout
+    if layout is None:
+        raise ValueError("the cache knows no layout: it was filled without compaction")
+    frame, row, column = (t[0].tolist() for t in (layout.frame, layout.row, layout.column))
+    layers = []
+    for layer in cache.compressed_layers:
+        if layer.kept is None:
+            raise ValueError("a layer of the cache was never compacted")
+        if layer.kept.dim() == 3:
+            raise ValueError(
+                "each head keeps a set of its own: read `kept` [B, G, C] of the layers"
+            )
+        cells: list[set[Cell]] = [set() for _ in range(max(frame) + 1)]
+        text = 0
+        for place in layer.kept[0].tolist():
+            if frame[place] < 0:
+                text += 1
+            else:
+                cells[frame[place]].add((row[place], column[place]))
+        layers.append(LayerKept(tuple(map(frozenset, cells)), text, layout.seen))
+    return layers
+
+
+def frame_grids(cache: StarKVCache) -> list[Cell]:
+    """(rows, columns) of each frame of a session of one row, in time order."""
+    layout = cache.session.layout
+    if layout is None:
+        raise ValueError("the cache knows no layout: it was filled without compaction")
+    grids = []
+    for number in range(int(layout.frame.max()) + 1):
+        here = layout.frame[0] == number
+        grids.append((int(layout.row[0][here].max()) + 1, int(layout.column[0][here].max()) + 1))
+    return grids

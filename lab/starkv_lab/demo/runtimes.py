@@ -1,0 +1,63 @@
+"""What computes the demo's agent: PyTorch, compiled here, or ONNX Runtime, exported first."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from starkv_compile.config import StarKVConfig
+from starkv_compile.frontend.api import compile, undo
+
+from ..agent.checkpoints import agent_folder, load_agent
+
+
+@contextlib.contextmanager
+def in_torch(config: StarKVConfig, checkpoint: Path | None) -> Iterator[tuple[Any, Any]]:
+    """(model, processor), compiled by `config` until left."""
+    model, processor = load_agent(checkpoint)
+    compile(model, config)
+    try:
+        yield model, processor
+    finally:
+        undo(model)
+
+
+def in_onnx(folder: Path) -> tuple[Any, Any]:
+    """(model, processor) of a folder that `export_agent` wrote."""
+    from starkv_compile.export.runner import load_model
+
+    from ..agent.processor import AgentProcessor
+
+    return load_model(folder), AgentProcessor.from_pretrained(folder, local_files_only=True)
+
+
+def export_agent(
+    config: StarKVConfig, checkpoint: Path | None, folder: Path, say: Callable[[str], Any]
+) -> None:
+    """Write the agent to `folder`, unless it is there already, exported by the same options.
+
+    A full cache is exported as room for all tokens that the model has positions for.
+
+    Raises:
+        StarKVError: a package is missing, or something else is in the folder.
+    """
+    from transformers import AutoConfig
+
+    from starkv_compile.export.onnx.manifest import FILE, Manifest
+    from starkv_compile.export.onnx.package import ExportOptions, export_checkpoint
+
+    source = agent_folder(checkpoint)
+    described = AutoConfig.from_pretrained(source, local_files_only=True)
+    most = described.get_text_config(decoder=True).max_position_embeddings
+    if config.keeps_everything:
+        config = dataclasses.replace(config, budget=StarKVConfig.budget, budget_tokens=most)
+    there = (folder / FILE).is_file() and Manifest.read(folder)
+    if there and there.config.fingerprint() == config.fingerprint():
+        return
+    options = ExportOptions(
+        checkpoint=source, out=folder, config=config, max_seq=most, select="topk"
+    )
+    export_checkpoint(options, say)

@@ -1,0 +1,164 @@
+"""The same turns with the cache full and compressed: replies, tokens, bytes and times of each."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.generation.streamers import BaseStreamer
+
+from starkv_compile.cache.cache import StarKVCache
+from starkv_compile.config import StarKVConfig
+from starkv_compile.errors import OptionError
+from starkv_compile.session import AgentSession
+from starkv_compile.testing import peak_bytes
+
+from .runtimes import in_onnx, in_torch
+from .turns import Turn
+
+MAX_REPLY = 12  # tokens; the longest right answer has 10
+RUNS = {"torch": 3, "onnx": 2}
+"""Runs of one way: the first compiles, the second is timed, the third has its memory recorded."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One configuration under a name for people (`title`) and for files (`name`)."""
+
+    name: str
+    title: str
+    config: StarKVConfig
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One way through all turns.
+
+    stored, seen: tokens of one layer at the end. nbytes, full_nbytes: storage of all keys and
+    values, and what the tokens seen would need uncompressed. peak_nbytes: most memory that
+    tensors made during a run held at once; weights not counted; None in ONNX Runtime, whose
+    memory torch does not see. first_token_seconds: mean over
+    turns, from question (and screenshot) to the first token of the reply. token_seconds: mean
+    over the other tokens. first_run_seconds, run_seconds: all turns, with compiling and without.
+    """
+
+    way: Way
+    replies: tuple[str, ...]
+    cache: StarKVCache
+    stored: int
+    seen: int
+    nbytes: int
+    full_nbytes: int
+    peak_nbytes: int | None
+    first_token_seconds: float
+    token_seconds: float
+    first_run_seconds: float
+    run_seconds: float
+
+
+def ways(budget: float, inner: str) -> tuple[Way, Way, Way]:
+    """Full cache, the paper's release, and our defaults; all compiled, so that times compare.
+
+    Raises:
+        OptionError: the budget is out of range, or keeps everything.
+    """
+    if budget == 1.0:
+        raise OptionError("budget=1.0 keeps everything, so there would be nothing to compare")
+    share = f"{budget:.3g}"
+    return (
+        Way("full", "full cache", StarKVConfig(budget=1.0, inner=inner)),
+        Way("paper", f"paper, budget {share}", StarKVConfig.paper(budget=budget, inner=inner)),
+        Way("default", f"default, budget {share}", StarKVConfig(budget=budget, inner=inner)),
+    )
+
+
+def measure(
+    way: Way,
+    turns: Sequence[Turn],
+    checkpoint: Path | None = None,
+    advance: Callable[[], Any] = lambda: None,
+    exported: Path | None = None,
+) -> Measured:
+    """Run `turns` `RUNS` times, each in a new session; `advance` is called after every turn.
+
+    exported: a folder of `export_agent`, to run that in place of the checkpoint.
+    """
+    with contextlib.ExitStack() as stack:
+        if exported is None:
+            agent = stack.enter_context(in_torch(way.config, checkpoint))
+        else:
+            agent = in_onnx(exported)
+        return _measure(way, agent, turns, advance, peak=exported is None)
+
+
+def _measure(
+    way: Way,
+    agent: tuple[Any, Any],
+    turns: Sequence[Turn],
+    advance: Callable[[], Any],
+    peak: bool,
+) -> Measured:
+    def run() -> tuple[AgentSession, tuple[str, ...], list[Clock]]:
+        session, replies, clocks = AgentSession(*agent), [], []
+        for turn in turns:
+            clocks.append(Clock())
+            reply = session.step(
+                turn.content, max_new_tokens=MAX_REPLY, do_sample=False, streamer=clocks[-1]
+            )
+            replies.append(reply)
+            advance()
+        return session, tuple(replies), clocks
+
+    started = time.perf_counter()
+    run()
+    compiled = time.perf_counter()
+    session, replies, clocks = run()
+    finished = time.perf_counter()
+    cache = session.cache
+    layer = cache.compressed_layers[0]
+    later = [seconds for clock in clocks for seconds in clock.later]
+    return Measured(
+        way=way,
+        replies=replies,
+        cache=cache,
+        stored=layer.stored,
+        seen=layer.seen,
+        nbytes=cache.nbytes,
+        full_nbytes=sum(layer.full_nbytes for layer in cache.compressed_layers),
+        peak_nbytes=peak_bytes(run) if peak else None,
+        first_token_seconds=sum(clock.first for clock in clocks) / len(clocks),
+        token_seconds=sum(later) / max(1, len(later)),
+        first_run_seconds=compiled - started,
+        run_seconds=finished - compiled,
+    )
+
+
+class Clock(BaseStreamer):
+    """Seconds to the first token of a reply, from when the clock was made, and between others."""
+
+    def __init__(self) -> None:
+        self._times = [time.perf_counter()]
+        self._prompt_given = False
+
+    def put(self, value: torch.Tensor) -> None:
+        """`generate` hands over the prompt first, then each token as it is chosen."""
+        if self._prompt_given:
+            self._times.append(time.perf_counter())
+        self._prompt_given = True
+
+    def end(self) -> None:
+        pass
+
+    @property
+    def first(self) -> float:
+        return self._times[1] - self._times[0]
+
+    @property
+    def later(self) -> list[float]:
+        return [after - before for before, after in pairwise(self._times[1:])]

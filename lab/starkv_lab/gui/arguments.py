@@ -1,0 +1,145 @@
+"""The command line of `bench gui`. Imports no torch, so that --help is quick."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from starkv_compile.cli.options import add_method, config_of
+from starkv_compile.config import INNER_BACKENDS
+from starkv_compile.errors import OptionError
+
+
+def add_gui(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    gui = kinds.add_parser(
+        "gui",
+        help="a GUI model on ScreenSpot-v2, ScreenSpot-Pro, AndroidControl or AgentNetBench",
+        description="Lets a model answer a benchmark's questions on a compressed cache. Cut off, "
+        "it goes on where it was: one line of DIR/answers-*.jsonl for each sample. "
+        "docs/gui-benchmarks.md says where the data come from.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = gui.add_argument
+    unset = argparse.SUPPRESS
+    add(
+        "dataset",
+        nargs="?",
+        default=unset,
+        metavar="DATASET",
+        help="screenspot-v2, screenspot-pro, androidcontrol or agentnetbench",
+    )
+    add(
+        "--summary",
+        type=Path,
+        metavar="DIR",
+        default=unset,
+        help="only merge the shards there: DIR/summary.json and a table",
+    )
+    add("--data", type=Path, metavar="DIR", default=unset, help="the data set, unpacked")
+    add(
+        "--model",
+        metavar="CHECKPOINT",
+        default=unset,
+        help="folder or name on Hugging Face's hub; 'shipped': the package's agent",
+    )
+    add(
+        "--family",
+        metavar="NAME",
+        default=unset,
+        help="prompt and grammar: ui-tars, opencua, qwen2.5-vl, qwen3-vl "
+        "(default: what the model's name tells)",
+    )
+    add(
+        "--trust-remote-code",
+        action="store_true",
+        help="run code that comes with the checkpoint, which OpenCUA's needs",
+    )
+    add("--out", type=Path, metavar="DIR", default=unset, help="for answers and summary")
+    add(
+        "--budget",
+        type=float,
+        default=0.2,
+        help="share of the tokens seen that stays cached; 1 for the full cache",
+    )
+    add_method(gui)
+    add("--inner", choices=INNER_BACKENDS, default="eager", help="backend under starkv")
+    add("--images", type=int, metavar="N", default=5, help="screenshots of a trajectory")
+    add("--texts", type=int, metavar="N", default=10, help="earlier steps told in words")
+    add("--level", choices=("high", "low"), default="high", help="of AndroidControl's instructions")
+    add(
+        "--min-pixels",
+        type=int,
+        metavar="N",
+        default=unset,
+        help="of a resized screenshot (default: the checkpoint's)",
+    )
+    add(
+        "--max-pixels",
+        type=int,
+        metavar="N",
+        default=unset,
+        help="of a resized screenshot (default: the checkpoint's)",
+    )
+    add(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        default=unset,
+        help="of an answer (default: 256, AgentNetBench 512)",
+    )
+    add("--limit", type=int, metavar="N", default=unset, help="only the first N samples")
+    add(
+        "--shard",
+        metavar="I/N",
+        default=unset,
+        help="part I of N, from 0 (default: RANK and WORLD_SIZE, else all)",
+    )
+    add("--device", default=unset, help="(default: the GPU of LOCAL_RANK, else the CPU)")
+    gui.set_defaults(run=_gui)
+
+
+def _gui(args: argparse.Namespace) -> int:
+    given = vars(args)
+    if "summary" in given:
+        return _summary(args.summary, "dataset" in given)
+    missing = [f"--{name}" for name in ("data", "model", "out") if name not in given]
+    if "dataset" not in given or missing:
+        what = missing if "dataset" in given else ["DATASET", *missing]
+        raise OptionError(f"bench gui needs {', '.join(what)}; or --summary DIR alone")
+    from .run import GuiOptions, run_gui  # imports torch, which --help should not
+    from .samples import Reading
+    from .shards import shard_of
+
+    choices = {"budget": args.budget, "inner": args.inner}
+    config = config_of(given.get("policy"), args.paper, **choices)
+    run_gui(
+        GuiOptions(
+            dataset=args.dataset,
+            data=args.data,
+            model=args.model,
+            out=args.out,
+            family=given.get("family"),
+            config=config,
+            reading=Reading(images=args.images, texts=args.texts, level=args.level),
+            pixels=(given.get("min_pixels"), given.get("max_pixels")),
+            max_new_tokens=given.get("max_new_tokens"),
+            limit=given.get("limit"),
+            shard=shard_of(given.get("shard")),
+            device=given.get("device"),
+            trust_remote_code=args.trust_remote_code,
+        )
+    )
+    return 0
+
+
+def _summary(folder: Path, with_dataset: bool) -> int:
+    if with_dataset:
+        raise OptionError("--summary stands alone: it runs nothing, so leave out DATASET")
+    from rich.console import Console
+
+    from .summary import summarise, table_of
+
+    summary = summarise(folder)
+    summary.write(folder)
+    Console().print(table_of(summary))
+    return 0

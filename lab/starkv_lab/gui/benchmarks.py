@@ -1,0 +1,39 @@
+"""The benchmarks by name."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from starkv_compile.errors import OptionError, StarKVError
+
+from .agentnet_bench import AGENTNET_BENCH
+from .android_control import ANDROID_CONTROL
+from .samples import Dataset
+from .screenspot_pro import SCREENSPOT_PRO
+from .screenspot_v2 import SCREENSPOT_V2
+
+DATASETS = {d.name: d for d in (SCREENSPOT_V2, SCREENSPOT_PRO, ANDROID_CONTROL, AGENTNET_BENCH)}
+
+
+def dataset_of(name: str) -> Dataset:
+    """Raises `OptionError` where there is no such benchmark."""
+    if name not in DATASETS:
+        raise OptionError(f"data set {name!r}: known are {', '.join(DATASETS)}")
+    return DATASETS[name]
+
+
+def fingerprint(dataset: Dataset, folder: Path) -> str:
+    """What tells one copy of a data set from another: names and sizes of its files.
+
+    Raises:
+        StarKVError: none of them is there.
+    """
+    paths = sorted({path for pattern in dataset.files for path in folder.glob(pattern)})
+    if not paths:
+        raise StarKVError(
+            f"{folder}: no files of {dataset.title} ({', '.join(dataset.files)}); "
+            "docs/gui-benchmarks.md says where they come from"
+        )
+    known = [f"{path.relative_to(folder)} {path.stat().st_size}" for path in paths]
+    return hashlib.sha256("\n".join(known).encode()).hexdigest()[:12]

@@ -1,0 +1,135 @@
+"""A GUI model that answers samples on a compressed cache."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from starkv_compile.cache.cache import StarKVCache
+from starkv_compile.config import StarKVConfig
+from starkv_compile.errors import MissingPackage, StarKVError
+from starkv_compile.frontend import api
+from starkv_compile.hf.cache_argument import with_cache
+
+from .families.base import Family
+from .samples import Sample, Size, open_screen
+from .screens import Screen, check_shown, shown_size
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said about a sample, and what that cost.
+
+    prompt: as its chat template writes it. screen: the current one. kept, seen: tokens of a layer
+    once the prompt was compacted, a mean over layers, and before. nbytes, full_nbytes: of the cache
+    at the end, and of an uncompressed one. seconds: generation, from the prepared inputs to the
+    last token.
+    """
+
+    prompt: str
+    text: str
+    screen: Screen
+    kept: float
+    seen: int
+    nbytes: int
+    full_nbytes: int
+    seconds: float
+
+
+class GuiModel:
+    """A checkpoint of `family`, compiled by `config`.
+
+    Args:
+        checkpoint: a folder, or a name on Hugging Face's hub.
+        pixels: least and most pixels that a screenshot is resized to; None: the checkpoint's own.
+        trust_remote_code: whether code that comes with the checkpoint may run.
+
+    Raises:
+        StarKVError: the checkpoint cannot be loaded or compressed.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        checkpoint: str,
+        config: StarKVConfig,
+        device: str = "cpu",
+        pixels: tuple[int | None, int | None] = (None, None),
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.family, self.config = family, config
+        self.model, self.processor = _load(family, checkpoint, trust_remote_code)
+        self.model.to(device).eval()
+        images = self.processor.image_processor
+        for name, limit in zip(("shortest_edge", "longest_edge"), pixels, strict=True):
+            if limit is not None:
+                images.size = {**dict(images.size), name: limit}
+        api.compile(self.model, config)
+
+    @torch.no_grad()
+    def answer(self, sample: Sample, max_new_tokens: int) -> Answer:
+        """Greedy, on a new cache.
+
+        Raises:
+            StarKVError: a screenshot cannot be read, or what the model saw of it is not known.
+        """
+        pictures = [open_screen(screen) for screen in sample.screens]
+        screens = [self._screen(picture.size) for picture in pictures]
+        chat = self.family.messages(sample, screens)
+        prompt = self.processor.apply_chat_template(chat, add_generation_prompt=True)
+        inputs = self.processor(text=[prompt], images=pictures, return_tensors="pt")
+        grid = inputs.get("image_grid_thw", inputs.get("grid_thws"))
+        check_shown(screens, grid, self.processor.image_processor.patch_size)
+        inputs = inputs.to(self.model.device)
+        cache = StarKVCache(self.model.config)
+        started = self._now()
+        output = self.model.generate(
+            **inputs, **with_cache(cache), max_new_tokens=max_new_tokens, do_sample=False
+        )
+        seconds = self._now() - started
+        new = output[:, inputs["input_ids"].shape[1] :]
+        [said] = self.processor.batch_decode(new, skip_special_tokens=True)
+        decoded = new.shape[1] - 1  # the last token is never fed back
+        layers = cache.compressed_layers
+        return Answer(
+            prompt,
+            said,
+            screens[-1],
+            kept=sum(layer.stored for layer in layers) / len(layers) - decoded,
+            seen=layers[0].seen - decoded,
+            nbytes=cache.nbytes,
+            full_nbytes=sum(layer.full_nbytes for layer in layers),
+            seconds=seconds,
+        )
+
+    def _screen(self, size: Size) -> Screen:
+        return Screen(size, shown_size(size, self.processor.image_processor))
+
+    def _now(self) -> float:
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+        return time.perf_counter()
+
+
+def _load(family: Family, checkpoint: str, trust: bool) -> tuple[Any, Any]:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    try:
+        if family.load is not None:
+            return family.load(checkpoint, trust)
+        own = {"trust_remote_code": trust}
+        processor = AutoProcessor.from_pretrained(checkpoint, **own)
+        load = AutoModelForImageTextToText.from_pretrained
+        return load(checkpoint, dtype="auto", **own), processor
+    except StarKVError:
+        raise
+    except ImportError as error:
+        raise MissingPackage(f"{checkpoint}: its files need a package ({error})") from error
+    except (OSError, ValueError, KeyError) as error:
+        said = str(error).strip().splitlines()
+        raise StarKVError(
+            f"{checkpoint}: no checkpoint that can be loaded ({said[0] if said else error})"
+        ) from error

@@ -1,0 +1,101 @@
+"""Answers in a folder, one JSON line each: a run that was cut off goes on after the last whole one.
+
+A shard writes a file of its own, `answers-0-of-4.jsonl`, whose first line holds the settings.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from starkv_compile.errors import StarKVError
+
+from .shards import Shard
+
+PATTERN = "answers-*-of-*.jsonl"
+
+
+class AnswerFile:
+    """The answers of one shard. The file is made with the first of them.
+
+    Opening it is refused where any file of the folder was begun with other settings: its answers
+    would not go together. What is known of the machine is written, not compared.
+
+    Raises:
+        StarKVError: so, or the folder or a file of it cannot be read or written.
+    """
+
+    def __init__(
+        self, folder: Path, shard: Shard, settings: dict[str, Any], machine: dict[str, Any]
+    ) -> None:
+        self.path = folder / f"answers-{shard.index}-of-{shard.count}.jsonl"
+        self.done: set[str] = set()
+        settings = {**settings, "shards": shard.count}
+        self._head = {"settings": settings, "machine": machine}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in sorted(folder.glob(PATTERN)):
+                self._check(path, settings)
+            if self.path.exists() and _cut(self.path):
+                self.done = {record["id"] for record in read_answers(self.path)[1]}
+        except OSError as error:
+            raise StarKVError(f"{folder}: cannot be the output folder ({error})") from error
+
+    def _check(self, path: Path, settings: dict[str, Any]) -> None:
+        first = path.read_text().partition("\n")
+        if not first[1]:
+            return  # cut off before its first line was whole: nothing was answered
+        there, now = _head(path, first[0]), json.loads(json.dumps(settings))
+        for name in sorted(there.keys() | now.keys()):
+            if there.get(name) != now.get(name):
+                raise StarKVError(
+                    f"{path} was begun with {name}={there.get(name)!r}, now it is "
+                    f"{now.get(name)!r}: give another --out, or remove the file"
+                )
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Append a record, on the disk before this returns."""
+        with self.path.open("a") as file:
+            for values in [record] if file.tell() else [self._head, record]:
+                file.write(json.dumps(values) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.done.add(record["id"])
+
+
+def read_answers(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(settings, records in the order written). A last line that was cut off is left out.
+
+    Raises:
+        StarKVError: it is no such file; the line is named.
+    """
+    lines = path.read_text().split("\n")[:-1]
+    if not lines:
+        raise StarKVError(f"{path}: no whole line in it")
+    settings = _head(path, lines[0])
+    records = []
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            record = json.loads(line)
+            str(record["id"]), float(record["score"]), dict(record["group"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise StarKVError(f"{path}:{number}: no answer ({error})") from error
+        records.append(record)
+    return settings, records
+
+
+def _head(path: Path, line: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(line)["settings"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise StarKVError(f"{path}:1: no settings of `bench gui` ({error})") from error
+
+
+def _cut(path: Path) -> bool:
+    """Cut a torn last line off; whether a whole one is left."""
+    whole = path.read_bytes().rpartition(b"\n")
+    if whole[2]:
+        path.write_bytes(whole[0] + whole[1])
+    return bool(whole[1])

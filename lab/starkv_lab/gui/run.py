@@ -1,0 +1,159 @@
+"""`python -m starkv_compile bench gui`: answer what is missing, then say what it comes to."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from starkv_compile.config import StarKVConfig
+from starkv_compile.errors import OptionError
+
+from ..environment import environment
+from .actions import UnparsableAnswer
+from .benchmarks import dataset_of, fingerprint
+from .families import family_of
+from .model import GuiModel
+from .records import AnswerFile
+from .samples import Dataset, Reading, Sample
+from .shards import Shard, device_of
+from .summary import Summary, summarise, table_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuiOptions:
+    """What the command line gives. model: a folder, a name on Hugging Face's hub, or "shipped".
+
+    family: None where the model's name tells. pixels: least and most of a screenshot after
+    resizing, None for the checkpoint's. limit: only so many samples of the data set, None for all.
+    trust_remote_code: whether code that comes with the checkpoint may run.
+    """
+
+    dataset: str
+    data: Path
+    model: str
+    out: Path
+    family: str | None = None
+    config: StarKVConfig = field(default_factory=lambda: StarKVConfig(inner="eager"))
+    reading: Reading = field(default_factory=Reading)
+    pixels: tuple[int | None, int | None] = (None, None)
+    max_new_tokens: int | None = None
+    limit: int | None = None
+    shard: Shard = field(default_factory=Shard)
+    device: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        for name, needed in (("images", 1), ("texts", 0)):
+            if getattr(self.reading, name) < needed:
+                raise OptionError(f"{name}={getattr(self.reading, name)}: {needed} or more")
+        if self.reading.level not in ("high", "low"):
+            raise OptionError(f"level {self.reading.level!r}: high or low")
+        least, most = self.pixels
+        for name, value in (
+            ("limit", self.limit),
+            ("max_new_tokens", self.max_new_tokens),
+            ("min_pixels", least),
+            ("max_pixels", most),
+        ):
+            if value is not None and value < 1:
+                raise OptionError(f"{name}={value}: 1 or more")
+        if least is not None and most is not None and least > most:
+            raise OptionError(f"min_pixels={least}, max_pixels={most}: the least is the larger")
+
+    def settings(self, dataset: Dataset, family: str) -> dict[str, Any]:
+        """What runs must share for their answers to go together."""
+        config = {
+            f"config.{name}": value for name, value in dataclasses.asdict(self.config).items()
+        }
+        return {
+            "dataset": dataset.name,
+            "data": fingerprint(dataset, self.data),
+            "model": self.model,
+            "family": family,
+            "images": self.reading.images,
+            "texts": self.reading.texts,
+            "level": self.reading.level,
+            "pixels": self.pixels,
+            "max_new_tokens": self.max_new_tokens or dataset.tokens,
+            **config,
+        }
+
+
+def run_gui(options: GuiOptions, console: Console | None = None) -> Summary:
+    """Answer every sample of the shard that `out` lacks; write `summary.json`, print a table.
+
+    Raises:
+        StarKVError: an option is impossible, a file is missing or malformed, or the folder holds
+            answers of other settings.
+    """
+    console = console or Console()
+    dataset, family = dataset_of(options.dataset), family_of(options.model, options.family)
+    device = device_of(options.device)
+    settings = options.settings(dataset, family.name)
+    machine = environment(device.partition(":")[0])
+    file = AnswerFile(options.out, options.shard, settings, machine)
+    if file.done:
+        console.print(f"{len(file.done)} answers are there already")
+    samples = islice(dataset.read(options.data, options.reading), options.limit)
+    missing = (s for s in options.shard.of(samples) if s.id not in file.done)
+    first = next(missing, None)  # reads, and checks, before a model is loaded
+    if first is not None:
+        model = GuiModel(
+            family,
+            options.model,
+            options.config,
+            device,
+            options.pixels,
+            options.trust_remote_code,
+        )
+        tokens = settings["max_new_tokens"]
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task(f"{dataset.title}, shard {options.shard.index}", total=None)
+            for sample in chain((first,), missing):
+                file.add(answer(model, dataset, sample, tokens))
+                progress.advance(task)
+    summary = summarise(options.out)
+    summary.write(options.out)
+    console.print(table_of(summary))
+    return summary
+
+
+def answer(model: GuiModel, dataset: Dataset, sample: Sample, tokens: int) -> dict[str, Any]:
+    """The record of a sample: one line of the file."""
+    said = model.answer(sample, tokens)
+    unparsable = None
+    try:
+        actions = model.family.parse(said.text, said.screen)
+    except UnparsableAnswer as error:
+        actions, unparsable = (), str(error)
+    score = dataset.score(sample.target, actions, said.screen.size)
+    return {
+        "id": sample.id,
+        "group": dict(sample.group),
+        "prompt": said.prompt,
+        "answer": said.text,
+        "actions": [action.to_json() for action in actions],
+        "unparsable": unparsable,
+        "target": sample.target,
+        "size": said.screen.size,
+        "shown": said.screen.shown,
+        "score": score,
+        "correct": score == 1,
+        "kept": said.kept,
+        "seen": said.seen,
+        "bytes": said.nbytes,
+        "full_bytes": said.full_nbytes,
+        "seconds": said.seconds,
+    }

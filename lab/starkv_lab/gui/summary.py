@@ -1,0 +1,160 @@
+"""What a folder of answers comes to: accuracy by the benchmark's own parts, bytes and seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from starkv_compile.errors import StarKVError
+
+from ..statistics import Bootstrap, wilson
+from .benchmarks import dataset_of
+from .records import PATTERN, read_answers
+
+FILE = "summary.json"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Samples that share `group`; all of them if it is empty. Intervals are 95 %.
+
+    right: full marks; accuracy: their share, Wilson's interval. score: mean of the benchmark's
+    score, the same as accuracy where it gives no part marks; its interval by the bootstrap.
+    unparsable: answers that were no action, counted as wrong.
+    """
+
+    group: dict[str, str]
+    samples: int
+    right: int
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    score: float
+    score_interval: tuple[float, float]
+    unparsable: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All shards of a folder. missing_shards: those of which no file is there. kept, seen: tokens
+    of a layer, mean over samples. nbytes, full_nbytes: means of a sample. seconds: the median, as
+    the first samples of a process are compiled for."""
+
+    settings: dict[str, Any]
+    missing_shards: list[int]
+    parts: list[Part]
+    kept: float
+    seen: float
+    nbytes: float
+    full_nbytes: float
+    seconds: float
+
+    def write(self, folder: Path) -> Path:
+        """`summary.json`, put in place at once: shards may end at the same time."""
+        path = folder / FILE
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        return temporary.replace(path)
+
+
+def summarise(folder: Path) -> Summary:
+    """Merge all shards of `folder`.
+
+    Raises:
+        StarKVError: there are no answers, or of different settings.
+    """
+    paths = sorted(folder.glob(PATTERN))
+    if not paths:
+        raise StarKVError(f"{folder}: no {PATTERN} in it; `bench gui DATASET --out` writes them")
+    settings: dict[str, Any] = {}
+    records: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        here, answers = read_answers(path)
+        for name in sorted(here.keys() | settings.keys() if settings else ()):
+            if here.get(name) != settings.get(name):
+                raise StarKVError(
+                    f"{path} has {name}={here.get(name)!r}, {paths[0]} {settings.get(name)!r}: "
+                    "their answers do not go together"
+                )
+        settings = here
+        records |= {record["id"]: record for record in answers}
+    if not records:
+        raise StarKVError(f"{folder}: nothing was answered yet")
+    answers = list(records.values())
+
+    def mean(name: str) -> float:
+        return float(np.mean([record[name] for record in answers]))
+
+    there = {path.name for path in paths}
+    count = settings["shards"]
+    return Summary(
+        settings=settings,
+        missing_shards=[i for i in range(count) if f"answers-{i}-of-{count}.jsonl" not in there],
+        parts=list(_parts(answers, dataset_of(settings["dataset"]).tables)),
+        kept=mean("kept"),
+        seen=mean("seen"),
+        nbytes=mean("bytes"),
+        full_nbytes=mean("full_bytes"),
+        seconds=float(np.median([record["seconds"] for record in answers])),
+    )
+
+
+def _parts(answers: Sequence[dict[str, Any]], tables: Sequence[Sequence[str]]) -> Iterator[Part]:
+    yield _part({}, answers)
+    for names in tables:
+        split: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        for record in answers:
+            if all(name in record["group"] for name in names):
+                split.setdefault(tuple(record["group"][name] for name in names), []).append(record)
+        for values, records in sorted(split.items()):
+            yield _part(dict(zip(names, values, strict=True)), records)
+
+
+def _part(group: dict[str, str], records: Sequence[dict[str, Any]]) -> Part:
+    scores = np.array([[record["score"]] for record in records], float)
+    right = int((scores == 1).sum())
+    score = Bootstrap(len(records)).mean(scores, np.ones_like(scores))
+    return Part(
+        group,
+        len(records),
+        right,
+        right / len(records),
+        wilson(right, len(records)),
+        score.value,
+        (score.low, score.high),
+        sum(record["unparsable"] is not None for record in records),
+    )
+
+
+def table_of(summary: Summary) -> Table:
+    """For people: one line a part."""
+    settings, share = summary.settings, summary.nbytes / summary.full_nbytes
+    title = f"{dataset_of(settings['dataset']).title}, {settings['model']} (95 % intervals)"
+    caption = (
+        f"a layer keeps {summary.kept:,.0f} of {summary.seen:,.0f} tokens; cache "
+        f"{summary.nbytes / 2**20:,.2f} of {summary.full_nbytes / 2**20:,.2f} MiB ({share:.1%}); "
+        f"{summary.seconds:.2f} s a sample"
+    )
+    if summary.missing_shards:
+        caption += f"; shards missing: {', '.join(map(str, summary.missing_shards))}"
+    table = Table(title=title, caption=caption)
+    marks = any(part.score != part.accuracy for part in summary.parts)
+    for name in ("part", "samples", "right", *(["score"] if marks else []), "unparsable"):
+        table.add_column(name, justify="left" if name == "part" else "right")
+    for part in summary.parts:
+        cells = [", ".join(part.group.values()) or "all", str(part.samples)]
+        cells.append(_share(part.accuracy, part.accuracy_interval))
+        if marks:
+            cells.append(_share(part.score, part.score_interval))
+        table.add_row(*cells, str(part.unparsable))
+    return table
+
+
+def _share(value: float, interval: tuple[float, float]) -> str:
+    return f"{value:.1%} ({100 * interval[0]:.1f}-{100 * interval[1]:.1f})"

@@ -1,0 +1,150 @@
+"""What is inspected: a model, its inputs for one prompt, and what people see of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from starkv_compile.errors import OptionError, StarKVError, UnsupportedModel
+from starkv_compile.hf.checkpoints import check_folder, load_pretrained, read_config
+
+from ..agent.checkpoints import load_agent
+from ..agent.questions import Question
+from ..agent.world import Cell
+from ..demo.turns import Turn, episode_turns, generated_episode, image_turns, open_screenshot
+from ..quality.prompts import needed_cells
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A screenshot and its title. needed: cells that the answer depends on, where known."""
+
+    title: str
+    image: Image.Image
+    needed: frozenset[Cell] = frozenset()
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt and its model, which is not compiled.
+
+    inputs: of its `generate`, one row. text: what comes after the pictures. asked: the question
+    it is, where the right answer is known.
+    """
+
+    model: Any
+    model_name: str
+    tokenizer: Any
+    inputs: dict[str, torch.Tensor]
+    pictures: tuple[Picture, ...]
+    text: str
+    asked: Question | None = None
+
+    def words(self) -> list[str]:
+        """Each token as text."""
+        return [self.tokenizer.decode([token]) for token in self.inputs["input_ids"][0].tolist()]
+
+
+def episode_prompt(frames: int, seed: int, agent: Path | None = None) -> Prompt:
+    """The demo's episode as one prompt: all its screenshots, then the last one's question.
+
+    Raises:
+        StarKVError: `frames` is out of range, or there is no agent.
+    """
+    episode, _ = generated_episode(frames, seed)
+    turns = episode_turns(frames, seed)[:frames]
+    question = turns[-1].question
+    assert question is not None
+    prompt = _agent_prompt(turns, agent, needed_cells(episode, question))
+    return replace(prompt, asked=question)
+
+
+def images_prompt(
+    paths: Sequence[Path], question: str | None = None, agent: Path | None = None
+) -> Prompt:
+    """Screenshots of one's own for the agent; by default it is asked what is in the last's middle.
+
+    Raises:
+        StarKVError: a file cannot be read, a word is not the agent's, or there is no agent.
+    """
+    return _agent_prompt(image_turns(paths, question), agent)
+
+
+def _agent_prompt(
+    turns: Sequence[Turn], agent: Path | None, needed: set[tuple[int, Cell]] | None = None
+) -> Prompt:
+    model, processor = load_agent(agent)
+    pictures, content = [], []
+    for number, turn in enumerate(turns):
+        assert turn.image is not None
+        cells = frozenset(cell for frame, cell in needed or () if frame == number)
+        pictures.append(Picture(f"step {turn.step}", turn.image, cells))
+        content += turn.content[:-1]
+    content.append(turns[-1].content[-1])
+    return _prompt(
+        model, processor, "the shipped agent" if agent is None else str(agent), pictures, content
+    )
+
+
+def checkpoint_prompt(checkpoint: Path, paths: Sequence[Path], text: str) -> Prompt:
+    """Screenshots, then text, for a Hugging Face model from its folder; on a GPU if there is one.
+
+    Raises:
+        StarKVError: a file cannot be read, or no model with its processor is in the folder.
+    """
+    if not paths:
+        raise OptionError("--model goes with --image: give at least one screenshot")
+    pictures = [Picture(path.name, open_screenshot(path)) for path in paths]
+    check_folder(checkpoint)
+    config = read_config(checkpoint)
+    processor = load_processor(checkpoint)
+    model = load_pretrained(checkpoint, config, "auto")
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    content: list[dict[str, Any]] = [{"type": "image", "image": p.image} for p in pictures]
+    content.append({"type": "text", "text": text})
+    return _prompt(model, processor, checkpoint.resolve().name, pictures, content)
+
+
+def load_processor(checkpoint: Path) -> Any:
+    """The folder's processor of text and images.
+
+    Raises:
+        UnsupportedModel: there is none, or a package that it needs is missing.
+    """
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(checkpoint, local_files_only=True)
+    except Exception as error:  # of the library, by what is missing or wrong
+        why = " ".join(str(error).split()).split(". ")[0]
+        raise UnsupportedModel(f"{checkpoint}: its processor cannot be loaded ({why})") from error
+    if getattr(processor, "image_processor", None) is None:
+        raise UnsupportedModel(
+            f"{checkpoint}: its processor takes no images ({type(processor).__name__}); the folder "
+            "needs the processor's files, and torchvision has to be installed where it uses that"
+        )
+    return processor
+
+
+def _prompt(
+    model: Any,
+    processor: Any,
+    name: str,
+    pictures: Sequence[Picture],
+    content: list[dict[str, Any]],
+) -> Prompt:
+    message = [{"role": "user", "content": content}]
+    try:
+        text = processor.apply_chat_template(message, add_generation_prompt=True)
+    except ValueError as error:  # no template
+        raise StarKVError(f"{name}: {error}") from error
+    images = [picture.image for picture in pictures]
+    inputs = processor(text=[text], images=images, return_tensors="pt").to(model.device)
+    return Prompt(
+        model, name, processor.tokenizer, dict(inputs), tuple(pictures), content[-1]["text"]
+    )

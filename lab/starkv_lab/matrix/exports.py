@@ -1,0 +1,158 @@
+"""One family's language part, as far as export depends on the family.
+
+The prompt's graph is captured, rewritten and cut. What compacts a layer is the same for all
+families and takes most of the time to convert: that is not done here. The graph of a further token,
+which has all of a family's operations, is converted, run by ONNX Runtime and compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from starkv_compile.config import StarKVConfig
+from starkv_compile.errors import UnsupportedModel
+from starkv_compile.export.capture.decoder import (
+    Decode,
+    Decoder,
+    Prefill,
+    describe,
+    traceable,
+)
+from starkv_compile.export.capture.ports import Shapes, decode_ports, prefill_ports
+from starkv_compile.optional import needs
+
+from .prompts import said
+from .table import headed
+from .tiny import FIRST_WORD, LAST_WORD, tiny_model
+
+STORED = 12
+FAR = 1e-3
+"""Largest difference of logits, as a share of the largest logit."""
+
+HEADER = """# Families that export
+
+Every family of [models.md](models.md), its tiny model's language part taken through export:
+transformers {transformers}, torch {torch}. Written by
+`python -m starkv_compile models --exports --out docs/export_families.md`.
+
+{summary}
+
+* **exports**: the prompt's graph is captured, every layer is compacted, all by the same graph; the
+  graph of a further token, in ONNX Runtime, gives the model's logits; the vision tower, where there
+  is one, is converted. Compaction itself is converted in the tests of `tests/export`, not for each
+  family.
+* **language part**: the same, but the family's vision tower is not exported yet, so the command
+  refuses the model.
+* **refused**: why, is in the last column.
+* **not tried**: no tiny model of the family can be built here.
+
+| family | | why |
+| --- | --- | --- |
+"""
+
+
+@dataclass(frozen=True)
+class ExportRow:
+    """A family's row of the table: "exports", "language part", "refused", "not tried", "WRONG"."""
+
+    family: str
+    verdict: str
+    why: str = ""
+
+    def __str__(self) -> str:
+        return (
+            f"| {self.family} | {self.verdict} | {' '.join(self.why.split()).replace('|', '/')} |"
+        )
+
+
+def probe_export(family: str) -> ExportRow:
+    """Take a tiny model of `family` through export."""
+    for package in ("onnxscript", "onnxruntime"):
+        needs(package)
+    try:
+        model = tiny_model(family)
+    except Exception as error:  # whatever a family raises on a configuration not its own
+        return ExportRow(family, "not tried", said(error))
+    try:
+        with _quiet():
+            fault = _export(model)
+            why = _why_no_tower(model)
+    except UnsupportedModel as error:
+        return ExportRow(family, "refused", str(error))
+    except Exception as error:  # ours, or one that the command would not say in a sentence
+        return ExportRow(family, "WRONG", said(error))
+    if fault:
+        return ExportRow(family, "WRONG", fault)
+    return ExportRow(family, "language part" if why else "exports", why)
+
+
+def table(rows: Sequence[ExportRow]) -> str:
+    return headed(HEADER, rows, str)
+
+
+def _export(model: Any) -> str:
+    """What is wrong with the graph of a further token, if anything is."""
+    from starkv_compile.export.capture.capture import cut_prompt
+    from starkv_compile.export.onnx.onnx_graph import OPSET
+    from starkv_compile.export.onnx.package import write_decode
+    from starkv_compile.export.onnx.weights import Weights
+
+    decoder = Decoder(model)
+    shapes = describe(model, decoder)
+    inputs, outputs = prefill_ports(shapes)
+    each = (len(outputs) - 1) // len(shapes.layers)
+    with traceable(decoder.decoder), tempfile.TemporaryDirectory() as folder:
+        cut_prompt(Prefill(decoder, shapes).eval(), inputs, each, StarKVConfig(budget=0.3))
+        write_decode(decoder, shapes, OPSET, Weights(Path(folder)))
+        return _fault(decoder, shapes, Path(folder) / "decode.onnx")
+
+
+def _why_no_tower(model: Any) -> str:
+    """Why the vision tower is not exported; empty if it is, or there is none."""
+    from starkv_compile.export.onnx.onnx_graph import OPSET
+    from starkv_compile.export.onnx.visual import export_visual
+    from starkv_compile.export.onnx.weights import Weights
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            export_visual(model, Weights(Path(folder)), OPSET, lambda text: None)
+        except UnsupportedModel as error:
+            return str(error)
+    return ""
+
+
+def _fault(decoder: Decoder, shapes: Shapes, file: Path) -> str:
+    from starkv_compile.export.onnx.graphs import Graph
+
+    ports, _ = decode_ports(shapes)
+    sizes = {"batch": 2, "stored": STORED, "seen": 3 * STORED}
+    torch.manual_seed(0)
+    feeds = {
+        port.name: torch.randn(port.shape(sizes)).to(port.dtype)
+        for port in ports
+        if "." in port.name
+    }
+    for port in ports[:3]:
+        feeds[port.name] = torch.ones(port.shape(sizes), dtype=port.dtype)
+    feeds["input_ids"].random_(FIRST_WORD, LAST_WORD)
+    feeds["position_ids"] *= 3 * STORED - 1
+    mine = Graph(file)(feeds)["logits"]
+    with torch.no_grad():
+        theirs = Decode(decoder, shapes)([feeds[port.name] for port in ports])[0]
+    apart = float((mine - theirs).abs().max() / theirs.abs().max())
+    return "" if apart <= FAR else f"logits of a further token differ by {apart:.1%}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Exporters print what they cannot do before they raise it."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield

@@ -1,0 +1,118 @@
+"""docs/models.md: one line a family."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from starkv_compile.errors import OptionError, did_you_mean
+
+from .probe import BUDGET, Row, probe
+from .tiny import families
+
+HEADER = """# Models
+
+Every image-text-to-text family of transformers {transformers}, and some of text alone: a tiny
+model of each, built from the family's own default configuration with one layer of each kind, run
+with a prompt of two images of different shape where the family's inputs can be made here, on
+torch {torch}. Written by `python -m starkv_compile models --out docs/models.md`.
+
+{summary}
+
+* **compressed**: at a budget of {budget} each rewritten layer stores exactly the tokens it
+  should, the images' tokens are recognised, with the rows and columns they truly have where the
+  layout is "grid" or "positions", and at a budget of 100 % the logits are bit-identical to those
+  of the inner backend alone.
+* **images**: two in the prompt; given beside it, to be attended to or to be put in by the model
+  where it likes; or none, where the family's inputs cannot be made here.
+* **left whole**: nothing is compressed, and the output is what it would be without this package.
+* **not tried**: no tiny model of the family can be built or run here; the reason is transformers'.
+
+| family | | attentions rewritten | tokens kept | images | layout | graph breaks | left, and why |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+"""
+
+
+def run_models(names: Sequence[str], out: Path | None, exports: bool = False) -> int:
+    """Try the families `names`, or all; print their lines as they come. 1 if one is wrong.
+
+    exports: through export instead of compilation.
+    """
+    known = families()
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise OptionError(
+            f"{unknown[0]!r} is no family of transformers {transformers.__version__}: "
+            f"{did_you_mean(unknown[0], known)}known are {', '.join(sorted(known))}"
+        )
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # it comments on default configurations
+    try:
+        if exports:
+            from .exports import probe_export, table
+
+            return _run(names or [*known], out, probe_export, str, table)
+        return _run(names or [*known], out, probe, line, markdown)
+    finally:
+        transformers.logging.set_verbosity(level)
+
+
+def _run(
+    names: Sequence[str],
+    out: Path | None,
+    probe: Callable[[str], Any],
+    line: Callable[[Any], str],
+    table: Callable[[list[Any]], str],
+) -> int:
+    rows = []
+    for name in names:
+        rows.append(probe(name))
+        print(line(rows[-1]), flush=True)
+    if out is not None:
+        out.write_text(table(rows))
+    return int(any(row.verdict == "WRONG" for row in rows))
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    return headed(HEADER.replace("{budget}", f"{BUDGET:.0%}"), rows, line)
+
+
+def headed(header: str, rows: Sequence[Any], line: Callable[[Any], str]) -> str:
+    """The lines of `rows` below `header`, which names versions and counts verdicts."""
+    counts = Counter(row.verdict for row in rows)
+    summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+    head = header.format(
+        transformers=transformers.__version__,
+        torch=torch.__version__.partition("+")[0],
+        summary=f"{len(rows)} families: {summary}.",
+    )
+    return head + "".join(f"{line(row)}\n" for row in rows)
+
+
+def line(row: Row) -> str:
+    """The family's line. Nothing in it depends on the machine."""
+    if row.verdict == "not tried":
+        return f"| {row.family} | not tried | | | | | | {_plain(row.failure)} |"
+    reasons = [f"{count} x {reason}" for reason, count in row.skipped.items()]
+    if not row.found:
+        reasons = ["no attention over a cached prompt recognised", *row.refused]
+    cells = [
+        row.family,
+        row.verdict,
+        f"{row.rewritten} of {row.found}",
+        f"{row.kept} of {row.seen}" if row.rewritten else "all",
+        row.images,
+        row.layout if row.rewritten else "",
+        str(row.breaks),
+        "; ".join([*reasons, row.fault] if row.fault else reasons),
+    ]
+    return "| " + " | ".join(map(_plain, cells)) + " |"
+
+
+def _plain(text: str) -> str:
+    return text.replace("|", "/").replace("\n", " ")

@@ -1,0 +1,125 @@
+"""The command lines of `bench quality`, `trajectories` and `plot`. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+
+def add_quality(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    quality = kinds.add_parser(
+        "quality",
+        help="policies and options on the shipped agent, at equal bytes",
+        description="Gives the shipped agent held-out screens and a question, compacts the cache, "
+        "and puts that question and others to what is left. Interrupted, it goes on where it was: "
+        "one line of DIR/cells.jsonl for each policy and budget.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    _add_common(quality, budgets="40,20,10,5,3")
+    add = quality.add_argument
+    add("--questions", type=int, metavar="N", default=2000, help="at least, a policy and budget")
+    add("--frames", type=numbers, metavar="N,M", default="1,2,3,5", help="screenshots of a prompt")
+    quality.set_defaults(run=_quality)
+
+
+def add_trajectories(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    trajectories = kinds.add_parser(
+        "trajectories",
+        help="the same over many steps on one cache",
+        description="Shows the shipped agent a screenshot and asks a question at every step, all "
+        "on one cache that is compacted at each. Goes on where it was, from "
+        "DIR/trajectories.jsonl.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    _add_common(trajectories, budgets="40,20,10")
+    add = trajectories.add_argument
+    add("--trajectories", type=int, metavar="N", default=50)
+    add("--steps", type=int, metavar="N", default=20)
+    add("--history", type=int, metavar="N", default=5, help="screenshots that are remembered")
+    trajectories.set_defaults(run=_trajectories)
+
+
+def _add_common(parser: argparse.ArgumentParser, budgets: str) -> None:
+    add = parser.add_argument
+    add(
+        "--policies",
+        type=names,
+        metavar="A,B",
+        default="policy,ablation,own",
+        help="names in starkv_lab.quality.variants; 'policy', 'ablation', 'own' for all of a kind",
+    )
+    add(
+        "--budgets",
+        type=percents,
+        metavar="P,Q",
+        default=budgets,
+        help="percent of the tokens seen",
+    )
+    add("--seed", type=int, default=0, help="of screens and questions")
+    add("--threads", type=int, default=1)
+    add(
+        "--agent",
+        type=Path,
+        metavar="DIR",
+        default=argparse.SUPPRESS,
+        help="checkpoint folder of the agent (default: the one shipped)",
+    )
+    add("--out", type=Path, metavar="DIR", default=Path("bench-quality"))
+
+
+def _quality(args: argparse.Namespace) -> int:
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from .command import QualityOptions, run_quality
+
+    run_quality(QualityOptions(**_options(args)))
+    return 0
+
+
+def _trajectories(args: argparse.Namespace) -> int:
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from .command import TrajectoryOptions, run_trajectories
+
+    run_trajectories(TrajectoryOptions(**_options(args)))
+    return 0
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """What was given, under the names that the options have as well."""
+    return {name: value for name, value in vars(args).items() if name != "run"}
+
+
+def add_plot(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    plot = kinds.add_parser(
+        "plot",
+        help="tables and pictures of what `bench quality` measured",
+        description="Reads DIR/cells.jsonl. Writes tables, draws accuracy against bytes, and each "
+        "change to the paper's method against it.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    plot.add_argument("folder", type=Path, metavar="DIR", help="the --out of `bench quality`")
+    plot.add_argument("--out", type=Path, metavar="DIR", default=Path("docs"))
+    plot.set_defaults(run=_plot)
+
+
+def _plot(args: argparse.Namespace) -> int:
+    from .plot import draw_plots
+
+    for path in draw_plots(args.folder, args.out):
+        print(path)
+    return 0
+
+
+def names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def percents(text: str) -> list[float]:
+    """20 is 0.2, exactly as written."""
+    return [float(Fraction(number) / 100) for number in text.split(",")]

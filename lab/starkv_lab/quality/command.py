@@ -1,0 +1,191 @@
+"""`bench quality` and `bench trajectories`: measure what is missing, then say what was found."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from starkv_compile.errors import OptionError, did_you_mean
+from starkv_compile.policies import POLICIES
+
+from ..agent.checkpoints import agent_folder
+from ..environment import environment
+from .cells import CellFile
+from .design import FRAMES, AnyDesign, Design, Trajectories
+from .measure import Bench
+from .tables import accuracy_table, write_csv
+from .trajectories import TrajectoryBench
+from .variants import BUDGETS, FULL, VARIANTS, Variant
+
+GROUPS = ("policy", "ablation", "own")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What the command line gives. policies: names of variants, or of `GROUPS` for all of
+    such. budgets: shares below 1. agent: a checkpoint folder, None for the shipped one.
+
+    Raises:
+        OptionError: a budget is no such share.
+    """
+
+    policies: Sequence[str] = GROUPS
+    budgets: Sequence[float] = BUDGETS
+    seed: int = 0
+    threads: int = 1
+    agent: Path | None = None
+    out: Path = Path("bench-quality")
+
+    def __post_init__(self) -> None:
+        for budget in self.budgets:
+            if not 0 < budget < 1:
+                raise OptionError(
+                    f"budget {budget:.0%}: more than 0 and less than 100 %; 100 % is the full "
+                    "cache, which is always measured"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityOptions(BenchOptions):
+    questions: int = 2000
+    frames: Sequence[int] = FRAMES
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrajectoryOptions(BenchOptions):
+    trajectories: int = 50
+    steps: int = 20
+    history: int = 5
+
+
+def chosen(names: Sequence[str]) -> list[Variant]:
+    """The variants that `names` mean, in the order of the registry; the full cache is not one.
+
+    Raises:
+        OptionError: a name is unknown.
+    """
+    for name in names:
+        if name not in VARIANTS and name not in GROUPS:
+            raise OptionError(
+                f"policy {name!r}: {did_you_mean(name, [*VARIANTS, *GROUPS])}known are "
+                f"{', '.join(VARIANTS)}; {', '.join(GROUPS)} stand for all of a kind"
+            )
+    found = [v for v in VARIANTS.values() if v.name in names or v.group in names]
+    return [variant for variant in found if variant is not FULL]
+
+
+def run_quality(options: QualityOptions, console: Console | None = None) -> CellFile:
+    """Measure every cell that `out` lacks; write `quality.csv` beside them and print a table.
+
+    Raises:
+        StarKVError: an option is impossible, or the folder holds cells of another design.
+    """
+    design = Design.of(options.questions, options.seed, tuple(options.frames))
+    weights, variants = agent_folder(options.agent), chosen(options.policies)
+    bench = functools.partial(Bench, design, options.agent)
+    return run_cells(options, design, weights, variants, bench, "quality.csv", console)
+
+
+def run_trajectories(options: TrajectoryOptions, console: Console | None = None) -> CellFile:
+    """The same of trajectories, and `trajectories.csv`. Policies of groups that end at one prompt
+    are left out.
+
+    Raises:
+        StarKVError: as above, or such a policy is asked for by name.
+    """
+    design = Trajectories(options.trajectories, options.steps, options.history, options.seed)
+    variants = []
+    for variant in chosen(options.policies):
+        config = variant.config(0.5)
+        if not variant.by_need and not POLICIES[config.policy](config).is_uneven():
+            variants.append(variant)
+        elif variant.name in options.policies:
+            raise OptionError(f"policy {variant.name!r} ends at one prompt: it has no trajectory")
+    weights = agent_folder(options.agent)
+    bench = functools.partial(TrajectoryBench, design, options.agent)
+    return run_cells(options, design, weights, variants, bench, "trajectories.csv", console)
+
+
+def run_cells(
+    options: BenchOptions,
+    design: AnyDesign,
+    model: Path,
+    variants: Sequence[Variant],
+    bench: Callable[[Callable[[], Any]], Any],
+    csv: str,
+    console: Console | None = None,
+) -> CellFile:
+    """Measure the cells of `variants` that `options.out` lacks, and the full cache's.
+
+    model: folder of the weights that answer. bench: makes what measures, once there is something
+    to measure; called with what to call after each round.
+
+    Raises:
+        StarKVError: the folder holds cells of another design or model.
+    """
+    console = console or Console()
+    torch.set_num_threads(options.threads)
+    file = CellFile(options.out, design, {"agent": _digest(model), **environment()})
+    wanted = [(FULL, 1.0)] + [(v, b) for v in variants for b in options.budgets]
+    missing = [(v, b) for v, b in wanted if not file.has(v.name, b, v.config(b))]
+    console.print(
+        f"{design.prompts} prompts, {design.questions} questions a cell; "
+        f"{len(wanted) - len(missing)} of {len(wanted)} cells are there already"
+    )
+    if missing:
+        _measure(bench, missing, file, console)
+    write_csv(file, options.out / csv)
+    keys = {(variant.name, budget) for variant, budget in wanted}
+    console.print(accuracy_table(design, [c for c in file.cells.values() if c.key in keys]))
+    return file
+
+
+def _measure(
+    bench: Callable[[Callable[[], Any]], Any],
+    missing: Sequence[tuple[Variant, float]],
+    file: CellFile,
+    console: Console,
+) -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # its "Loading weights" would cut through ours
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    rounds = file.design.rounds
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("full answers", total=rounds * (1 + len(missing)))
+
+        def advance() -> None:
+            progress.advance(task)
+
+        made = bench(advance)
+        for number, (variant, budget) in enumerate(missing, start=2):
+            progress.update(task, description=f"{variant.name} {budget:.0%}")
+            file.add(made.measure(variant, budget, advance))
+            progress.update(task, completed=rounds * number)  # what was there already is no work
+
+
+def _digest(model: Path) -> str:
+    """What tells one model's answers from another's."""
+    weights = model / "model.safetensors"
+    return hashlib.sha256(weights.read_bytes()).hexdigest()[:12]

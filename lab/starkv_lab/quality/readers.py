@@ -1,0 +1,225 @@
+"""The agent, uncompressed and compressed: reads prompts into caches, goes on from a cache."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from starkv_compile.cache.cache import StarKVCache
+from starkv_compile.config import StarKVConfig
+from starkv_compile.errors import StarKVError
+from starkv_compile.frontend.api import compile, report, undo
+from starkv_compile.hf.cache_argument import with_cache
+from starkv_compile.kernels.ops import STARKV
+from starkv_compile.kernels.reference.capacity import split_capacity
+
+from .prompts import Continuation, Prompts
+from .variants import Variant
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Prompts whose screens the vision tower has seen.
+
+    features: [visual tokens of all rows, 2 * hidden], embeddings and what is added to them after
+    the language model's first layer. shift: position of the token after the prompt, less L.
+    """
+
+    prompts: Prompts
+    features: torch.Tensor
+    shift: int
+
+
+class SeenBefore(nn.Module):
+    """In the vision tower's place: what it is given is what the tower once returned.
+
+    Seeing takes longer than reading, and is the same whatever the cache keeps.
+    """
+
+    def __init__(self, tower: Any) -> None:
+        super().__init__()
+        self.dtype, self.spatial_merge_size = tower.dtype, tower.spatial_merge_size
+
+    def forward(self, features: torch.Tensor, **_: Any) -> Any:
+        from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+            BaseModelOutputWithDeepstackFeatures,
+        )
+
+        embeddings, added = features.chunk(2, dim=-1)
+        return BaseModelOutputWithDeepstackFeatures(
+            pooler_output=embeddings, deepstack_features=[added]
+        )
+
+
+class Reader:
+    """Two copies of a model of the agent's architecture: one that is compiled to compress, one that
+    never is. They are the reader's from now on.
+    """
+
+    def __init__(self, plain: Any, compressing: Any) -> None:
+        self.plain, self.compressing = plain, compressing
+        self._tower = self.plain.model.visual
+        for model in (self.plain, self.compressing):
+            model.model.visual = SeenBefore(self._tower)
+
+    @torch.no_grad()
+    def see(self, prompts: Prompts) -> Seen:
+        screens = prompts.screens
+        seen = self._tower(screens.pixel_values, grid_thw=screens.grid_thw)
+        (added,) = seen.deepstack_features
+        _, shift = self.plain.model.get_rope_index(
+            prompts.input_ids, prompts.is_image.int(), image_grid_thw=screens.grid_thw
+        )
+        return Seen(prompts, torch.cat([seen.pooler_output, added], -1), int(shift[0]))
+
+    def read(self, seen: Seen) -> StarKVCache:
+        """The full cache of a batch of prompts."""
+        return _read(self.plain, seen)
+
+    def read_by_need(self, seen: Seen, config: StarKVConfig) -> StarKVCache:
+        """What an oracle keeps of them: the window, what the question needs, the question itself,
+        then what others may need, newest first, then text.
+        """
+        cache, prompts = self.read(seen), seen.prompts
+        length = prompts.input_ids.shape[1]
+        _, window = split_capacity(length, config.window, config.capacity(length))
+        is_question = ~prompts.is_image & (prompts.is_image.flip(1).cumsum(1).flip(1) == 0)
+        worth = 1.0 * ~prompts.is_image
+        for rank, flags in enumerate((prompts.is_element, is_question, prompts.is_asked), start=2):
+            worth = worth.masked_fill(flags, rank)
+        worth = worth + torch.arange(length) / length
+        kept = STARKV.select_tokens(
+            worth[:, : length - window], None, length, config.window, config.capacity(length)
+        )
+        for layer in cache.compressed_layers:
+            layer.keys, layer.values = STARKV.gather_kv(layer.keys, layer.values, kept, None)
+            layer.kept, layer.novelty = kept, None
+        return cache
+
+    @contextlib.contextmanager
+    def reading(self, variant: Variant, budget: float, first: Seen) -> Iterator[Metered]:
+        """How prompts become the caches of `variant`; compiled for ones like `first`."""
+        config = variant.config(budget)
+        if variant.by_need:
+            yield Metered(lambda seen: self.read_by_need(seen, config))
+        else:
+            with self.compiled(config) as compressor:
+                compressor.read(first)
+                yield Metered(compressor.read)
+
+    @contextlib.contextmanager
+    def compiled(self, config: StarKVConfig) -> Iterator[_Compressor]:
+        """Something whose `read` gives compacted caches, by the graph pass."""
+        torch._dynamo.reset()  # lets go of the last configuration's graphs
+        compile(self.compressing, config)
+        try:
+            yield _Compressor(self.compressing, config)
+        finally:
+            undo(self.compressing)
+
+    def go_on(self, cache: StarKVCache, seen: Seen, what: Continuation) -> torch.Tensor:
+        """Logits [B, judged, vocabulary] with which the judged tokens are predicted."""
+        return self.put(cache, seen, what.ids)[:, -what.judged - 1 : -1]
+
+    def put(self, cache: StarKVCache, seen: Seen, ids: torch.Tensor) -> torch.Tensor:
+        """Logits [B, S, vocabulary] after each of the tokens `ids` [B, S].
+
+        They are put to a fork of the cache as they are, nothing is dropped meanwhile.
+        """
+        fork = cache.fork()
+        # No mask for several tokens fits layers that store different numbers of tokens.
+        parts = ids.split(1, 1) if cache.is_uneven else (ids,)
+        return torch.cat([self._put(fork, part, seen.shift).logits for part in parts], 1)
+
+    def attended(self, cache: StarKVCache, seen: Seen, what: Continuation) -> torch.Tensor:
+        """What those predictions attend to: [B, layers, G, tokens stored and put].
+
+        Mean over the predictions, and over the query heads of each KV head.
+        """
+        decoder, groups = self.plain.get_decoder(), cache.compressed_layers[0].keys.shape[1]
+        decoder.set_attn_implementation("eager")  # the others do not return it
+        output = self._put(cache.fork(), what.ids, seen.shift, output_attentions=True)
+        decoder.set_attn_implementation("sdpa")
+        predicting = slice(-what.judged - 1, -1)
+        return torch.stack(
+            [
+                layer[:, :, predicting].unflatten(1, (groups, -1)).mean((2, 3))
+                for layer in output.attentions
+            ],
+            1,
+        )
+
+    @torch.no_grad()
+    def _put(self, cache: StarKVCache, ids: torch.Tensor, shift: int, **options: Any) -> Any:
+        rows, new = ids.shape
+        if new == 1:
+            options["attention_mask"] = torch.zeros(rows, 1, 1, 1)  # everything is seen
+        start = cache.get_seq_length() + shift
+        positions = torch.arange(start, start + new).expand(3, rows, -1)
+        return self.plain(input_ids=ids, position_ids=positions, **with_cache(cache), **options)
+
+
+class _Compressor:
+    def __init__(self, model: Any, config: StarKVConfig) -> None:
+        self.model, self.config = model, config
+
+    def read(self, seen: Seen) -> StarKVCache:
+        """The compacted cache of a batch of prompts.
+
+        Raises:
+            StarKVError: it was not compacted, or not to the budget.
+        """
+        cache = _read(self.model, seen)
+        told = report(self.model)
+        length, layers = cache.get_seq_length(), len(cache.compressed_layers)
+        expected = sum(split_capacity(length, self.config.window, self.config.capacity(length)))
+        stored = [layer.stored for layer in cache.compressed_layers]
+        excess = abs(sum(stored) - layers * expected)
+        if told.refusals or excess > (layers if cache.is_uneven else 0):
+            raise StarKVError(
+                f"{self.config}: layers store {stored} of {length} tokens, expected {expected} "
+                f"each; {'; '.join(told.refusals) or 'nothing was refused'}"
+            )
+        return cache
+
+
+@torch.no_grad()
+def _read(model: Any, seen: Seen) -> StarKVCache:
+    prompts, cache = seen.prompts, StarKVCache(model.config)
+    model(
+        input_ids=prompts.input_ids,
+        mm_token_type_ids=prompts.is_image.int(),
+        pixel_values=seen.features,
+        image_grid_thw=prompts.screens.grid_thw,
+        **with_cache(cache),
+        logits_to_keep=1,
+    )
+    return cache
+
+
+@dataclass
+class Metered:
+    """Reads prompts into caches, and adds up what that takes.
+
+    nbytes, full_nbytes: of all caches, kept and before. seconds: of processors, whatever else the
+    machine does.
+    """
+
+    _read: Callable[[Seen], StarKVCache]
+    nbytes: int = 0
+    full_nbytes: int = 0
+    seconds: float = 0.0
+
+    def read(self, seen: Seen) -> StarKVCache:
+        start = time.process_time()
+        cache = self._read(seen)
+        self.seconds += time.process_time() - start
+        self.nbytes += cache.nbytes
+        self.full_nbytes += sum(layer.full_nbytes for layer in cache.compressed_layers)
+        return cache

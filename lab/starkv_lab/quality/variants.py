@@ -1,0 +1,130 @@
+"""What is compared: one line of `VARIANTS` each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from starkv_compile.config import StarKVConfig
+
+BUDGETS = (0.4, 0.2, 0.1, 0.05, 0.03)
+DENSITY = (0.06, 0.15, 0.18, 0.32)
+"""What `measure_layer_budgets` gives for the shipped agent's layers, mean of six prompts."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A configuration under a name. make: called with `budget` and `inner`.
+
+    group: "policy"; "ablation" for one change to the paper's method, "own" to ours. by_need: no
+    policy but the ceiling, which is told what the questions need; of `make` only the capacity
+    counts then.
+    """
+
+    name: str
+    title: str
+    make: Callable[..., StarKVConfig]
+    group: str = "policy"
+    by_need: bool = False
+
+    def config(self, budget: float) -> StarKVConfig:
+        return self.make(budget=budget, inner="eager")
+
+
+def _changed(name: str, title: str, **options: Any) -> Variant:
+    return Variant(name, f"paper, {title}", partial(StarKVConfig.paper, **options), "ablation")
+
+
+def _own(name: str, title: str, **options: Any) -> Variant:
+    return Variant(name, f"ours, {title}", partial(StarKVConfig, **options), "own")
+
+
+def _policy(policy: str, title: str, name: str = "", **options: Any) -> Variant:
+    return Variant(name or policy, title, partial(StarKVConfig, policy=policy, **options))
+
+
+FULL = Variant("full", "full cache", StarKVConfig)
+"""At budget 1.0, and only there. What the others are compared with."""
+
+_ALL = (
+    FULL,
+    Variant("oracle", "oracle: told what is needed", StarKVConfig, by_need=True),
+    Variant("default", "novelty on the screen (our default)", StarKVConfig),
+    _policy("starkv", "STaR-KV, our options"),
+    Variant("paper", "STaR-KV, the paper's", StarKVConfig.paper),
+    _policy("snapkv", "SnapKV, a set for each KV head"),
+    _policy("snapkv_mean", "SnapKV, mean over heads"),
+    _policy("snapkv_boost", "SnapKV, mean over heads, with boost"),
+    _policy("pyramidkv", "PyramidKV"),
+    _policy("vl_cache", "VL-Cache, one budget for all layers"),
+    _policy("vl_cache", "VL-Cache, its budgets by layer", "vl_cache-layers", layer_budgets=DENSITY),
+    _policy("gui_kv", "GUI-KV"),
+    _policy("st_lite", "ST-Lite"),
+    _policy("key_novelty", "attention + key novelty"),
+    _policy("age_decay", "age decay"),
+    _policy("current_frame", "current frame and text"),
+    _policy("expected_attention", "expected attention"),
+    _policy("tova", "TOVA"),
+    _policy("streaming_llm", "StreamingLLM"),
+    _policy("random", "random"),
+    _policy("snapkv_mean", "SnapKV, mean over heads, not pooled", "snapkv_mean-pool-1", pool=1),
+    _policy("snapkv", "SnapKV, a set for each KV head, not pooled", "snapkv-pool-1", pool=1),
+    _policy("key_novelty", "attention + key novelty, not pooled", "key_novelty-pool-1", pool=1),
+    _policy("starkv", "STaR-KV, our options, not pooled", "starkv-pool-1", pool=1),
+    _changed("grid-true", "the screens' own grid", grid="true"),
+    _changed("entropy-subspace", "entropy reshapes each subspace", entropy="subspace"),
+    _changed("entropy-off", "no entropy", entropy="off"),
+    _changed("boost-0", "no boost of the current frame", boost=0.0),
+    _changed("boost-0.25", "boost 0.25", boost=0.25),
+    _changed("boost-0.5", "boost 0.5", boost=0.5),
+    _changed("boost-1", "boost 1", boost=1.0),
+    _changed("boost-4", "boost 4", boost=4.0),
+    _changed("mi-at-once", "prior from the first step", mi_warm_steps=0, mi_ramp_steps=1),
+    _changed(
+        "mi-whole",
+        "prior alone from the first step",
+        mi_weight=1.0,
+        mi_warm_steps=0,
+        mi_ramp_steps=1,
+    ),
+    _changed(
+        "mi-whole-true",
+        "prior alone, on the screens' own grid",
+        mi_weight=1.0,
+        mi_warm_steps=0,
+        mi_ramp_steps=1,
+        grid="true",
+    ),
+    _changed("decay-0", "no discount of older frames", frame_decay=0.0),
+    _changed("decay-0.3", "discount 0.3 a frame", frame_decay=0.3),
+    _changed("pool-1", "scores not pooled", pool=1),
+    _changed("pool-3", "pooled by 3", pool=3),
+    _changed("pool-1-boost-0", "not pooled, no boost", pool=1, boost=0.0),
+    _changed("window-4", "window 4", window=4),
+    _changed("window-16", "window 16", window=16),
+    _changed("window-32", "window 32", window=32),
+    _changed("layers", "VL-Cache's budgets by layer", layer_budgets=DENSITY),
+    _own("own-layers", "VL-Cache's budgets by layer", layer_budgets=DENSITY),
+    _own("own-attention-0", "no attention on screens", attention_weight=0.0),
+    _own("own-attention-2", "attention 2", attention_weight=2.0),
+    _own("own-text-1", "as large a share of text as of screens", text_weight=1.0),
+    _own("own-text-4", "four times as large a share of text", text_weight=4.0),
+    _own("own-novelty-0", "text by attention alone", novelty_weight=0.0),
+    _own("own-pool-1", "text not pooled", pool=1),
+    _own("own-window-4", "window 4", window=4),
+    _own("own-window-16", "window 16", window=16),
+)
+
+VARIANTS = {variant.name: variant for variant in _ALL}
+
+
+def title_of(name: str) -> str:
+    """For people. The name itself of a variant that is no more."""
+    return VARIANTS[name].title if name in VARIANTS else name
+
+
+def group_of(name: str) -> str:
+    """Nothing ("") of a variant that is no more."""
+    return VARIANTS[name].group if name in VARIANTS else ""

@@ -1,0 +1,1 @@
+"""How the shipped agent was trained, and how it is graded."""

@@ -1,0 +1,107 @@
+"""The matrix of models: docs/models.md is of today's code, and the probe can say no.
+
+`make test-models` writes the whole table anew and compares; here a family of each kind is.
+"""
+
+from pathlib import Path
+
+import pytest
+import transformers
+from starkv_lab.matrix.probe import Row, probe
+from starkv_lab.matrix.table import line
+from starkv_lab.matrix.tiny import families, shrink, tiny_config
+
+from starkv_compile.cli.main import main
+from starkv_compile.kernels.ops import STARKV
+from starkv_compile.passes import insert_compaction
+
+TABLE = (Path(__file__).parents[3] / "docs" / "models.md").read_text()
+KINDS = {
+    "qwen2_5_vl": "M-RoPE",
+    "hyperclovax_vision_v2": "Qwen's vision, 1-D positions",
+    "gemma3": "sliding layers",
+    "lfm3_vl": "layers without attention, and sliding ones",
+    "paligemma": "a prompt that sees all of itself",
+    "mllama": "cross-attention",
+    "mistral4": "latents",
+    "git": "images that are no tokens of the prompt",
+    "inkling2": "a sink",
+    "pix2struct": "a family that cannot be tried",
+}
+same_version = pytest.mark.skipif(
+    f"transformers {transformers.__version__}," not in TABLE,
+    reason="the table is of another transformers",
+)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory():
+    """Not here: Dynamo breaks graphs at the poisoned functions, and breaks are counted."""
+
+
+@pytest.mark.parametrize("family", KINDS, ids=KINDS.get)
+def test_a_family_of_each_kind(family):
+    if family not in families():
+        pytest.skip("not in this transformers")
+    row = probe(family)
+    assert row.verdict != "WRONG", row
+    if f"transformers {transformers.__version__}," in TABLE:
+        assert line(row) in TABLE.splitlines(), "run: starkv models --out docs/models.md"
+
+
+@same_version
+def test_the_table_has_every_family_of_the_library_and_no_wrong_one():
+    listed = [row.split(" | ")[0].removeprefix("| ") for row in TABLE.splitlines()[1:]]
+    assert set(families()) <= set(listed)
+    assert "WRONG" not in TABLE
+
+
+def test_a_cache_that_keeps_one_token_too_many_is_called_wrong(monkeypatch):
+    select = STARKV.select_tokens
+
+    def one_more(scores, real, length, window, capacity):
+        return select(scores, real, length, window, capacity + 1)
+
+    monkeypatch.setattr(insert_compaction.STARKV, "select_tokens", one_more)
+    assert probe("llava").verdict == "WRONG"
+
+
+@pytest.mark.parametrize(
+    "fault", [{"unchanged": False}, {"right": False}, {"kept": None}, {"fault": "KeyError: x"}]
+)
+def test_verdicts(fault):
+    good = {"found": 2, "rewritten": 2, "unchanged": True, "kept": 9, "expected": 9}
+    assert Row("x", **good).verdict == "compressed"
+    assert Row("x", **{**good, **fault}).verdict == "WRONG"
+    assert Row("x", unchanged=True).verdict == "left whole"
+    assert Row("x", failure="no").verdict == "not tried"
+
+
+def test_tiny_configurations_hold_one_layer_of_each_kind():
+    assert tiny_config("gemma3").text_config.layer_types == [
+        "sliding_attention",
+        "full_attention",
+    ]
+    values = {"num_hidden_layers": 6, "sizes": [1, 2, 3, 4, 5, 6], "layer_types": [*"aababc"]}
+    assert shrink(values) == {
+        "num_hidden_layers": 3,
+        "sizes": [1, 3, 6],
+        "layer_types": ["a", "b", "c"],
+    }
+
+
+def test_special_tokens_are_apart_from_words():
+    small = shrink(
+        {"vocab_size": 9999, "image_token_id": 10, "boi_token_index": 5, "pad_token_id": 0}
+    )
+    assert small == {
+        "vocab_size": 300,
+        "image_token_id": 299,
+        "boi_token_index": 298,
+        "pad_token_id": 0,
+    }
+
+
+def test_command_names_an_unknown_family(capsys):
+    assert main(["models", "qwen9_vl"]) == 2
+    assert "'qwen9_vl' is no family of transformers" in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""The command `starkv`. Other packages add commands to it (entry points `starkv.commands`)."""

@@ -1,0 +1,99 @@
+"""`starkv export`. Imports no torch, so that --help is quick."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .options import add_method, config_of
+
+
+def add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    export = commands.add_parser(
+        "export",
+        help="write a checkpoint as ONNX graphs that compress their cache themselves",
+        description="Writes a folder with prefill.onnx, decode.onnx, visual.onnx, their weights, "
+        "export.json, and the tokenizer's and processor's files. Exit code 2 and one sentence "
+        "where it cannot be done; then nothing is left behind (without engines: the graphs are).",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = export.add_argument
+    add("checkpoint", type=Path, metavar="CHECKPOINT", help="folder that save_pretrained wrote")
+    add("-o", "--out", type=Path, metavar="DIR", required=True, help="folder to write; a new one")
+    add("--budget", type=float, default=0.2, help="share of the tokens seen that stays cached")
+    add(
+        "--budget-tokens",
+        type=int,
+        metavar="N",
+        default=argparse.SUPPRESS,
+        help="tokens that stay, whatever the length: k is a constant of the graph",
+    )
+    add_method(export)
+    add("--max-seq", type=int, metavar="N", default=16384, help="tokens a session may see")
+    add(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        default="float32",
+        help="of weights and cache; bfloat16 runs on GPUs only",
+    )
+    add(
+        "--select",
+        choices=("auto", "topk", "threshold"),
+        default="auto",
+        help="form of the selection; auto: threshold where TensorRT's TopK could not follow",
+    )
+    add(
+        "--cache",
+        choices=("dynamic", "static"),
+        default="dynamic",
+        help="static: buffers of fixed length, by TensorScatter (opset 24)",
+    )
+    add(
+        "--slots",
+        type=int,
+        metavar="N",
+        default=argparse.SUPPRESS,
+        help="with --cache static: tokens that the buffers have room for "
+        "(default: what the budget keeps of --max-seq, and a reply)",
+    )
+    add(
+        "--engine",
+        action="store_true",
+        help="build TensorRT engines of the graphs as well, on this machine's GPU",
+    )
+    export.set_defaults(run=_export)
+
+
+def _export(args: argparse.Namespace) -> int:
+    from ..export.onnx.package import ExportOptions, export_checkpoint
+
+    config = config_of(
+        getattr(args, "policy", None),
+        args.paper,
+        budget=args.budget,
+        budget_tokens=getattr(args, "budget_tokens", None),
+    )
+    folder = export_checkpoint(
+        ExportOptions(
+            checkpoint=args.checkpoint,
+            out=args.out,
+            config=config,
+            max_seq=args.max_seq,
+            dtype=args.dtype,
+            select=args.select,
+            cache=args.cache,
+            slots=getattr(args, "slots", None),
+        )
+    )
+    print(f"written: {folder}")
+    from ..export.tensorrt.trt_rules import (
+        report,  # imports onnx: `export_checkpoint` says if it is missing
+    )
+
+    for line in report(folder, args.max_seq):
+        print(line)
+    if args.engine:
+        from ..export.tensorrt.engine import build_engines
+
+        build_engines(folder)
+    return 0

@@ -1,0 +1,64 @@
+"""The command line: finds the command, runs it, and prints an error as one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint, entry_points
+
+from ..errors import MissingPackage, StarKVError
+from .export import add_export
+
+Commands = argparse._SubParsersAction  # of what `add_subparsers` returns
+AddCommand = Callable[["Commands[argparse.ArgumentParser]"], None]
+
+GROUP = "starkv.commands"
+"""Entry points of this group name a function that adds one command to argparse's subparsers."""
+
+OF_THE_LAB = ("demo", "inspect", "models", "bench")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; exit code 2 and one sentence on stderr where it cannot be done."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    installed = {point.name: point for point in entry_points(group=GROUP)}
+    try:
+        if argv and argv[0] in OF_THE_LAB and argv[0] not in installed:
+            raise MissingPackage(
+                f"{argv[0]!r} is a command of the laboratory: pip install starkv-lab"
+            )
+        args = _parser(installed).parse_args(argv)
+        return args.run(args)
+    except StarKVError as error:
+        print(f"starkv: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser(installed: dict[str, EntryPoint]) -> argparse.ArgumentParser:
+    missing = [name for name in OF_THE_LAB if name not in installed]
+    parser = argparse.ArgumentParser(
+        prog="starkv",
+        description="KV-cache compression for vision-language models.",
+        epilog=f"With starkv-lab installed: {', '.join(missing)}." if missing else None,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name in sorted(installed, key=_lab_first):
+        _load(installed[name])(commands)
+    add_export(commands)
+    return parser
+
+
+def _lab_first(name: str) -> tuple[int, str]:
+    return (OF_THE_LAB.index(name) if name in OF_THE_LAB else len(OF_THE_LAB), name)
+
+
+def _load(point: EntryPoint) -> AddCommand:
+    try:
+        return point.load()
+    except Exception as error:
+        package = point.dist.name if point.dist else point.value
+        raise StarKVError(
+            f"the command {point.name!r} of {package} cannot be loaded ({error}); "
+            f"update or uninstall {package}"
+        ) from error

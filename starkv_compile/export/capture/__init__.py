@@ -1,0 +1,1 @@
+"""From a model to graphs that are ready to be written."""

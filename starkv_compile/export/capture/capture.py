@@ -1,0 +1,225 @@
+"""From a module to graphs ready for ONNX: capture, rewrite by the passes, bodies for our ops."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule, Node
+
+from ...config import StarKVConfig
+from ...errors import UnsupportedModel, root_cause
+from ...kernels.compiling import portable
+from ...kernels.ops import BODIES, scores_counting_by
+from ...kernels.reference import novelty
+from ...kernels.reference.capacity import every_length
+from ...kernels.reference.spatial import Counting
+from ...passes import Pipeline, fx
+from ...reporting import GraphReport
+from .carve import Part, carve
+from .counting import RANKS, information_by_table
+from .ports import Port
+from .select import SELECTIONS, best_by_threshold
+
+EXAMPLE_SIZES = {"batch": 2, "new": 41, "stored": 53, "seen": 127, "budgeted": 109, "on_frame": 17}
+"""Lengths to trace with: no two equal, so that none is taken for another; none 0 or 1."""
+
+SHORTEST = {"seen": 5}
+"""Two new tokens after two stored of three: what tracing takes to be the least."""
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A prompt's graph in two parts. `calls`: by layer, what the cache part is given."""
+
+    answer: ExportedProgram
+    compact: ExportedProgram
+    calls: list[list[str]]
+    answer_outputs: list[str]
+    compact_inputs: list[str]
+    report: GraphReport
+
+
+def export_program(
+    module: torch.nn.Module,
+    ports: Sequence[Port],
+    *,
+    as_list: bool,
+    sizes: dict[str, int] = EXAMPLE_SIZES,
+    multiples: dict[str, int] | None = None,
+    largest: Mapping[str, int] | None = None,
+) -> ExportedProgram:
+    """`torch.export` for all lengths of a module that takes `ports`, as a list or one by one.
+
+    sizes: of the tensors to trace with; only their shapes and dtypes matter. multiples: what
+    a length is a multiple of. largest: what it cannot exceed.
+
+    Raises:
+        UnsupportedModel: torch cannot capture it.
+    """
+    names = dict.fromkeys(d for port in ports for d in port.dims if isinstance(d, str))
+    most = largest or {}
+    dims: dict[str, Any] = {
+        name: Dim(name, min=SHORTEST.get(name, 0), max=most.get(name)) for name in names
+    }
+    for name, unit in (multiples or {}).items():
+        dims[name] = unit * Dim(f"{name}_by_{unit}") if unit > 1 else dims[name]
+    shapes = [{i: dims[d] for i, d in enumerate(port.dims) if isinstance(d, str)} for port in ports]
+    inputs = [torch.zeros(port.shape(sizes), dtype=port.dtype) for port in ports]
+    with warnings.catch_warnings(), torch.no_grad(), portable():
+        warnings.simplefilter("ignore")
+        try:
+            return torch.export.export(
+                module,
+                (inputs,) if as_list else tuple(inputs),
+                dynamic_shapes=(shapes,) if as_list else tuple(shapes),
+                strict=False,
+                # Else it refuses lengths for which k could be 0 or 1, no case of its own in ONNX.
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+        except Exception as error:  # of any kind: the model's own code runs here
+            raise UnsupportedModel(
+                f"torch.export cannot capture the model for all lengths ({root_cause(error)})"
+            ) from error
+
+
+@dataclass(frozen=True)
+class CutPrompt:
+    """A prompt's graph, rewritten and cut. answer: its first part. parts: what each layer's cache
+    reads alone, the same function in all."""
+
+    whole: GraphModule
+    answer: Part
+    parts: list[Part]
+    report: GraphReport
+
+
+def cut_prompt(
+    module: torch.nn.Module,
+    inputs: Sequence[Port],
+    each: int,
+    config: StarKVConfig,
+    largest: Mapping[str, int] | None = None,
+) -> CutPrompt:
+    """A prompt's program, its cache writes compacted by the graph passes, cut into parts.
+
+    Args:
+        module: `decoder.Prefill` or one like it: first the logits, then `each` outputs a layer.
+        inputs: its ports.
+        largest: see `export_program`.
+
+    Raises:
+        UnsupportedModel: a layer is not compacted, or the layers are not alike.
+    """
+    program = export_program(module, inputs, as_list=True, largest=largest)
+    whole: GraphModule = program.module(check_guards=False)
+    # What inductor is told about order is not for a graph that it never sees.
+    report = Pipeline(replace(config, inner="eager")).run(whole, cache="marked", every_length=True)
+    _check(report)
+    answer, parts = carve(whole, 1, each)
+    for layer, part in enumerate(parts):
+        if not part.same_as(parts[0]):
+            raise UnsupportedModel(
+                f"layer {layer} is scored by another graph than layer 0; only models whose layers "
+                "are alike can be exported"
+            )
+    return CutPrompt(whole, answer, parts, report)
+
+
+def capture_prompt(
+    module: torch.nn.Module,
+    inputs: Sequence[Port],
+    each: int,
+    config: StarKVConfig,
+    select: str,
+    max_seq: int,
+) -> Captured:
+    """`cut_prompt`'s parts as programs.
+
+    Args:
+        select: the form of selection, a name in `select.SELECTIONS`.
+        max_seq: tokens that a session may see.
+    """
+    cut = cut_prompt(module, inputs, each, config)
+    answer, parts = cut.answer, cut.parts
+    names = {node: port.name for node, port in zip(answer.reads, inputs, strict=True)}
+    lengths = _names_of_lengths(answer.reads, inputs)
+    outputs = [fx.outputs(cut.whole.graph)[0]]
+    outputs += dict.fromkeys(n for p in parts for n in p.reads if n.op != "placeholder")
+    names.update({node: f"inner.{i}" for i, node in enumerate(outputs) if i > 0})
+    put_in_place(parts[0].module, bodies(select, max_seq))
+    ports = [_port(f"in_{i}", node, lengths) for i, node in enumerate(parts[0].reads)]
+    with every_length():
+        compact = export_program(parts[0].module, ports, as_list=False)
+    return Captured(
+        answer=export_program(answer.module, inputs, as_list=False),
+        compact=compact,
+        calls=[[names[node] for node in part.reads] for part in parts],
+        answer_outputs=["logits", *(names[node] for node in outputs[1:])],
+        compact_inputs=[port.name for port in ports],
+        report=cut.report,
+    )
+
+
+def bodies(select: str, max_seq: int) -> dict[str, Callable[..., Any]]:
+    """What each op of ours becomes; a frame has fewer tokens than a session."""
+    counting = Counting(RANKS[select], information_by_table(max_seq))
+
+    def star_scores(*arguments: Any) -> tuple[torch.Tensor, ...]:
+        return scores_counting_by(counting, *arguments)
+
+    def share_out(*arguments: Any) -> torch.Tensor:
+        return novelty.share_out(*arguments, best=best_by_threshold)
+
+    return {
+        **BODIES,
+        "select_tokens": SELECTIONS[select],
+        "star_scores": star_scores,
+        "share_out": share_out,
+    }
+
+
+def _check(report: GraphReport) -> None:
+    left = sorted({site.reason for site in report.sites if site.reason})
+    if left or report.rewritten != report.found:
+        raise UnsupportedModel(
+            f"{report.rewritten} of {report.found} attentions can be compacted: {'; '.join(left)}"
+        )
+
+
+def _names_of_lengths(nodes: Sequence[Node], ports: Sequence[Port]) -> dict[str, str]:
+    """By the symbol that tracing gave each length, its name."""
+    return {
+        str(length): dim
+        for node, port in zip(nodes, ports, strict=True)
+        for length, dim in zip(fx.shape(node), port.dims, strict=True)
+        if isinstance(dim, str)
+    }
+
+
+def _port(name: str, node: Node, lengths: dict[str, str]) -> Port:
+    tensor = fx.value(node)
+    dims = tuple(n if isinstance(n, int) else lengths[str(n)] for n in tensor.shape)
+    return Port(name, dims, tensor.dtype)
+
+
+def put_in_place(module: GraphModule, bodies: dict[str, Callable[..., Any]]) -> None:
+    """Let every `torch.ops.starkv` call run the body of its name."""
+    for node in module.graph.nodes:
+        name = _name_of_ours(node.target) if node.op == "call_function" else None
+        if name is not None:
+            node.target = bodies[name]
+    module.recompile()
+
+
+def _name_of_ours(target: Any) -> str | None:
+    if isinstance(target, torch._ops.OpOverload):
+        target = target.overloadpacket
+    if not isinstance(target, torch._ops.OpOverloadPacket):
+        return None
+    namespace, _, name = target._qualified_op_name.partition("::")
+    return name if namespace == "starkv" else None

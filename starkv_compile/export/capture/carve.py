@@ -1,0 +1,155 @@
+"""Cut the rewritten graph in two: what computes the answer, and what only the cache reads.
+
+Scores and compaction of a layer are the same operations in every layer. They are captured once
+and called for each, so that a deep model takes as long to export as its plain decoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from ...passes import fx
+
+SIZE = (torch.ops.aten.sym_size.int,)
+JOINING = fx.CAT + (torch.ops.aten.slice.Tensor,)
+"""Cached and new tokens joined: cheaper twice than to be handed over; doubles are removed later."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a graph as a module of its own; `reads` are the nodes its inputs stand for."""
+
+    module: GraphModule
+    reads: tuple[Node, ...]
+
+    def same_as(self, other: Part) -> bool:
+        """Whether both compute the same function."""
+        return self.module.code == other.module.code and all(
+            _kind(a) == _kind(b) for a, b in zip(self.reads, other.reads, strict=True)
+        )
+
+
+def carve(module: GraphModule, first: int, each: int) -> tuple[Part, list[Part]]:
+    """(answer, cache) of a graph whose outputs are `first` of the answer, then `each` a layer.
+
+    The answer's part also returns what the others read of it, after its own outputs, in the
+    order of their `reads`.
+    """
+    outputs = fx.outputs(module.graph)
+    answer, rest = outputs[:first], outputs[first:]
+    changing = [node for node in module.graph.nodes if _writes_in_place(node)]
+    behind_answer = _ancestors([*answer, *changing], lambda node: False)
+    weighed = _behind_weights(module.graph)
+
+    def is_boundary(node: Node) -> bool:
+        if node.op == "placeholder":
+            return True
+        computed = node in behind_answer and node in weighed and not fx.is_op(node, JOINING)
+        return computed and isinstance(fx.value(node), torch.Tensor)
+
+    parts = []
+    for start in range(0, len(rest), each):
+        wanted = rest[start : start + each]
+        needed = _ancestors(wanted, is_boundary)
+        passed_on = [node for node in wanted if is_boundary(node)]
+        reads = _in_order_of_use(module.graph, needed, is_boundary, passed_on)
+        needed -= {n for n in needed if is_boundary(n) and n not in reads}
+        parts.append(_part(module, needed, reads, wanted))
+    inputs = tuple(module.graph.find_nodes(op="placeholder"))
+    read = dict.fromkeys(n for part in parts for n in part.reads if n.op != "placeholder")
+    wanted = [*answer, *read]
+    return _part(module, behind_answer, inputs, wanted), parts
+
+
+def _writes_in_place(node: Node) -> bool:
+    """Nobody reads what such a node returns, yet it counts (Qwen3-VL's rotary embedding)."""
+    schema = getattr(node.target, "_schema", None)
+    return node.op == "call_function" and schema is not None and schema.is_mutable
+
+
+def _ancestors(nodes: Iterable[Node], beyond: Callable[[Node], bool]) -> set[Node]:
+    """`nodes` and all they are computed from, not looking behind those that lie `beyond`."""
+    found, queue = set(nodes), list(nodes)
+    while queue:
+        node = queue.pop()
+        if beyond(node):
+            continue
+        new = set(fx.producers(node)) - found
+        found |= new
+        queue += new
+    return found
+
+
+def _behind_weights(graph: Graph) -> set[Node]:
+    """Nodes that something with weights went into: no mask, index or length is one of them."""
+    found: set[Node] = set()
+    for node in graph.nodes:
+        if node.op == "get_attr" or any(source in found for source in fx.producers(node)):
+            found.add(node)
+    return found
+
+
+def _in_order_of_use(
+    graph: Graph,
+    needed: set[Node],
+    is_boundary: Callable[[Node], bool],
+    passed_on: Sequence[Node],
+) -> tuple[Node, ...]:
+    """What is read, by where it is first read, then what is `passed_on`: the same in all layers.
+
+    Lengths are read off whatever tensor has them, here the first of another layer: see `_length`.
+    """
+    order: dict[Node, None] = {}
+    lengths = []
+    for node in graph.nodes:
+        if node not in needed or is_boundary(node):
+            continue
+        if fx.is_op(node, SIZE):
+            lengths.append(node)
+            continue
+        order.update(dict.fromkeys(n for n in fx.producers(node) if is_boundary(n)))
+    order.update(dict.fromkeys(passed_on))
+    missing = [n for n in lengths if _length(n, tuple(order)) is None]
+    return tuple(dict.fromkeys([*order, *(node.args[0] for node in missing)]))
+
+
+def _length(size: Node, reads: Sequence[Node]) -> tuple[Node, int] | None:
+    """The first of `reads` with the length that `size` asks for, and in which dimension."""
+    tensor, dim = fx.bind(size, "self", "dim").values()
+    wanted = str(fx.shape(tensor)[dim])
+    for node in reads:
+        for i, length in enumerate(fx.shape(node)):
+            if str(length) == wanted:
+                return node, i
+    return None
+
+
+def _part(
+    module: GraphModule, needed: set[Node], inputs: Sequence[Node], wanted: Sequence[Node]
+) -> Part:
+    graph, copies = Graph(), {}
+    for i, node in enumerate(inputs):
+        copies[node] = graph.placeholder(f"in_{i}")
+        copies[node].meta = dict(node.meta)
+    for node in module.graph.nodes:
+        if node not in needed or node in copies:
+            continue
+        found = _length(node, inputs) if fx.is_op(node, SIZE) else None
+        if found is not None:
+            copies[node] = graph.call_function(SIZE[0], (copies[found[0]], found[1]))
+        else:
+            copies[node] = graph.node_copy(node, lambda n: copies[n])
+        copies[node].name = f"n{len(copies)}"  # no layer's number in it: see `Part.same_as`
+    graph.output(tuple(copies[node] for node in wanted))
+    part = GraphModule(module, graph)
+    return Part(part, tuple(inputs))
+
+
+def _kind(node: Node) -> tuple[Any, ...]:
+    tensor = fx.value(node)
+    return tuple(map(str, tensor.shape)), tensor.dtype

@@ -1,0 +1,47 @@
+"""A cache in buffers of fixed length: written at a slot, as ONNX's TensorScatter does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ...cache.cache import Session, StarKVLayer
+
+
+@torch.library.custom_op("starkv_export::write_slots", mutates_args=())
+def write_slots(buffer: torch.Tensor, new: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
+    """`buffer` [B, G, slots, D] with `new` [B, G, n, D] from slot `slot` [B] int64 of each row on.
+
+    It is only ever traced: `translations` has its form in ONNX, and a runtime writes in place.
+    """
+    places = slot[:, None] + torch.arange(new.shape[2], device=slot.device)
+    places = places[:, None, :, None].expand_as(new)
+    return buffer.scatter(2, places, new)
+
+
+@write_slots.register_fake
+def _(buffer: torch.Tensor, new: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(buffer)
+
+
+class SlotLayer(StarKVLayer):
+    """One layer while a token is decoded into its buffers, [B, G, slots, D] each.
+
+    Which slots may be read is for the caller's mask to say, which has a column for each.
+    """
+
+    def __init__(
+        self, session: Session, keys: torch.Tensor, values: torch.Tensor, slot: torch.Tensor
+    ) -> None:
+        super().__init__(session)
+        self.lazy_initialization(keys, values)
+        self.keys, self.values, self.slot = keys, values, slot
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the token into its slot; returns the whole buffers."""
+        self.keys = write_slots(self.keys, key_states, self.slot)
+        self.values = write_slots(self.values, value_states, self.slot)
+        return self.keys, self.values

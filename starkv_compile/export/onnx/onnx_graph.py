@@ -1,0 +1,158 @@
+"""Captured programs as ONNX models, the parts of a prompt put together again."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common
+from onnxscript import optimizer
+from torch.export import ExportedProgram
+
+from ...errors import UnsupportedModel, root_cause
+from ..capture.capture import Captured
+from ..capture.grouped import share_heads
+from ..capture.ports import Port
+from .graphs import ONNX_TYPES
+from .translations import NEWEST, translations
+from .weights import Weights
+
+OPSET = 20
+DOMAIN, COMPACT = "starkv", "Compact"
+
+
+def opset_for(cache: str) -> int:
+    """The least that has TensorScatter, for a static cache."""
+    return NEWEST if cache == "static" else OPSET
+
+
+def to_onnx(
+    program: ExportedProgram,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    opset: int = OPSET,
+) -> ir.Model:
+    """The program in ONNX, its ports named.
+
+    Raises:
+        UnsupportedModel: an operation has no translation.
+    """
+    share_heads(program.graph)
+    try:
+        with _quiet():
+            made = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=opset,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                custom_translation_table=translations(opset),
+                # Its rewrite rules take 1e-12 for zero: `log(x + 1e-12)` would lose its guard.
+                optimize=False,
+                verbose=False,
+            )
+    except Exception as error:  # torch's and onnxscript's have no base of their own
+        raise UnsupportedModel(
+            f"the model cannot be converted to ONNX ({root_cause(error)})"
+        ) from error
+    assert made is not None
+    return tidy(made.model)
+
+
+def prompt_model(
+    captured: Captured, inputs: Sequence[Port], outputs: Sequence[Port], opset: int
+) -> ir.Model:
+    """The prompt's graph: the answer, and a call of the cache part for every layer."""
+    names = [port.name for port in inputs]
+    model = to_onnx(captured.answer, names, captured.answer_outputs, opset)
+    each = (len(outputs) - 1) // len(captured.calls)
+    results = [f"out_{i}" for i in range(each)]
+    compact = to_onnx(captured.compact, captured.compact_inputs, results, opset)
+    function = _as_function(compact)
+    model.functions[function.identifier()] = function
+    values = {value.name: value for value in (*model.graph.inputs, *model.graph.outputs)}
+    found = [model.graph.outputs[0]]
+    for layer, call in enumerate(captured.calls):
+        node = ir.node(
+            COMPACT,
+            [values[name] for name in call],
+            domain=DOMAIN,
+            num_outputs=each,
+            name=f"compact.{layer}",
+        )
+        model.graph.append(node)
+        found += node.outputs
+    for value, port in zip(found, outputs, strict=True):
+        value.name = port.name
+        value.shape, value.dtype = ir.Shape(port.dims), ir.DataType(ONNX_TYPES[port.dtype])
+    model.graph.outputs[:] = found
+    name_lengths(model, inputs)
+    return tidy(model)
+
+
+def name_lengths(model: ir.Model, inputs: Sequence[Port]) -> None:
+    """Call the lengths of the inputs what the ports call them; tracing numbered them."""
+    for value, port in zip(model.graph.inputs, inputs, strict=True):
+        value.shape = ir.Shape(port.dims)
+
+
+def tidy(model: ir.Model) -> ir.Model:
+    """Functions inlined, constants folded, doubles and what nobody reads removed.
+
+    Without the fold TensorRT rejects sequences that M-RoPE's `split` leaves behind.
+    """
+    common.InlinePass()(model)
+    optimizer.fold_constants(model, onnx_shape_inference=False)
+    steps = ir.passes.Sequential(
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(size_limit=1 << 18),  # larger ones are weights
+        common.CommonSubexpressionEliminationPass(),
+        common.ClearMetadataAndDocStringPass(),
+        common.NameFixPass(),
+    )
+    return steps(model).model
+
+
+def save(model: ir.Model, file: Path, weights: Weights) -> None:
+    """Its weights with those of the folder's other graphs. Checked once written."""
+    weights.move_out(model)
+    ir.save(model, str(file))
+    onnx.checker.check_model(str(file), full_check=True)
+
+
+def _as_function(model: ir.Model) -> ir.Function:
+    """The model's graph as a function, which cannot have initializers: constants in their place."""
+    graph = model.graph
+    for name, value in list(graph.initializers.items()):
+        constant = ir.node("Constant", [], {"value": value.const_value}, name=f"constant.{name}")
+        graph.insert_before(graph[0], constant)
+        value.replace_all_uses_with(constant.outputs[0])
+        del graph.initializers[name]
+    for i, value in enumerate(graph.outputs):
+        if value.is_graph_input():  # else inlining would give the input the output's name
+            graph.append(copy := ir.node("Identity", [value]))
+            graph.outputs[i] = copy.outputs[0]
+    return ir.Function(DOMAIN, COMPACT, graph=graph, attributes=[])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Exporters write about torchvision, which is not needed, and their own deprecations."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            log.setLevel(level)

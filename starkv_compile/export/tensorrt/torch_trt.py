@@ -1,0 +1,50 @@
+"""Exported programs through torch-tensorrt: engines where it has converters, PyTorch elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.export.passes import move_to_device_pass
+
+from ...optional import needs_tensorrt
+from ..capture.programs import Program
+
+SETTINGS: dict[str, Any] = {
+    # A mask is not taken for a causal one: rows may be padded. Its default is that it is.
+    "attn_bias_is_causal": False,
+    # Ten bits of mantissa would keep other tokens.
+    "disable_tf32": True,
+}
+"""What torch-tensorrt has to be told, however it is called."""
+
+
+def compile_program(program: Program, device: str = "cuda", **settings: Any) -> Any:
+    """A module for `program.run`, compiled by `torch_tensorrt.dynamo.compile`.
+
+    Args:
+        program: of `export_programs`.
+        device: where the program is moved to, weights and all; torch-tensorrt wants them there.
+        settings: torch-tensorrt's own, such as `assume_dynamic_shape_support=True`.
+
+    Raises:
+        MissingPackage: torch-tensorrt is not installed, or its libraries or a GPU are not there.
+    """
+    trt = needs_tensorrt("torch_tensorrt")
+    moved = move_to_device_pass(program.exported, device)
+    return trt.dynamo.compile(moved, arg_inputs=_profile(trt, program), **{**SETTINGS, **settings})
+
+
+def _profile(trt: Any, program: Program) -> list[Any]:
+    """Least, usual and largest shape of each input."""
+    least, usual, most = (
+        {name: sizes[i] for name, sizes in program.ranges.items()} for i in range(3)
+    )
+    return [
+        trt.Input(
+            min_shape=port.shape(least),
+            opt_shape=port.shape(usual),
+            max_shape=port.shape(most),
+            dtype=port.dtype,
+        )
+        for port in program.inputs
+    ]

@@ -1,0 +1,60 @@
+"""What `torch.compile(..., backend="starkv")` loads; nothing else imports this module.
+
+Loading it installs one hook in Dynamo, which looks at every `torch.compile` of a module and acts
+only where the backend is ours. It is needed twice:
+
+* `torch.compile(model)` returns a wrapper, and `wrapper.generate()` runs the original model:
+  the compiled code is never reached, without a word. The hook lets the original call it.
+* A graph cannot reach the cache object. Around each call of the model, `attach` turns the stock
+  cache into one that counts right after compaction, and tells it where the frames are.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch._dynamo import eval_frame
+
+from ..config import StarKVConfig
+from .attachment import attach_compiled
+from .backend import starkv_backend
+
+
+def _is_ours(callback: Any) -> bool:
+    wrapper = eval_frame.innermost_backend(callback)
+    return getattr(wrapper, "compiler_fn", wrapper) is starkv_backend
+
+
+def _install() -> None:
+    context = eval_frame._TorchDynamoContext
+    original = context.__call__
+    if hasattr(original, "_starkv"):
+        return
+
+    @functools.wraps(original)
+    def call(self: Any, fn: Any) -> Any:
+        if not callable(self.callback) or not _is_ours(self.callback):
+            return original(self, fn)
+        options = getattr(eval_frame.innermost_backend(self.callback), "kwargs", {}).get("options")
+        compiler = functools.partial(original, self)
+        if isinstance(fn, torch.nn.Module):  # torch.compile(model)
+            config = StarKVConfig.from_options(options)
+            fn._compiled_call_impl = attach_compiled(fn, config, fn._call_impl, compiler)
+            compiled = original(self, fn)
+            compiled.forward = fn._compiled_call_impl
+            return compiled
+        module, name = getattr(fn, "__self__", None), getattr(fn, "__name__", "")
+        if isinstance(module, torch.nn.Module) and name in ("_call_impl", "forward"):
+            config = StarKVConfig.from_options(options)  # model.compile() is the former
+            return attach_compiled(module, config, fn, compiler)
+        return original(self, fn)
+
+    call._starkv = True  # type: ignore[attr-defined]
+    context.__call__ = call  # type: ignore[method-assign]
+
+
+_install()
+
+__all__ = ["starkv_backend"]

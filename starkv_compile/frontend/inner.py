@@ -1,0 +1,48 @@
+"""What compiles a rewritten graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from ..kernels.compiling import in_process
+
+TENSORRT = "torch_tensorrt"
+"""The package, and the name it registers its backend under when it is imported."""
+
+
+def check_inner(name: str) -> None:
+    """Raise `MissingPackage` if "tensorrt" is wanted and torch-tensorrt cannot be imported."""
+    if name == "tensorrt":
+        from ..optional import needs_tensorrt
+
+        needs_tensorrt(TENSORRT)
+
+
+def compile_inner(
+    module: GraphModule, example_inputs: Sequence[Any], inner: str, mode: str | None
+) -> Callable[..., Any]:
+    """Compile by "inductor", "aot_eager", "tensorrt", or leave it to "eager"."""
+    if inner == "eager":
+        return module.forward
+    if inner == "aot_eager":
+        from torch._dynamo.backends.debugging import aot_eager
+
+        return aot_eager(module, list(example_inputs))
+    if inner == "tensorrt":
+        from torch._dynamo.backends.registry import lookup_backend
+
+        from ..export.tensorrt.torch_trt import SETTINGS
+
+        check_inner(inner)
+        backend: Any = lookup_backend(TENSORRT)
+        return backend(module, list(example_inputs), options=dict(SETTINGS))
+    from torch._inductor.compile_fx import compile_fx
+
+    patches = torch._inductor.list_mode_options(mode) if mode else None
+    with in_process():
+        compiled: Any = compile_fx(module, example_inputs, config_patches=patches)
+    return compiled

@@ -1,0 +1,1 @@
+"""What is transformers' own: names, checkpoints, questions it asks."""

@@ -1,0 +1,81 @@
+"""Models from a checkpoint's folder, or one sentence why not. Nothing is downloaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import StarKVError, UnsupportedModel
+
+
+def check_folder(checkpoint: Path) -> None:
+    """Raise `StarKVError` if there is no checkpoint in the folder."""
+    if not (checkpoint / "config.json").is_file():
+        raise StarKVError(
+            f"{checkpoint}: no checkpoint there (config.json is missing); give the folder "
+            "that `save_pretrained` wrote"
+        )
+
+
+def read_config(checkpoint: Path) -> Any:
+    """The library's configuration object.
+
+    Raises:
+        UnsupportedModel: transformers does not know such a model.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        why = str(error).strip().split("\n")[0]
+        raise UnsupportedModel(
+            f"{checkpoint}: config.json is none that this transformers can read ({why})"
+        ) from error
+
+
+def load_pretrained(checkpoint: Path, config: Any, dtype: torch.dtype | str) -> Any:
+    """The model in eval mode, its attention computed by `scaled_dot_product_attention`.
+
+    dtype: of the weights, or "auto": as they are in the files.
+
+    Raises:
+        UnsupportedModel: it is no language model, or weights are missing or of other shapes.
+    """
+    import transformers
+    from transformers.models.auto import modeling_auto as auto
+
+    families = {
+        **auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        **auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    }
+    name = families.get(config.model_type)
+    if name is None:
+        raise UnsupportedModel(
+            f"{checkpoint}: model type {config.model_type!r} is no language or "
+            "vision-language model of this transformers"
+        )
+    try:
+        model, found = getattr(transformers, name).from_pretrained(
+            checkpoint,
+            local_files_only=True,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            output_loading_info=True,
+        )
+    except Exception as error:  # of the library, safetensors and torch, by what is wrong
+        why = str(error).strip().split("\n")[0]
+        raise UnsupportedModel(
+            f"{checkpoint}: its weights cannot be loaded into a {name} ({why}); give a "
+            "folder with all files that `save_pretrained` wrote"
+        ) from error
+    if found["missing_keys"]:
+        missing = sorted(found["missing_keys"])
+        raise UnsupportedModel(
+            f"{checkpoint}: {len(missing)} weights are not in its files ({missing[0]}, "
+            "...), so they would be random; give a folder with all files that `save_pretrained` "
+            "wrote"
+        )
+    return model.eval()

@@ -1,0 +1,50 @@
+"""Packages that only some parts need, imported when they do."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from .errors import MissingPackage
+
+TENSORRT = {"2.11": "10.15", "2.13": "11.0", "2.14": "11.1"}
+"""By release of torch: the TensorRT of the torch-tensorrt made for it. Each pair has an extra; a
+torch-tensorrt cannot be installed beside another torch."""
+
+
+def needs(name: str) -> Any:
+    """The module `name`, or one sentence on how to get it."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise MissingPackage(
+            f"{name} is not installed: pip install 'starkv-compile[export]' ({error})"
+        ) from error
+
+
+def needs_tensorrt(name: str) -> Any:
+    """The module `name` of TensorRT's or torch-tensorrt's, or one sentence on how to get it."""
+    try:
+        return import_module(name)
+    except Exception as error:  # it is imported with whatever its libraries or a driver raise
+        why = str(error).strip().split("\n")[0]
+        raise MissingPackage(
+            f"{name} cannot be imported ({why}); {_how_to_get_tensorrt()}"
+        ) from error
+
+
+def _how_to_get_tensorrt() -> str:
+    release = ".".join(torch.__version__.split(".")[:2])
+    if release in TENSORRT:
+        return f"for this torch, {release}, with TensorRT {TENSORRT[release]}: {_pip_line(release)}"
+    newest = max(TENSORRT)
+    return (
+        f"torch-tensorrt has no release for this torch, {release}; there is one for each of "
+        f"{', '.join(TENSORRT)}: {_pip_line(newest)}"
+    )
+
+
+def _pip_line(release: str) -> str:
+    return f"pip install 'starkv-compile[tensorrt-{release.replace('.', '-')}]'"

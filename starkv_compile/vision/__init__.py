@@ -1,0 +1,1 @@
+"""What each token of a prompt is: text, or a place on a frame."""
