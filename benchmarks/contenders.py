@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from starkv_compile import StarKVConfig
 from starkv_compile.kernels.ops import STARKV
 from starkv_compile.kernels.reference.star import fresh_state
-from starkv_compile.policies import POLICIES, ScoreInputs
+from starkv_compile.policies import ScoreInputs
 
 from . import kvpress_peer, released
 from .layers import Inputs, Size
@@ -55,7 +55,7 @@ def pipeline(
     Called as it is, and not compiled, it runs the reference.
     """
     config = config_of(size, method)
-    policy, capacity = POLICIES[config.policy](config), config.capacity(size.length)
+    policy, capacity = config.policy, config.capacity(size.length)
 
     def run(query, key, value, hidden, total, *layout):  # type: ignore[no-untyped-def]
         scored = policy.score(

@@ -13,7 +13,6 @@ interrupted run goes on where it was.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import random
 from collections import defaultdict
@@ -171,7 +170,7 @@ class EasyVqaBench:
         return Cell(
             variant=variant.name,
             budget=budget,
-            options=dataclasses.asdict(variant.config(budget)),
+            options=variant.config(budget).describe(),
             right=np.concatenate(right),
             same=np.concatenate(same),
             kl={},

@@ -78,12 +78,11 @@ def ours(policy: str, budget: float, tensors: dict[str, Any], capacity: int) -> 
     from starkv_compile.kernels.ops import STARKV
     from starkv_compile.kernels.reference.layout import layout_all_text
     from starkv_compile.kernels.reference.star import fresh_state
-    from starkv_compile.policies import POLICIES, ScoreInputs
+    from starkv_compile.policies import ScoreInputs
 
     config = StarKVConfig(policy=policy, budget=budget, window=WINDOW)
-    scorer, layout = POLICIES[policy](config), layout_all_text(tensors["key"])
-    window = scorer.window or WINDOW
-    scored = scorer.score(
+    layout, window = layout_all_text(tensors["key"]), config.scoring_window
+    scored = config.policy.score(
         ScoreInputs(
             query=tensors["query"],
             key=tensors["key"],
@@ -110,13 +109,12 @@ def rows(tensors: dict[str, Any]) -> list[tuple[str, int, int, int]]:
     """By policy, budget and layer: tokens kvpress keeps a head, we keep, and both keep, of all."""
     from starkv_compile import StarKVConfig
     from starkv_compile.kernels.reference.capacity import layer_capacity
-    from starkv_compile.policies import POLICIES
 
     lines = []
     for (policy, budget, *layer), peer in tensors["found"].items():
         mine = StarKVConfig(budget=budget).capacity(LENGTH)
         if layer:
-            weights = POLICIES[policy](StarKVConfig()).layer_weights(LAYERS)
+            weights = StarKVConfig(policy=policy).layer_weights(LAYERS)
             mine = layer_capacity(LENGTH, WINDOW, mine, weights, layer[0])
         capacity = peer.shape[1]
         kept = ours(policy, budget, tensors, capacity)

@@ -3,172 +3,112 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
-from .errors import OptionError, did_you_mean
+from .errors import OptionError
+from .validation import check_fields, choice, flag, integer, is_number, number
 
 if TYPE_CHECKING:
     from .policies import Policy
 
 INNER_BACKENDS = ("inductor", "aot_eager", "eager", "tensorrt")
-GRIDS = ("true", "square")
-ENTROPIES = ("subspace", "global", "off")
+
+DEFAULT_POLICY = "screen_novelty"
+
+LAYER_STEPS = 1000
+"""Into how many parts the largest of `layer_budgets` is rounded: whole numbers on any length."""
+
+
+class _PolicyField:
+    """The field `policy`: takes an instance or a name, and gives the instance."""
+
+    @overload
+    def __get__(self, config: None, owner: type[StarKVConfig]) -> str: ...
+    @overload
+    def __get__(self, config: StarKVConfig, owner: type[StarKVConfig]) -> Policy: ...
+    def __get__(self, config: StarKVConfig | None, owner: type[StarKVConfig]) -> Any:
+        return DEFAULT_POLICY if config is None else config.__dict__["policy"]
+
+    def __set__(self, config: StarKVConfig, value: Policy | str) -> None:
+        from .policies import policy_of  # imports torch, which `starkv --help` should not
+
+        config.__dict__["policy"] = policy_of(value)
+
+
+def _budget_hint(value: Any) -> str:
+    if is_number(value) and value >= 2:
+        share = f"budget={value / 100:g} for {value:g} %, " if value <= 100 else ""
+        return f" ({share}budget_tokens={int(value)} for a number of tokens)"
+    if isinstance(value, str):
+        return " (pass it without quotes)"
+    return " (1.0 keeps everything)"
+
+
+def _bytes_hint(value: Any) -> str:
+    return " (of bytes: 2 * 10**9 for 2 GB, 2 << 30 for 2 GiB)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class StarKVConfig:
-    """Options of the `starkv` backend. Unknown keys and impossible values raise `OptionError`.
+    """Options of the `starkv` backend. What tokens score is up to the policy, which has its own.
 
-    The defaults are ours; `StarKVConfig.paper()` is the published method as released
-    (arXiv 2606.01790), which is another policy. Symbols in brackets are the paper's.
+    The default policy is ours; `StarKVConfig.paper()` is the published method as released
+    (arXiv 2606.01790).
+
+    Raises:
+        OptionError: a value is impossible.
     """
 
-    budget: float = 0.2
+    budget: float = number(0.2, above=0, most=1, hint=_budget_hint)
     """Share of all tokens seen that stays in the cache, window included: 0 < budget <= 1."""
 
-    budget_tokens: int | None = None
+    budget_tokens: int | None = integer(None, least=2)
     """Keep at most this many tokens a layer, whatever the length. In place of `budget`."""
 
-    budget_bytes: int | None = None
+    budget_bytes: int | None = integer(None, least=1, hint=_bytes_hint)
     """After a prompt the keys and values of all compressed layers and batch rows together hold at
     most this many bytes, those that `decode_tokens` adds included. In place of `budget` and
-    `budget_tokens`. Layers left whole (sliding windows) do not count; nor does what is decoded
-    without `decode_tokens`, until the next prompt."""
+    `budget_tokens`. Layers that are not compressed (sliding windows) do not count; nor does what is
+    decoded without `decode_tokens`, until the next prompt."""
 
     layer_budgets: tuple[float, ...] | None = None
     """How much each compressed layer keeps in proportion to the others, first to last, beyond its
     window; the total is that of the budget. None: as much each, unless the policy has a rule. One
     prompt a cache, without padding."""
 
-    decode_tokens: int | None = None
+    decode_tokens: int | None = integer(None, least=1)
     """Decode in buffers with room for this many tokens, at fixed addresses, whose shape does not
     change from token to token; a full one is replaced by one with as much room again. None: the
     cache grows by one token at a time."""
 
-    window: int = 8
+    window: int = integer(8, least=1, most=64)
     """Last tokens, always kept, whose queries do the scoring [W]. 1 to 64."""
 
-    pool: int = 5
-    """Width of the moving average over attention scores. Odd; 1 = none."""
+    policy: _PolicyField = _PolicyField()
+    """How tokens are scored: a `starkv_compile.policies.Policy`, or the name of one with its
+    default options."""
 
-    boost: float = 2.0
-    """Score mass added to the current frame, shared out by hidden norm [alpha]. 0 = none."""
-
-    boost_temperature: float = 3.5
-    """Temperature of that sharing out."""
-
-    mi_weight: float = 0.5
-    """Weight of the mutual-information prior once ramped up [lambda]. 0 = none, 1 = all."""
-
-    mi_warm_steps: int = 5
-    """Agent steps before the prior begins."""
-
-    mi_ramp_steps: int = 10
-    """Agent steps over which the prior grows to `mi_weight`."""
-
-    mi_decay: float = 0.9
-    """Weight of the past in the average of mutual information over agent steps."""
-
-    mi_temperature: float = 1.0
-    """Temperature of the softmax over subspaces [tau]."""
-
-    frame_decay: float = 0.1
-    """Discount rate per frame of age [delta]. 0 = none."""
-
-    frame_floor: float = 0.0
-    """Smallest factor the discount can reach [D_min]."""
-
-    pattern_decay: float = 0.9
-    """Weight of the past in the average attention pattern [rho]."""
-
-    stability_floor: float = 0.0
-    """Smallest stability that enters the discount [epsilon]."""
-
-    entropy: str = "subspace"
-    """Where entropy acts. "subspace": each KV head's scores are sharpened or flattened by their
-    own entropy before heads are fused. "global": one power on the fused scores, as in the paper;
-    it is monotone, so it cannot change what is kept. "off"."""
-
-    entropy_low: float = 0.75
-    """Temperature at zero entropy [T_min]."""
-
-    entropy_high: float = 1.25
-    """Temperature at full entropy [T_max]."""
-
-    grid: str = "true"
-    """Screen grid for mutual information. "true": the frame's rows and columns. "square": a
-    square guessed from the number of tokens, as in the paper's release."""
-
-    novelty_weight: float = 1.0
-    """Weight of key novelty beside attention, in the policies "key_novelty" and, for text,
-    "screen_novelty" [nu]."""
-
-    attention_weight: float = 0.5
-    """Weight of attention beside novelty, in the policy "screen_novelty" [nu]. 0 = none."""
-
-    text_weight: float = 2.0
-    """How many times as large a share of the text as of the screens is kept, in that policy: of
-    what the session has seen, not of what is stored."""
-
-    policy: str = "screen_novelty"
-    """How tokens are scored: a name in `starkv_compile.policies.POLICIES`; docs/policies.md. Each
-    reads some of the options of scoring; one that it does not read must have its default."""
-
-    inner: str = "inductor"
+    inner: str = choice("inductor", INNER_BACKENDS)
     """Backend that compiles the rewritten graph: "inductor", "aot_eager", "eager", or "tensorrt",
     which is torch-tensorrt's."""
 
-    debug: bool = False
+    debug: bool = flag(False)
     """Raise `NonFiniteScores`, naming the layer, when a query or key is NaN or infinite. Costs
     host synchronisations; works with inner="eager"."""
 
     def __post_init__(self) -> None:
-        _check_number(self, "budget", above=0, most=1)
-        if self.budget_tokens is not None:
-            _check_integer(self, "budget_tokens", least=2)
-        if self.budget_bytes is not None:
-            _check_integer(self, "budget_bytes", least=1)
+        check_fields(self)
         self._check_one_budget()
-        if self.decode_tokens is not None:
-            _check_integer(self, "decode_tokens", least=1)
-        _check_integer(self, "window", least=1, most=64)
-        _check_integer(self, "pool", least=1, most=63)
-        if self.pool % 2 == 0:
-            raise OptionError(f"pool={self.pool}: an odd number is needed; try {self.pool + 1}")
-        for name in ("boost", "frame_decay", "novelty_weight", "attention_weight"):
-            _check_number(self, name, least=0)
-        for name in (
-            "boost_temperature",
-            "mi_temperature",
-            "entropy_low",
-            "entropy_high",
-            "text_weight",
-        ):
-            _check_number(self, name, above=0)
         self._check_layer_budgets()
-        for name in ("mi_weight", "mi_decay", "frame_floor", "pattern_decay", "stability_floor"):
-            _check_number(self, name, least=0, most=1)
-        _check_integer(self, "mi_warm_steps", least=0)
-        _check_integer(self, "mi_ramp_steps", least=1)
-        _check_choice(self, "policy", tuple(_policies()))
-        self._check_options_are_read()
-        if self.decode_tokens is not None and _policies()[self.policy](self).is_uneven():
-            why = "layer_budgets" if self.layer_budgets else f"policy={self.policy!r}"
+        if self.decode_tokens is not None and self.is_uneven:
+            why = "layer_budgets" if self.layer_budgets else f"policy={self.policy.name!r}"
             raise OptionError(
                 f"decode_tokens={self.decode_tokens} with {why}: layers hold different numbers of "
                 "tokens, and one slot is not the next one's in all of them; leave out decode_tokens"
             )
-        _check_choice(self, "entropy", ENTROPIES)
-        _check_choice(self, "grid", GRIDS)
-        _check_choice(self, "inner", INNER_BACKENDS)
-        if not isinstance(self.debug, bool):
-            raise OptionError(f"debug={self.debug!r}: expected True or False")
         if self.debug and self.inner != "eager":
             raise OptionError(
                 f"debug=True with inner={self.inner!r}: the check reads values on the host; use "
@@ -179,7 +119,7 @@ class StarKVConfig:
         given = self.layer_budgets
         if given is None:
             return
-        numbers = isinstance(given, (tuple, list)) and all(map(_is_number, given))
+        numbers = isinstance(given, (tuple, list)) and all(map(is_number, given))
         if not numbers or not given or min(given) <= 0:
             raise OptionError(
                 f"layer_budgets={given!r}: expected a number above 0 for each compressed layer, "
@@ -187,23 +127,9 @@ class StarKVConfig:
             )
         object.__setattr__(self, "layer_budgets", tuple(map(float, given)))
 
-    def _check_options_are_read(self) -> None:
-        policies = _policies()
-        read = policies[self.policy].reads
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            readers = [name for name, policy in policies.items() if field.name in policy.reads]
-            if readers and field.name not in read and value != field.default:
-                reads = ", ".join(sorted(read)) or "none of them"
-                raise OptionError(
-                    f"{field.name}={value!r} does nothing with policy={self.policy!r}, which reads "
-                    f"{reads}; leave it out, or choose a policy that reads it: "
-                    f"{', '.join(map(repr, readers))}"
-                )
-
     def _check_one_budget(self) -> None:
         kinds = ("budget_bytes", "budget_tokens", "budget")
-        given = [n for n in kinds if getattr(self, n) != getattr(type(self), n)]
+        given = [name for name in kinds if name in self._changes()]
         if len(given) > 1:
             first, other = given[:2]
             raise OptionError(
@@ -213,29 +139,55 @@ class StarKVConfig:
 
     @classmethod
     def paper(cls, **changes: Any) -> StarKVConfig:
-        """The method as its authors released it, with `changes` on top."""
+        """The method as its authors released it, with `changes`, flat options, on top."""
         paper = {"policy": "starkv", "entropy": "global", "grid": "square"}
         return cls.from_options({**paper, **changes})
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any] | None) -> StarKVConfig:
-        """From the `options` of `torch.compile`."""
+        """From the flat `options` of `torch.compile`: this class's and the policy's in one mapping.
+
+        Raises:
+            OptionError: an option is unknown or impossible, or the policy does not read it.
+        """
+        from .policies import policy_of
+
         options = dict(options or {})
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in options:
-            if key not in known:
-                raise OptionError(
-                    f"{key!r} is no option of backend 'starkv'; {did_you_mean(key, known)}"
-                    f"known: {', '.join(known)}"
-                )
-        return cls(**options)
+        own = [field.name for field in dataclasses.fields(cls)]
+        of_policy = {name: value for name, value in options.items() if name not in own}
+        policy = policy_of(options.get("policy", DEFAULT_POLICY), of_policy, own)
+        kept = {name: value for name, value in options.items() if name in own}
+        return cls(**{**kept, "policy": policy})
 
     def to_options(self) -> dict[str, Any]:
-        """The values that differ from the defaults, as `options` for `torch.compile`."""
+        """The values that differ from the defaults, as flat `options` for `torch.compile`.
+
+        A policy that is not registered is an option as it is.
+        """
+        from .policies import name_of
+
+        options = self._changes()
+        name = name_of(self.policy)
+        if name is None:
+            return {**options, "policy": self.policy}
+        named = {} if name == DEFAULT_POLICY else {"policy": name}
+        return {**options, **named, **self.policy.changed_options()}
+
+    def describe(self) -> dict[str, Any]:
+        """Every value, defaults too, in one flat mapping that can be written as JSON."""
+        own = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name != "policy"
+        }
+        return {**own, "policy": self.policy.name, **dataclasses.asdict(self.policy)}
+
+    def _changes(self) -> dict[str, Any]:
+        """The values that differ from the defaults, the policy left out."""
         return {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if getattr(self, field.name) != field.default
+            if field.name != "policy" and getattr(self, field.name) != field.default
         }
 
     @property
@@ -252,6 +204,32 @@ class StarKVConfig:
     def fraction(self) -> Fraction:
         """`budget` as the exact fraction its decimal form means: 0.2 is 1/5."""
         return Fraction(str(self.budget))
+
+    @property
+    def scoring_window(self) -> int:
+        """How many of the last tokens score the others and are kept: the policy's, or `window`."""
+        return self.policy.fixed_window or self.window
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether layers keep different numbers of tokens, in the same total."""
+        return self.layer_budgets is not None or self.policy.uneven
+
+    def layer_weights(self, layers: int) -> tuple[int, ...]:
+        """Where it is: what each layer keeps beyond its window, in proportion.
+
+        Raises:
+            OptionError: `layer_budgets` is for another number of layers.
+        """
+        given = self.layer_budgets
+        if given is None:
+            return self.policy.layer_weights(layers)
+        if len(given) != layers:
+            raise OptionError(
+                f"layer_budgets has {len(given)} values, but {layers} layers are compressed; give "
+                "one for each, first to last"
+            )
+        return tuple(max(1, round(LAYER_STEPS * budget / max(given))) for budget in given)
 
     def capacity(self, seen: int, token_bytes: int | None = None) -> int:
         """Tokens to keep of `seen`, window included: floor(seen * budget), or `budget_tokens`.
@@ -272,67 +250,3 @@ class StarKVConfig:
         if self.budget_tokens is not None:
             return self.budget_tokens
         return seen * self.fraction.numerator // self.fraction.denominator
-
-    def fingerprint(self) -> str:
-        """Hash of every value, for compile caches."""
-        values = json.dumps(dataclasses.asdict(self), sort_keys=True)
-        return hashlib.sha256(values.encode()).hexdigest()[:16]
-
-
-def _policies() -> dict[str, type[Policy]]:
-    from .policies import POLICIES  # its modules read this one
-
-    return POLICIES
-
-
-def _check_number(
-    config: StarKVConfig,
-    name: str,
-    *,
-    above: float | None = None,
-    least: float | None = None,
-    most: float | None = None,
-) -> None:
-    value = getattr(config, name)
-    low = f"more than {above}" if above is not None else f"at least {least}"
-    allowed = f"a number, {low}" + (f", at most {most}" if most is not None else "")
-    if _is_number(value):
-        too_low = (above is not None and value <= above) or (least is not None and value < least)
-        if not too_low and not (most is not None and value > most):
-            return
-    raise OptionError(f"{name}={value!r}: expected {allowed}{_hint(name, value)}")
-
-
-def _is_number(value: Any) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value)
-
-
-def _hint(name: str, value: Any) -> str:
-    if name != "budget":
-        return ""
-    if _is_number(value) and value >= 2:
-        whole = f"budget={value / 100:g} for {value:g} %, " if value <= 100 else ""
-        return f" ({whole}budget_tokens={int(value)} for a number of tokens)"
-    if isinstance(value, str):
-        return " (pass it without quotes)"
-    return " (1.0 keeps everything)"
-
-
-def _check_integer(config: StarKVConfig, name: str, *, least: int, most: int | None = None) -> None:
-    value = getattr(config, name)
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if whole and value >= least and (most is None or value <= most):
-        return
-    allowed = f"a whole number, at least {least}" + (f", at most {most}" if most else "")
-    unit = " (of bytes: 2 * 10**9 for 2 GB, 2 << 30 for 2 GiB)" if name == "budget_bytes" else ""
-    raise OptionError(f"{name}={value!r}: expected {allowed}{unit}")
-
-
-def _check_choice(config: StarKVConfig, name: str, choices: tuple[str, ...]) -> None:
-    value = getattr(config, name)
-    if value not in choices:
-        raise OptionError(
-            f"{name}={value!r}: {did_you_mean(value, choices)}expected one of "
-            f"{', '.join(map(repr, choices))}"
-        )

@@ -1,12 +1,14 @@
 """Options are refused at once, by name, with the way out."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
 
 import starkv_compile
 from starkv_compile import OptionError, StarKVConfig
+from starkv_compile.policies import ScreenNovelty, StarKV
 from starkv_compile.testing import tiny_model
 
 BAD_BUDGETS = (0, -0.1, float("nan"), float("inf"), 1.5, "20", "0.2", True, None)
@@ -50,7 +52,7 @@ def test_budget_hints_name_the_way_out():
 )
 def test_impossible_value(name, value):
     with pytest.raises(OptionError, match=f"{name}="):
-        StarKVConfig(**{name: value})
+        StarKVConfig.from_options({name: value})
 
 
 def test_unknown_option_lists_the_known_ones():
@@ -84,12 +86,31 @@ def test_budget_is_an_exact_fraction():
     assert StarKVConfig(budget_tokens=64).capacity(10_000) == 64
 
 
-def test_options_round_trip():
-    config = StarKVConfig.paper(budget=0.1, window=4)
+@pytest.mark.parametrize(
+    "config",
+    [
+        StarKVConfig(),
+        StarKVConfig.paper(budget=0.1, window=4),
+        StarKVConfig(policy=ScreenNovelty(text_weight=4), layer_budgets=(1, 2)),
+        StarKVConfig(policy="random", inner="eager"),
+    ],
+    ids=lambda config: config.policy.name,
+)
+def test_options_round_trip(config):
     assert StarKVConfig.from_options(config.to_options()) == config
-    assert config.fingerprint() != StarKVConfig(budget=0.1, window=4).fingerprint()
+    described = json.loads(json.dumps(config.describe()))
+    assert StarKVConfig.from_options(described) == config
+    assert set(described) > {"budget", "inner", "policy", *config.policy.options()}
 
 
 def test_a_near_policy_is_named():
-    with pytest.raises(OptionError, match=r"did you mean 'snapkv'. expected one of"):
+    with pytest.raises(OptionError, match=r"did you mean 'snapkv'. expected an instance"):
         StarKVConfig(policy="snap_kv")
+
+
+def test_the_paper_s_options_are_all_there():
+    """The knobs of the release's table; what they are called there is in brackets in their docs."""
+    config = StarKVConfig.paper(decay_warm_steps=20, mi_warm_steps=0, frame_floor=0.1)
+    assert config.policy == StarKV(
+        entropy="global", grid="square", decay_warm_steps=20, mi_warm_steps=0, frame_floor=0.1
+    )

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import torch
 
 from ..config import StarKVConfig
-from ..errors import UnsupportedModel
+from ..errors import OptionError, UnsupportedModel
+from ..passes import Observer
 from ..reporting import GraphReport, Report
 from .attachment import attach_compiled, attached, detach, find_decoder
 from .backend import decoder_backend, last_graphs
@@ -17,7 +18,13 @@ from .backend import decoder_backend, last_graphs
 Model = TypeVar("Model", bound=torch.nn.Module)
 
 
-def compile(model: Model, config: StarKVConfig | None = None, **options: Any) -> Model:
+def compile(
+    model: Model,
+    config: StarKVConfig | None = None,
+    *,
+    observer: Observer | None = None,
+    **options: Any,
+) -> Model:
     """Compress the KV cache of a Hugging Face model from now on; returns the same model.
 
     Compiles the language model and leaves the vision tower eager, which saves graph breaks.
@@ -25,7 +32,10 @@ def compile(model: Model, config: StarKVConfig | None = None, **options: Any) ->
 
     Args:
         model: any model with `get_decoder()` whose forward takes a cache.
-        config: default `StarKVConfig()`; or give its values as `options`, `budget=0.2`.
+        config: default `StarKVConfig()`; or give its values, and the policy's, as `options`:
+            `budget=0.2, policy="snapkv", pool=7`.
+        observer: a function that is called with the `policies.ScoreInputs` of each layer that is
+            scored, as the inspector does. With inner="eager" only.
 
     Raises:
         OptionError: an option is unknown or impossible.
@@ -35,6 +45,11 @@ def compile(model: Model, config: StarKVConfig | None = None, **options: Any) ->
     if config is not None and options:
         raise TypeError("give either a StarKVConfig or options, not both")
     config = config or StarKVConfig.from_options(options)
+    if observer is not None and config.inner != "eager":
+        raise OptionError(
+            f"observer={observer!r} with inner={config.inner!r}: a compiled graph cannot call a "
+            'Python function; use inner="eager" with it'
+        )
     if find_decoder(model) is None:
         raise UnsupportedModel(
             f"{type(model).__name__} has no get_decoder() that gives its language model, so that "
@@ -43,8 +58,8 @@ def compile(model: Model, config: StarKVConfig | None = None, **options: Any) ->
         )
 
     def compiler(call: Any) -> Any:
-        options = config.to_options()
-        return torch.compile(call, backend=decoder_backend, options=options, dynamic=True)
+        arguments: Any = {"config": config, "observer": observer}
+        return torch.compile(call, backend=decoder_backend, options=arguments, dynamic=True)
 
     # Not hooks: those run neither after a KeyboardInterrupt nor in a way a copy could leave behind.
     model._compiled_call_impl = attach_compiled(model, config, model._call_impl, compiler)
@@ -52,7 +67,13 @@ def compile(model: Model, config: StarKVConfig | None = None, **options: Any) ->
 
 
 @contextlib.contextmanager
-def compiled(model: Model, config: StarKVConfig | None = None, **options: Any) -> Iterator[Model]:
+def compiled(
+    model: Model,
+    config: StarKVConfig | None = None,
+    *,
+    observer: Observer | None = None,
+    **options: Any,
+) -> Iterator[Model]:
     """`compile` for a `with` block: `with starkv_compile.compiled(model, budget=0.2): ...`.
 
     The model goes back to what it was when the block ends, or raises: uncompiled, or compiled with
@@ -61,7 +82,7 @@ def compiled(model: Model, config: StarKVConfig | None = None, **options: Any) -
     Arguments and errors: those of `compile`.
     """
     before = attached(model)
-    compile(model, config, **options)
+    compile(model, config, observer=observer, **options)
     try:
         yield model
     finally:

@@ -22,7 +22,6 @@ from ..config import StarKVConfig
 from ..errors import CacheError, OptionError
 from ..hf.cache_argument import cache_argument, own_cache_argument, pop_cache
 from ..hf.packed_rows import is_packed, known_as_unpacked
-from ..policies import POLICIES
 from ..reporting import LayerStats, Report
 from ..vision.describe import describe_chunk
 from ..vision.image_shapes import note_shapes
@@ -63,7 +62,6 @@ class Attachment:
         self._model = weakref.ref(model)
         self.config = config
         self.report = Report(config.budget_bytes)
-        self._policy = POLICIES[config.policy](config)
         self.undo: list[Callable[[], Any]] = [note_shapes(model)]
         self._signature = inspect.signature(type(model).forward)
         self._takes_cache = cache_argument(type(model).forward)
@@ -123,7 +121,7 @@ class Attachment:
         if self.config.budget_bytes is not None:
             over = self.report.nbytes > self.config.budget_bytes
             return over and layer.stored == layer.seen
-        if self._policy.is_uneven():
+        if self.config.is_uneven:
             layers = self.report.layers
             over = sum(x.stored - max(2, self.config.capacity(x.seen)) for x in layers) > 0
             return over and layer.stored == layer.seen
@@ -160,7 +158,7 @@ class Attachment:
         tokens = named.get("inputs_embeds") if tokens is None else tokens
         if tokens is None:
             return args, kwargs, None
-        uneven = self._policy.is_uneven()
+        uneven = self.config.is_uneven
         if uneven and getattr(given, "is_uneven", False):
             return args, self._mask_for_one(model, kwargs, tokens), None
         if tokens.shape[1] == 1:

@@ -45,21 +45,29 @@ def starkv_backend(
         options: `StarKVConfig` values; an unknown or impossible one raises `OptionError`.
         mode: Inductor's mode, as in `torch.compile`.
     """
-    config = StarKVConfig.from_options(options)
-    if mode is not None and config.inner != "inductor":
-        raise OptionError(f"mode={mode!r} is Inductor's, but inner={config.inner!r}")
-    compiled = rewrite(module, Pipeline(config))
-    return compile_inner(compiled, example_inputs, config.inner, mode)
+    return _compile(module, example_inputs, Pipeline(StarKVConfig.from_options(options)), mode)
 
 
 def decoder_backend(
-    module: GraphModule, example_inputs: Sequence[Any], *, options: dict[str, Any] | None = None
+    module: GraphModule, example_inputs: Sequence[Any], *, options: dict[str, Any]
 ) -> Callable[..., Any]:
     """The same for the decoder of a model that `starkv_compile.compile` looks after.
 
     A name of its own, so that `entry` does not take the decoder for a model of its own.
+
+    Args:
+        options: the arguments of `Pipeline`.
     """
-    return starkv_backend(module, example_inputs, options=options)
+    return _compile(module, example_inputs, Pipeline(**options), None)
+
+
+def _compile(
+    module: GraphModule, example_inputs: Sequence[Any], pipeline: Pipeline, mode: str | None
+) -> Callable[..., Any]:
+    inner = pipeline.config.inner
+    if mode is not None and inner != "inductor":
+        raise OptionError(f"mode={mode!r} is Inductor's, but inner={inner!r}")
+    return compile_inner(rewrite(module, pipeline), example_inputs, inner, mode)
 
 
 def rewrite(module: GraphModule, pipeline: Pipeline) -> GraphModule:

@@ -4,25 +4,42 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 from torch.compiler import config
 
 _own_kernels: ContextVar[bool] = ContextVar("own_kernels", default=False)
 
 
+_recorded: dict[str, bytes] = {}
+"""What ops defined outside this folder are made of, by the name of the op."""
+
+
+def record_source(name: str, function: Callable[..., Any]) -> None:
+    """Let compiled graphs depend on the source of an op's body, its whole file where it has one."""
+    source = inspect.getsourcefile(function)
+    if source is not None and Path(source).is_file():
+        _recorded[name] = Path(source).read_bytes()
+    else:  # typed in at a prompt
+        _recorded[name] = function.__code__.co_code + repr(function.__code__.co_consts).encode()
+    source_fingerprint.cache_clear()
+
+
 @functools.cache
 def source_fingerprint() -> str:
-    """Changes with any source file of the kernels and of the policies, some of which add ops."""
+    """Changes with any source file of the kernels, and with what recorded ops are made of."""
     folder = Path(__file__).parent
-    policies = folder.parent / "policies"
     digest = hashlib.sha256()
-    for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.cpp"), *policies.glob("*.py")]):
+    for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.cpp")]):
         digest.update(path.read_bytes())
+    for name in sorted(_recorded):
+        digest.update(name.encode() + _recorded[name])
     return digest.hexdigest()[:16]
 
 

@@ -9,15 +9,17 @@ would be silently wrong under Inductor (pytorch #198031).
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable
-from typing import Any
+from dataclasses import fields
+from typing import Any, get_type_hints
 
 import torch
 
 from ..errors import NonFiniteScores
 from . import cpp, reference
-from .compiling import runs_cpp
+from .compiling import record_source, runs_cpp
 from .reference import layout, novelty
 from .reference import star as star_reference
 from .reference.capacity import split_capacity
@@ -31,8 +33,13 @@ BODIES: dict[str, Callable[..., Any]] = {}
 
 
 def op(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Register `function` under its own name."""
+    """Register `function`, on tensors, as `torch.ops.starkv.NAME` under its own name.
+
+    Its parameters need annotations that `torch.library.infer_schema` knows. Compiled code depends
+    on its source: a changed body is compiled anew.
+    """
     BODIES[function.__name__] = function
+    record_source(function.__name__, function)
     log = logging.getLogger("torch._library.triton")
     level = log.level
     log.setLevel(logging.ERROR)  # it warns where Triton is missing, which is no fault here
@@ -69,7 +76,25 @@ def window_attention(
     )
 
 
+def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function(*tensors, *options)` with a parameter for each field of `StarOptions`.
+
+    The schema of an op is read from its parameters, and the options are listed in one place.
+    """
+    signature = inspect.signature(function, eval_str=True)
+    tensors = [p for p in signature.parameters.values() if p.kind is not p.VAR_POSITIONAL]
+    types = get_type_hints(star_reference.StarOptions)
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    options = [
+        inspect.Parameter(field.name, kind, annotation=types[field.name])
+        for field in fields(star_reference.StarOptions)
+    ]
+    function.__signature__ = signature.replace(parameters=[*tensors, *options])  # type: ignore[attr-defined]
+    return function
+
+
 @op
+@_with_options
 def star_scores(
     attention: Tensor,
     hidden: Tensor | None,
@@ -82,24 +107,12 @@ def star_scores(
     mi_steps: Tensor,
     pattern: Tensor,
     pattern_count: Tensor,
-    pool: int,
-    boost: float,
-    boost_temperature: float,
-    mi_weight: float,
-    mi_warm_steps: int,
-    mi_ramp_steps: int,
-    mi_decay: float,
-    mi_temperature: float,
-    frame_decay: float,
-    frame_floor: float,
-    pattern_decay: float,
-    stability_floor: float,
-    entropy: str,
-    entropy_low: float,
-    entropy_high: float,
-    grid: str,
+    *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """See `reference.star.star_scores`. Returns the final scores [B, P] and the four states."""
+    """See `reference.star.star_scores`. Returns the final scores [B, P] and the four states.
+
+    Its further arguments are the fields of `reference.star.StarOptions`, in their order.
+    """
     return scores_counting_by(  # type: ignore[return-value]
         Counting(_kernels(attention).rank_histogram),
         attention,
@@ -113,22 +126,7 @@ def star_scores(
         mi_steps,
         pattern,
         pattern_count,
-        pool,
-        boost,
-        boost_temperature,
-        mi_weight,
-        mi_warm_steps,
-        mi_ramp_steps,
-        mi_decay,
-        mi_temperature,
-        frame_decay,
-        frame_floor,
-        pattern_decay,
-        stability_floor,
-        entropy,
-        entropy_low,
-        entropy_high,
-        grid,
+        *options,
     )
 
 
@@ -147,7 +145,7 @@ def score_after_each_axis(counting: Counting, *arguments: Any) -> star_reference
         real,
         star_reference.Layout(*rest[:4]),
         star_reference.State(*rest[4:8]),
-        star_reference.Hyper(*rest[8:]),
+        star_reference.StarOptions.of_scalars(rest[8:]),
         counting,
     )
 

@@ -13,7 +13,6 @@ the graph to be cached is the compacted cache:
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from torch.fx import GraphModule
 
 from ..config import StarKVConfig
 from ..reporting import GraphReport
-from .base import Cache, Context, GraphPass
+from .base import Cache, Context, GraphPass, Observer
 from .find_attention import FindAttention
 from .find_cache_writes import FindCacheWrites
 from .find_hidden import FindHidden
@@ -47,10 +46,16 @@ DUMP_VARIABLE = "STARKV_DUMP"
 
 
 class Pipeline:
-    """The passes for one configuration, in order."""
+    """The passes for one configuration, in order.
 
-    def __init__(self, config: StarKVConfig) -> None:
-        self.config = config
+    Args:
+        observer: a function that a rewritten graph calls whenever it runs, with the
+            `policies.ScoreInputs` of each layer that it scores: their values in that run. Only a
+            graph that is not compiled further (inner="eager") can call one.
+    """
+
+    def __init__(self, config: StarKVConfig, observer: Observer | None = None) -> None:
+        self.config, self.observer = config, observer
         steps = KEEP_ALL if config.keeps_everything else PIPELINE
         self.passes = [step(config) for step in steps]
 
@@ -63,7 +68,7 @@ class Pipeline:
         every_length: bool = False,
     ) -> GraphReport:
         """Rewrite `module` in place and say what was done. Arguments as in `base.Context`."""
-        context = Context(module, self.config, cache, layers, every_length)
+        context = Context(module, self.config, cache, layers, every_length, self.observer)
         folder = os.environ.get(DUMP_VARIABLE)
         for step in self.passes:
             step(context, dump=folder is not None)
@@ -79,10 +84,6 @@ class Pipeline:
         for i, step in enumerate(self.passes):
             (folder / f"graph{run}-{i}-{step.name}-before.txt").write_text(step.before or "")
             (folder / f"graph{run}-{i}-{step.name}-after.txt").write_text(step.after or "")
-
-    def uuid(self) -> str:
-        """Changes with the source of any pass, their order, and the configuration."""
-        return hashlib.sha256("".join(step.uuid() for step in self.passes).encode()).hexdigest()
 
 
 def apply(module: GraphModule, config: StarKVConfig | None = None) -> GraphReport:
@@ -104,4 +105,4 @@ def apply(module: GraphModule, config: StarKVConfig | None = None) -> GraphRepor
     return Pipeline(config or StarKVConfig()).run(module, cache="caller")
 
 
-__all__ = ["KEEP_ALL", "PIPELINE", "Pipeline", "apply"]
+__all__ = ["KEEP_ALL", "PIPELINE", "Observer", "Pipeline", "apply"]

@@ -1,10 +1,8 @@
-"""A pass is an object: name, what it matched, dumps before and after, and a hash of itself."""
+"""A pass is an object: name, what it matched, and dumps before and after."""
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -13,10 +11,13 @@ from torch.fx import GraphModule, Node, Proxy
 from torch.fx.proxy import GraphAppendingTracer
 
 from ..config import StarKVConfig
+from ..policies import ScoreInputs
 from . import fx
 from .sites import Refusal, Site
 
 Cache = Literal["caller", "marked", "stock"]
+
+Observer = Callable[[ScoreInputs], None]
 
 
 @dataclass
@@ -31,6 +32,8 @@ class Context:
 
     every_length: whether this one graph serves prompts of all lengths, as an exported one does; a
     compiler makes another graph where a length asks for it.
+
+    observer: a function that the graph calls with the `ScoreInputs` of each layer that it scores.
     """
 
     module: GraphModule
@@ -38,6 +41,7 @@ class Context:
     cache: Cache
     layers: int = 0
     every_length: bool = False
+    observer: Observer | None = None
     sites: list[Site] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     notes: list[Refusal] = field(default_factory=list)
@@ -102,8 +106,3 @@ class GraphPass:
 
     def run(self, context: Context) -> None:
         raise NotImplementedError
-
-    def uuid(self) -> str:
-        """Hash of the pass's source and of the configuration, for compile caches."""
-        source = inspect.getsource(sys.modules[type(self).__module__])
-        return hashlib.sha256((source + self.config.fingerprint()).encode()).hexdigest()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 from typing import Any
 
 from torch.fx import Node
@@ -56,11 +54,6 @@ class FindAttention(GraphPass):
                     node,
                     site,
                 )
-
-    def uuid(self) -> str:
-        """Changes with any form's source as well."""
-        sources = "".join(inspect.getsource(form) for form in forms.FORMS)  # type: ignore[arg-type]
-        return hashlib.sha256((super().uuid() + sources).encode()).hexdigest()
 
 
 def _is_one(queries: tuple[Any, ...]) -> bool:

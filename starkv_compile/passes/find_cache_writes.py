@@ -63,11 +63,11 @@ class FindCacheWrites(GraphPass):
             if not bool(fx.shape(fx.newest(write.key))[2] == queries):
                 return "its keys are of other tokens than its queries (cross-attention)"
             by_head = len(fx.shape(write.marker.args[INDEX])) == 3
-            if by_head and not POLICIES[self.config.policy].per_head:
+            if by_head and not self.config.policy.per_head:
                 return (
                     "the cache holds another set of tokens for each head, and policy "
-                    f"{self.config.policy!r} keeps one set; begin a new cache, or go on with a "
-                    f"policy that keeps a set for each head ({_names_per_head()})"
+                    f"{self.config.policy.name!r} keeps one set; begin a new cache, or go on with "
+                    f"a policy that keeps a set for each head ({_names_per_head()})"
                 )
             return None
         if context.cache == "caller":

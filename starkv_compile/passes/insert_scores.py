@@ -8,7 +8,7 @@ import torch
 
 from ..kernels.ops import STARKV
 from ..kernels.reference.capacity import every_length, layer_capacity
-from ..policies import POLICIES, Policy, Scored, ScoreInputs
+from ..policies import Scored, ScoreInputs
 from . import fx
 from .base import Context, GraphPass, without_gradient
 from .find_cache_writes import WAY_OUT
@@ -30,8 +30,8 @@ class InsertScores(GraphPass):
     """`sdpa(q, k, v)` is followed by `scores, state = policy.score(q, k, ...)`."""
 
     def run(self, context: Context) -> None:
-        policy = POLICIES[self.config.policy](self.config)
-        weights = self._layer_weights(context, policy)
+        policy = self.config.policy
+        weights = self._layer_weights(context)
         for place, site in enumerate(list(context.sites)):
             attention, write = site.attention, site.write
             assert write is not None
@@ -51,15 +51,15 @@ class InsertScores(GraphPass):
                     known = marker.args[HAS_LAYOUT]
                     counts = context.proxy(marker.args[COUNTS]) if known else None
                 capacity = self.config.capacity(seen, self._token_bytes(context, site))
-                window = self._window(context, site, policy.window or self.config.window)
+                window = self._window(context, site, self.config.scoring_window)
                 if weights is not None:
                     with every_length():  # minima of proxies: there is nothing to decide by
                         capacity = layer_capacity(key.shape[2], window, capacity, weights, place)
                 mask = _mask(context, site, window, policy.observers)
                 real = _real_tokens(context, site, mask)
                 layout, index, novelty = _stored_tokens(context, site, policy.per_head)
-                scored = self.score(
-                    policy,
+                scored = self._score(
+                    context,
                     ScoreInputs(
                         query=self._checked(query, f"layer {site.index}, queries"),
                         key=self._checked(key, f"layer {site.index}, keys"),
@@ -85,13 +85,14 @@ class InsertScores(GraphPass):
             context.update(site, scored=inserted)
             self.matched += 1
 
-    def score(self, policy: Policy, inputs: ScoreInputs) -> Scored:
-        """What the policy makes of one layer; a subclass may have a look at it."""
-        return policy.score(inputs)
+    def _score(self, context: Context, inputs: ScoreInputs) -> Scored:
+        if context.observer is not None:
+            inputs.key.tracer.create_proxy("call_function", context.observer, (inputs,), {})
+        return self.config.policy.score(inputs)
 
-    def _layer_weights(self, context: Context, policy: Policy) -> tuple[int, ...] | None:
+    def _layer_weights(self, context: Context) -> tuple[int, ...] | None:
         """How the layers share the budget, if unevenly; refuses them where that cannot be right."""
-        if not policy.is_uneven():
+        if not self.config.is_uneven:
             return None
         reason = None
         if context.cache == "stock":
@@ -104,7 +105,7 @@ class InsertScores(GraphPass):
         if reason is not None:
             for site in list(context.sites):
                 context.refuse(reason, site.attention.node, site)
-        return policy.layer_weights(len(context.sites)) if context.sites else None
+        return self.config.layer_weights(len(context.sites)) if context.sites else None
 
     def _window(self, context: Context, site: Site, wanted: int) -> Any:
         """W, or all queries of a prompt that has fewer: such a length gets a graph of its own."""

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 from ..kernels.reference.temporal import age, discount
-from .base import Policy
+from ..validation import number
+from .base import PooledPolicy
 from .inputs import Scored, ScoreInputs
 
 
-class AgeDecay(Policy):
+@dataclass(frozen=True, kw_only=True)
+class AgeDecay(PooledPolicy):
     """Plain decay by frame age, which is what STaR-KV's temporal axis is at full stability.
 
     score_t = pool(mean over heads of a_t) * (D_min + (1 - D_min) exp(-delta age_t)), delta:
     `frame_decay`, D_min: `frame_floor`; text and the current frame have age 0.
     """
 
-    reads: ClassVar[frozenset[str]] = frozenset({"pool", "frame_decay", "frame_floor"})
+    name: ClassVar[str] = "age_decay"
+
+    frame_decay: float = number(0.1, least=0)
+    """Discount rate per frame of age [delta]. 0 = none."""
+
+    frame_floor: float = number(0.0, least=0, most=1)
+    """Smallest factor that the discount can reach [D_min]."""
 
     def score(self, inputs: ScoreInputs) -> Scored:
-        scores = inputs.pooled_attention(self.config.pool).mean(1)
+        scores = inputs.pooled_attention(self.pool).mean(1)
         ages = age(inputs.layout[0])[:, : scores.shape[-1]]
-        factor = discount(ages, 1.0, self.config.frame_decay, self.config.frame_floor)
+        factor = discount(ages, 1.0, self.frame_decay, self.frame_floor)
         return Scored(scores * factor, inputs.state)

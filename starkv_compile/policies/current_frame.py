@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from ..kernels.reference.temporal import age
-from .base import Policy
+from .base import PooledPolicy
 from .inputs import Scored, ScoreInputs
 
 LEAST = 1e-30
 
 
-class CurrentFrame(Policy):
+class CurrentFrame(PooledPolicy):
     """What an agent without history has: text and the newest frame; older frames only if there is
     room left. Among themselves both are in the order of head-mean SnapKV.
     """
 
+    name: ClassVar[str] = "current_frame"
+
     def score(self, inputs: ScoreInputs) -> Scored:
-        scores = inputs.pooled_attention(self.config.pool).mean(1)
+        scores = inputs.pooled_attention(self.pool).mean(1)
         older = age(inputs.layout[0])[:, : scores.shape[-1]] > 0
         # Below zero, in the same order, and no digit lost as by subtracting a constant.
         return Scored(torch.where(older, -1.0 / (scores + LEAST), scores), inputs.state)

@@ -55,7 +55,7 @@ class ExpectedAttention(Policy):
     statistics are those of its own queries.
     """
 
-    reads: ClassVar[frozenset[str]] = frozenset()
+    name: ClassVar[str] = "expected_attention"
 
     def score(self, inputs: ScoreInputs) -> Scored:
         places = inputs.places()

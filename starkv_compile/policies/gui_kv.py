@@ -60,12 +60,13 @@ class GuiKV(SnapKVBoost):
     keeps a set, and frames are judged by each.
     """
 
+    name: ClassVar[str] = "gui_kv"
     per_head: ClassVar[bool] = True
 
     def score(self, inputs: ScoreInputs) -> Scored:
-        scores = inputs.pooled_attention(self.config.pool)
+        scores = inputs.pooled_attention(self.pool)
         past = scores.shape[-1]
-        scores = scores + self.boost(inputs, past)
+        scores = scores + self.added_boost(inputs, past)
         frame, _, _, current = inputs.layout
         repeated = STARKV.repeated_tokens(inputs.key, frame, current, inputs.capacity)
         return Scored(scores.masked_fill(repeated[..., :past], 0.0), inputs.state)

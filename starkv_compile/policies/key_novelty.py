@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .base import Policy
+from ..validation import number
+from .base import PooledPolicy
 from .inputs import Scored, ScoreInputs
 
 
-class KeyNovelty(Policy):
+@dataclass(frozen=True, kw_only=True)
+class KeyNovelty(PooledPolicy):
     """Screens repeat themselves: a token whose keys resemble all others' carries little.
 
     score_t = A_t + nu N_t, both scaled to sum 1. A: head-mean SnapKV; N_t = 1 - mean over stored
@@ -16,12 +19,15 @@ class KeyNovelty(Policy):
     key diversity as a sign of importance is KeyDiff's (Park et al., arXiv 2504.15364).
     """
 
-    reads: ClassVar[frozenset[str]] = frozenset({"pool", "novelty_weight"})
+    name: ClassVar[str] = "key_novelty"
+
+    novelty_weight: float = number(1.0, least=0)
+    """Weight of key novelty next to attention [nu]. 0 = none."""
 
     def score(self, inputs: ScoreInputs) -> Scored:
-        attention = inputs.pooled_attention(self.config.pool).mean(1)
+        attention = inputs.pooled_attention(self.pool).mean(1)
         novelty = inputs.key_novelty()[:, : attention.shape[-1]]
-        return Scored(share(attention) + self.config.novelty_weight * share(novelty), inputs.state)
+        return Scored(share(attention) + self.novelty_weight * share(novelty), inputs.state)
 
 
 def share(scores: Any) -> Any:

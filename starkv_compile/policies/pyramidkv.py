@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from .snapkv import SnapKV
 
 BETA = 20
@@ -16,12 +18,11 @@ class PyramidKV(SnapKV):
     keep, the last keeps as many more, as published.
     """
 
-    def is_uneven(self) -> bool:
-        return True
+    name: ClassVar[str] = "pyramidkv"
+
+    uneven: ClassVar[bool] = True
 
     def layer_weights(self, layers: int) -> tuple[int, ...]:
-        if self.config.layer_budgets is not None:
-            return super().layer_weights(layers)
         if layers == 1:
             return (1,)
         fall = 2 * BETA - 2

@@ -16,7 +16,7 @@ class Random(Policy):
     The last W tokens stay, as with SnapKV.
     """
 
-    reads: ClassVar[frozenset[str]] = frozenset()
+    name: ClassVar[str] = "random"
 
     def score(self, inputs: ScoreInputs) -> Scored:
         # Two rounds of multiply and shift, on 32 bits in an int64: no product overflows.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -9,7 +10,8 @@ import torch
 from ..kernels.ops import STARKV, op
 from ..kernels.reference import novelty
 from ..kernels.reference.attention import pool
-from .base import Policy
+from ..validation import number
+from .base import PooledPolicy
 from .inputs import Scored, ScoreInputs
 from .key_novelty import share
 
@@ -61,7 +63,8 @@ def share_out(
     return novelty.share_out(scores, real, frame, counts, window, capacity, text_weight)
 
 
-class ScreenNovelty(Policy):
+@dataclass(frozen=True, kw_only=True)
+class ScreenNovelty(PooledPolicy):
     """Novelty in space x novelty in time x attention. Ours.
 
     A token of a screen: score_t = n_t m_t (1 + nu a_t / mean a). n_t: 1 - mean cosine of its keys
@@ -76,9 +79,17 @@ class ScreenNovelty(Policy):
     share is kept `text_weight` times as large as of its screens (`reference.novelty.share_out`).
     """
 
-    reads: ClassVar[frozenset[str]] = frozenset(
-        {"pool", "attention_weight", "text_weight", "novelty_weight"}
-    )
+    name: ClassVar[str] = "screen_novelty"
+
+    attention_weight: float = number(0.5, least=0)
+    """Weight of attention to a screen's token next to its novelty [nu]. 0 = none."""
+
+    novelty_weight: float = number(1.0, least=0)
+    """Weight of key novelty next to attention, for text. 0 = none."""
+
+    text_weight: float = number(2.0, above=0)
+    """How many times as large a share of the text as of the screens is kept. Shares count what the
+    session has seen, whether it is still stored or not."""
 
     def score(self, inputs: ScoreInputs) -> Scored:
         frame, spatial = inputs.layout[0], inputs.spatial_novelty()
@@ -89,9 +100,9 @@ class ScreenNovelty(Policy):
             inputs.key_novelty(frame < 0),
             inputs.real,
             frame,
-            self.config.pool,
-            self.config.attention_weight,
-            self.config.novelty_weight,
+            self.pool,
+            self.attention_weight,
+            self.novelty_weight,
         )
         shared = STARKV.share_out(
             scores,
@@ -100,6 +111,6 @@ class ScreenNovelty(Policy):
             inputs.counts,
             inputs.window,
             inputs.capacity,
-            self.config.text_weight,
+            self.text_weight,
         )
         return Scored(shared, inputs.state, spatial)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 
 from ..kernels.ops import STARKV, op
 from ..kernels.reference.star import frame_boost
-from .base import Policy
+from ..validation import number
+from .base import PooledPolicy
 from .inputs import Scored, ScoreInputs
 
 
@@ -24,7 +26,8 @@ def current_frame_boost(
     return frame_boost(hidden, frame, current, past, temperature)
 
 
-class SnapKVBoost(Policy):
+@dataclass(frozen=True, kw_only=True)
+class SnapKVBoost(PooledPolicy):
     """What the STaR-KV release computes for a single screenshot, where its other axes are inert.
 
     score_t = pool(mean over heads of a_t) + alpha u_t; u: softmax over the current frame of the
@@ -33,18 +36,24 @@ class SnapKVBoost(Policy):
     projection there is no boost, which the report notes.
     """
 
-    reads: ClassVar[frozenset[str]] = frozenset({"pool", "boost", "boost_temperature"})
+    name: ClassVar[str] = "snapkv_boost"
+
+    boost: float = number(2.0, least=0)
+    """Score mass added to the current frame, shared out by hidden norm [alpha]. 0 = none."""
+
+    boost_temperature: float = number(3.5, above=0)
+    """Temperature of that sharing out."""
 
     def score(self, inputs: ScoreInputs) -> Scored:
-        scores = inputs.pooled_attention(self.config.pool)
-        return Scored((scores + self.boost(inputs, scores.shape[-1])).mean(1), inputs.state)
+        scores = inputs.pooled_attention(self.pool)
+        return Scored((scores + self.added_boost(inputs, scores.shape[-1])).mean(1), inputs.state)
 
-    def boost(self, inputs: ScoreInputs, past: Any) -> Any:
+    def added_boost(self, inputs: ScoreInputs, past: Any) -> Any:
         """[B, 1, P], or 0 where there is nothing to boost by."""
-        if inputs.hidden is None or self.config.boost == 0:
+        if inputs.hidden is None or self.boost == 0:
             return 0.0
         frame, _, _, current = inputs.layout
         added = STARKV.current_frame_boost(
-            inputs.hidden, frame, current, past, self.config.boost_temperature
+            inputs.hidden, frame, current, past, self.boost_temperature
         )
-        return self.config.boost * added[:, None]
+        return self.boost * added[:, None]

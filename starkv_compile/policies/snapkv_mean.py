@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from .base import Policy
+from typing import ClassVar
+
+from .base import PooledPolicy
 from .inputs import Scored, ScoreInputs
 
 
-class SnapKVMean(Policy):
+class SnapKVMean(PooledPolicy):
     """What STaR-KV starts from (arXiv 2606.01790), without its three axes.
 
     score_t = pool(mean over heads of a_t), a_t: attention that the last W queries pay to token t,
     as in SnapKV (Li et al., arXiv 2404.14469).
     """
 
+    name: ClassVar[str] = "snapkv_mean"
+
     def score(self, inputs: ScoreInputs) -> Scored:
-        return Scored(inputs.pooled_attention(self.config.pool).mean(1), inputs.state)
+        return Scored(inputs.pooled_attention(self.pool).mean(1), inputs.state)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from ..kernels.ops import STARKV, op
-from .base import Policy
+from .base import PooledPolicy
 from .inputs import Scored, ScoreInputs
 
 Tensor = torch.Tensor
@@ -26,7 +28,7 @@ def repeats_current(units: Tensor, frame: Tensor, current: Tensor, capacity: int
     return older & (order.argsort(dim=-1) >= capacity)
 
 
-class STLite(Policy):
+class STLite(PooledPolicy):
     """ST-Lite (arXiv 2603.00188), from its published description.
 
     Visual tokens: 1 - mean cosine of the keys with those of the 8 neighbours on the screen. Tokens
@@ -36,8 +38,10 @@ class STLite(Policy):
     largest attention to text, between 0 and 1 as most of the others are.
     """
 
+    name: ClassVar[str] = "st_lite"
+
     def score(self, inputs: ScoreInputs) -> Scored:
-        attention = inputs.pooled_attention(self.config.pool).mean(1)
+        attention = inputs.pooled_attention(self.pool).mean(1)
         past = attention.shape[-1]
         units = inputs.unit_keys()
         frame, _, _, current = inputs.layout

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..config import StarKVConfig
 from ..kernels.ops import STARKV
-from ..kernels.reference.star import Hyper
+from ..kernels.reference.star import StarOptions
 from .base import Policy
 from .inputs import Scored, ScoreInputs
 
 
-def hyper_of(config: StarKVConfig) -> Hyper:
-    """The scalars scoring reads."""
-    return Hyper(*(getattr(config, name) for name in Hyper._fields))
+@dataclass(frozen=True, kw_only=True)
+class StarKV(StarOptions, Policy):
+    """STaR-KV (arXiv 2606.01790), in the form that its options ask for.
 
+    `StarKVConfig.paper()` is the form that its authors released. `kernels.reference.star` has the
+    formulas.
+    """
 
-class StarKV(Policy):
-    """arXiv 2606.01790, in the form `StarKVConfig` asks for."""
-
-    reads: ClassVar[frozenset[str]] = frozenset(Hyper._fields)
+    name: ClassVar[str] = "starkv"
 
     def score(self, inputs: ScoreInputs) -> Scored:
         scored = STARKV.star_scores(*self.arguments(inputs))
@@ -33,5 +33,5 @@ class StarKV(Policy):
             inputs.real,
             *inputs.layout,
             *inputs.state,
-            *hyper_of(self.config),
+            *self.scalars(),
         )

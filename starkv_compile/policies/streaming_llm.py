@@ -21,8 +21,8 @@ class StreamingLLM(Policy):
     anew. No query scores, so that the last token alone is kept whatever its score.
     """
 
-    reads: ClassVar[frozenset[str]] = frozenset()
-    window: ClassVar[int | None] = 1
+    name: ClassVar[str] = "streaming_llm"
+    fixed_window: ClassVar[int | None] = 1
 
     def score(self, inputs: ScoreInputs) -> Scored:
         places = inputs.places()

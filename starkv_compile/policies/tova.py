@@ -15,8 +15,8 @@ class Tova(Policy):
     alone; the option `window` is not read.
     """
 
-    reads: ClassVar[frozenset[str]] = frozenset()
-    window: ClassVar[int | None] = 1
+    name: ClassVar[str] = "tova"
+    fixed_window: ClassVar[int | None] = 1
 
     def score(self, inputs: ScoreInputs) -> Scored:
         return Scored(inputs.window_attention().mean(1), inputs.state)

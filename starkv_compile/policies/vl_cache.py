@@ -9,7 +9,7 @@ import torch
 from ..kernels.ops import STARKV, op
 from ..kernels.reference.attention import BOUNDS, pool
 from ..kernels.reference.capacity import clip_window
-from .base import Policy
+from .base import PooledPolicy
 from .inputs import Scored, ScoreInputs
 
 Tensor = torch.Tensor
@@ -64,7 +64,7 @@ def post_vision_scores(
     return torch.where(place >= first, KEPT + place, pool(scores, width))
 
 
-class VLCache(Policy):
+class VLCache(PooledPolicy):
     """VL-Cache (Tu et al., arXiv 2410.23317), a set for each KV head.
 
     score_gt = pool(attention of the queries after the last visual token to t, summed over them,
@@ -77,6 +77,7 @@ class VLCache(Policy):
     are known, has neither. `layer_density` measures them beforehand.
     """
 
+    name: ClassVar[str] = "vl_cache"
     per_head: ClassVar[bool] = True
     observers: ClassVar[int] = OBSERVERS
 
@@ -90,6 +91,6 @@ class VLCache(Policy):
             inputs.scale,
             inputs.window,
             inputs.capacity,
-            self.config.pool,
+            self.pool,
         )
         return Scored(scores, inputs.state)

@@ -18,7 +18,6 @@ from starkv_compile.kernels.reference.capacity import clip_window
 from starkv_compile.kernels.reference.selection import select_tokens
 from starkv_compile.kernels.reference.spatial import Counting
 from starkv_compile.kernels.reference.star import Layout, State, fresh_state, star_scores
-from starkv_compile.policies.starkv import hyper_of
 
 FILES = sorted((Path(__file__).parents[1] / "data" / "golden").glob("*.npz"))
 
@@ -101,7 +100,7 @@ def test_matches_release(path, counting):
         heads = window_attention(*read, per_head=True)
         head_state = fresh_state(heads[..., None], layout.current)
         by_head = star_scores(
-            heads, array("hidden"), None, layout, head_state, hyper_of(config), counting
+            heads, array("hidden"), None, layout, head_state, config.policy, counting
         ).group
         scores = star_scores(
             window_attention(*read),
@@ -109,7 +108,7 @@ def test_matches_release(path, counting):
             None,
             layout,
             state,
-            hyper_of(config),
+            config.policy,
             counting,
         )
         state = scores.state

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from starkv_compile import StarKVConfig
 from starkv_compile.kernels.ops import STARKV
 from starkv_compile.kernels.reference.star import fresh_state
-from starkv_compile.policies.starkv import hyper_of
+from starkv_compile.policies import StarKV
 
 B, H, G, S, L, D, E = 2, 4, 2, 40, 40, 16, 32
 
@@ -32,7 +31,7 @@ def star_arguments(seed=0):
     query, key, _, hidden, layout = tensors(seed)
     attention = STARKV.window_attention(query, key, None, D**-0.5, 8, 16)
     state = fresh_state(key, layout[3])
-    return (attention, hidden, None, *layout, *state, *hyper_of(StarKVConfig()))
+    return (attention, hidden, None, *layout, *state, *StarKV().scalars())
 
 
 def cases():
@@ -131,7 +130,6 @@ def test_a_row_of_a_batch_is_scored_as_alone():
     frame, row, column, current = (t.clone() for t in layout)
     frame[1, :padding] = -1
     current = current[:, :]
-    hyper = hyper_of(StarKVConfig())
 
     def run(rows, start):
         part = (frame[rows, start:], row[rows, start:], column[rows, start:], current[rows] - start)
@@ -145,7 +143,7 @@ def test_a_row_of_a_batch_is_scored_as_alone():
             real[rows, start:],
             *part,
             *fresh_state(keys, part[3]),
-            *hyper,
+            *StarKV().scalars(),
         )
         length = L - start
         return scored, STARKV.select_tokens(scored[0], real[rows, start:], length, 8, 16) + start

@@ -9,7 +9,6 @@ from starkv_compile import StarKVConfig, report
 from starkv_compile.cache.cache import Session, StarKVLayer
 from starkv_compile.kernels import reference
 from starkv_compile.kernels.reference.star import Layout, fresh_state, star_scores
-from starkv_compile.policies.starkv import hyper_of
 
 H, D, R, E, S = 4, 16, 12, 64, 40
 CONFIG = StarKVConfig(budget=0.5, policy="starkv", inner="eager")
@@ -87,7 +86,7 @@ def expected_kept(query, key, mask, groups):
     text = torch.full((2, S), -1)
     layout = Layout(text, text, text, text[:, :1])
     state = fresh_state(key[:, :groups], layout.current)
-    scores = star_scores(attention, X, None, layout, state, hyper_of(CONFIG)).final
+    scores = star_scores(attention, X, None, layout, state, CONFIG.policy).final
     return reference.select_tokens(scores, None, S, CONFIG.window, capacity)
 
 

@@ -46,7 +46,7 @@ def run_layer(policy, index, **options):
     counts = torch.stack([S - visual, visual], dim=1)
     inputs = (X, index, torch.ones(index.shape), *LAYOUT, counts, *state)
     graph = capture(Layer(), *inputs, how="export")
-    config = StarKVConfig(policy=policy, **CONFIG, **options)
+    config = StarKVConfig.from_options({"policy": policy, **CONFIG, **options})
     report = Pipeline(config).run(graph, cache="marked")
     return report, graph(*inputs)
 

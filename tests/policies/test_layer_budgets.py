@@ -11,7 +11,6 @@ import starkv_compile
 from starkv_compile import CacheError, OptionError, StarKVCache, StarKVConfig
 from starkv_compile.kernels.reference.capacity import layer_capacity
 from starkv_compile.passes import Pipeline, apply
-from starkv_compile.policies import POLICIES
 from starkv_compile.testing import LAYERS, Prompt, generate, tiny_inputs, tiny_model
 from tests.support.one_layer import Attention, E, capture
 
@@ -21,7 +20,7 @@ def capacities(length, window, capacity, weights):
 
 
 def pyramid(layers, **options):
-    return POLICIES["pyramidkv"](StarKVConfig(**options)).layer_weights(layers)
+    return StarKVConfig(policy="pyramidkv", **options).layer_weights(layers)
 
 
 def published(length, window, capacity, layers):
@@ -92,7 +91,7 @@ class Two(nn.Module):
 @pytest.mark.parametrize("options", [{"layer_budgets": (1, 3)}, {"policy": "pyramidkv"}], ids=str)
 def test_one_graph_serves_every_length(options):
     config = StarKVConfig(budget=0.3, **options)
-    weights = POLICIES[config.policy](config).layer_weights(2)
+    weights = config.layer_weights(2)
     graph = capture(Two(), torch.randn(2, 40, E), how="export", dynamic=True)
     assert apply(graph, config).rewritten == 2
     for length in (31, 40, 57, 200):

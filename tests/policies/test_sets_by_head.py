@@ -27,6 +27,34 @@ def test_snapkv_averages_over_the_query_heads_of_a_kv_head():
     assert kept("snapkv", query, key, 3) == [[0, 1, 4], [0, 2, 4]]
 
 
+def axes(*each):
+    """Keys [1, 1, len(each), 8] along the named axes, and queries that see all of them alike."""
+    key = torch.zeros(1, 1, len(each), 8)
+    for place, axis in enumerate(each):
+        key[0, 0, place, axis] = 1.0
+    return torch.zeros_like(key), key
+
+
+def test_mixkv_weighs_diversity_by_the_head_s_redundancy():
+    value = torch.ones(1, 1, 5, 8)
+    value[0, 0, 1] = 2.0  # the largest norm
+    # Three of the six pairs of keys before the window are alike: the redundancy is 1/2. With a the
+    # attention to each, importance is a, 5 a, a, a; diversity gives token 3 the whole 8 a.
+    repeated = axes(1, 1, 1, 2, 3)
+    assert kept("mixkv", *repeated, 2, value=value) == [[3, 4]]
+    assert kept("mixkv", *repeated, 3, value=value) == [[1, 3, 4]]
+    # No two are alike: importance alone counts.
+    assert kept("mixkv", *axes(1, 2, 3, 4, 5), 2, value=value) == [[1, 4]]
+    # All are alike: none is more diverse than another, so that the first is kept.
+    assert kept("mixkv", *axes(1, 1, 1, 1, 5), 2, value=value) == [[0, 4]]
+
+
+def test_mixkv_drops_what_is_no_number_first():
+    query, key = axes(1, 1, 1, 2, 3)
+    key[0, 0, 3] = torch.nan
+    assert kept("mixkv", query, key, 4) == [[0, 1, 2, 4]]
+
+
 def screens(*older, current=(0, 1)):
     """One head of dim 8, so of a subspace of 2; frame 0 at 1 to 4, frame 1 at 6 and 7.
 

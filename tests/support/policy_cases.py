@@ -5,7 +5,7 @@ import torch
 from starkv_compile import StarKVConfig
 from starkv_compile.kernels.ops import STARKV
 from starkv_compile.kernels.reference.star import fresh_state
-from starkv_compile.policies import POLICIES, ScoreInputs
+from starkv_compile.policies import ScoreInputs, find_policy
 
 FIELDS = set(ScoreInputs.__dataclass_fields__)
 
@@ -44,7 +44,7 @@ def kept(policy, query, key, capacity, layout=None, **changes):
 
     A window of one token and no pooling, unless `changes`, options and inputs, say otherwise.
     """
-    plain = {"window": 1, "pool": 1} if "pool" in POLICIES[policy].reads else {"window": 1}
+    plain = {"window": 1, "pool": 1} if "pool" in find_policy(policy).options() else {"window": 1}
     changes = {**plain, **changes}
     layout = layout or text(key.shape[2])
     return kept_rows(policy, query, key, capacity, layout, **changes)[0].tolist()
@@ -53,8 +53,8 @@ def kept(policy, query, key, capacity, layout=None, **changes):
 def kept_rows(policy, query, key, capacity, layout, **changes):
     """The same of all rows, [B, (G,) C], with the options' own defaults."""
     inputs = {n: changes.pop(n) for n in list(changes) if n in FIELDS - {"window"}}
-    config = StarKVConfig(policy=policy, **changes)
-    scorer = POLICIES[policy](config)
+    config = StarKVConfig.from_options({"policy": policy, **changes})
+    scorer = config.policy
     length = key.shape[2]
     state = tuple(fresh_state(key, layout[3]))
     if scorer.per_head:
@@ -76,7 +76,7 @@ def kept_rows(policy, query, key, capacity, layout, **changes):
         "index": None,
         "novelty": None,
         "capacity": capacity,
-        "window": scorer.window or config.window,
+        "window": config.scoring_window,
         **inputs,
     }
     given = ScoreInputs(**inputs)

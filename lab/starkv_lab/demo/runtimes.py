@@ -55,7 +55,7 @@ def export_agent(
     if config.keeps_everything:
         config = dataclasses.replace(config, budget=StarKVConfig.budget, budget_tokens=most)
     there = (folder / FILE).is_file() and Manifest.read(folder)
-    if there and there.config.fingerprint() == config.fingerprint():
+    if there and there.config == config:
         return
     options = ExportOptions(
         checkpoint=source, out=folder, config=config, max_seq=most, select="topk"

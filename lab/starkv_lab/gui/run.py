@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -68,9 +67,7 @@ class GuiOptions:
 
     def settings(self, dataset: Dataset, family: str) -> dict[str, Any]:
         """What runs must share for their answers to go together."""
-        config = {
-            f"config.{name}": value for name, value in dataclasses.asdict(self.config).items()
-        }
+        config = {f"config.{name}": value for name, value in self.config.describe().items()}
         return {
             "dataset": dataset.name,
             "data": fingerprint(dataset, self.data),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -79,14 +79,14 @@ def _novelty_axes(policy: Policy, inputs: ScoreInputs) -> list[Axis]:
     ]
 
 
-def _star_axes(policy: Policy, inputs: ScoreInputs) -> list[Axis]:
+def _star_axes(policy: StarKV, inputs: ScoreInputs) -> list[Axis]:
     """(attention + boost) * entropy * spatial * temporal is the final score.
 
     One axis is switched off after the other, so that each is what the reference makes of it.
     """
 
-    def scores(**changes: object) -> Scores:
-        changed = StarKV(dataclasses.replace(policy.config, **changes))  # type: ignore[arg-type]
+    def scores(**changes: Any) -> Scores:
+        changed = dataclasses.replace(policy, **changes)
         return score_after_each_axis(REFERENCE, *changed.arguments(inputs))
 
     attention = scores(boost=0.0, entropy="off").group[0].mean(0)
@@ -94,7 +94,7 @@ def _star_axes(policy: Policy, inputs: ScoreInputs) -> list[Axis]:
     full = scores()
     base, spatial, temporal = full.group[0].mean(0), full.spatial[0], full.temporal[0]
     shaped = _ratio(base, boosted)
-    if policy.config.entropy == "global":
+    if policy.entropy == "global":
         shaped = _ratio(full.final[0], temporal)
     return [
         Axis(
@@ -141,7 +141,7 @@ def _ratio(after: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
     return torch.where(before == 0, 1.0, after / before)
 
 
-AXES: dict[type[Policy], Callable[[Policy, ScoreInputs], list[Axis]]] = {
+AXES: dict[type[Policy], Callable[[Any, ScoreInputs], list[Axis]]] = {
     ScreenNovelty: _novelty_axes,
     StarKV: _star_axes,
 }

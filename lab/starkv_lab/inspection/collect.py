@@ -14,7 +14,7 @@ from starkv_compile.config import StarKVConfig
 from starkv_compile.errors import UnsupportedModel
 from starkv_compile.kernels.reference.capacity import layer_capacity, split_capacity
 from starkv_compile.kernels.reference.selection import best_first
-from starkv_compile.policies import POLICIES, ScoreInputs
+from starkv_compile.policies import ScoreInputs
 
 from .axes import Axis, axes_of
 from .capture import capture
@@ -123,9 +123,8 @@ class _Notes:
 
     def __init__(self, configs: Sequence[StarKVConfig], layers: int) -> None:
         self.configs = configs
-        self.policy = POLICIES[configs[0].policy](configs[0])
-        uneven = self.policy.is_uneven()
-        self.weights = self.policy.layer_weights(layers) if uneven else None
+        self.policy = configs[0].policy
+        self.weights = configs[0].layer_weights(layers) if configs[0].is_uneven else None
         self.layout: tuple[torch.Tensor, ...] = ()
         self.axes: list[list[Axis]] = []
         self.rankings: list[list[_Ranking]] = []

@@ -51,7 +51,7 @@ def page_data(inspection: Inspection, replies: Sequence[str] = ()) -> dict[str, 
     visual = inspection.frame >= 0
     return {
         "model": prompt.model_name,
-        "policy": inspection.config.policy,
+        "policy": inspection.config.policy.name,
         "options": inspection.config.to_options(),
         "text": prompt.text,
         "answer": prompt.asked.answer if prompt.asked else None,

@@ -21,7 +21,7 @@ from rich.progress import (
 )
 
 from starkv_compile.errors import OptionError, did_you_mean
-from starkv_compile.policies import POLICIES
+from starkv_compile.policies import POLICIES, policy_names
 
 from ..agent.checkpoints import agent_folder
 from ..environment import environment
@@ -30,7 +30,7 @@ from .design import FRAMES, AnyDesign, Design, Trajectories
 from .measure import Bench
 from .tables import accuracy_table, write_csv
 from .trajectories import TrajectoryBench
-from .variants import BUDGETS, FULL, VARIANTS, Variant
+from .variants import BUDGETS, FULL, VARIANTS, Variant, policy_variant
 
 GROUPS = ("policy", "ablation", "own")
 
@@ -79,14 +79,17 @@ def chosen(names: Sequence[str]) -> list[Variant]:
     Raises:
         OptionError: a name is unknown.
     """
+    registered = [name for name in policy_names() if name not in POLICIES]
     for name in names:
-        if name not in VARIANTS and name not in GROUPS:
+        if name not in VARIANTS and name not in GROUPS and name not in registered:
+            known = [*VARIANTS, *registered]
             raise OptionError(
-                f"policy {name!r}: {did_you_mean(name, [*VARIANTS, *GROUPS])}known are "
-                f"{', '.join(VARIANTS)}; {', '.join(GROUPS)} stand for all of a kind"
+                f"policy {name!r}: {did_you_mean(name, [*known, *GROUPS])}known are "
+                f"{', '.join(known)}; {', '.join(GROUPS)} stand for all of a kind"
             )
     found = [v for v in VARIANTS.values() if v.name in names or v.group in names]
-    return [variant for variant in found if variant is not FULL]
+    theirs = [policy_variant(name, name) for name in registered if name in names]
+    return [variant for variant in found if variant is not FULL] + theirs
 
 
 def run_quality(options: QualityOptions, console: Console | None = None) -> CellFile:
@@ -112,7 +115,7 @@ def run_trajectories(options: TrajectoryOptions, console: Console | None = None)
     variants = []
     for variant in chosen(options.policies):
         config = variant.config(0.5)
-        if not variant.by_need and not POLICIES[config.policy](config).is_uneven():
+        if not variant.by_need and not config.is_uneven:
             variants.append(variant)
         elif variant.name in options.policies:
             raise OptionError(f"policy {variant.name!r} ends at one prompt: it has no trajectory")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +93,7 @@ class Bench:
         return Cell(
             variant=variant.name,
             budget=budget,
-            options=dataclasses.asdict(variant.config(budget)),
+            options=variant.config(budget).describe(),
             right=np.concatenate(right),
             same=np.concatenate(same),
             kl={way: float(kl[:, ways == way].mean()) for way in ASKINGS},

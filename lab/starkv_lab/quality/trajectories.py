@@ -8,7 +8,6 @@ are all that it remembers.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +61,7 @@ class TrajectoryBench:
         return Cell(
             variant=variant.name,
             budget=budget,
-            options=dataclasses.asdict(config),
+            options=config.describe(),
             right=np.array([one.right for one in found]),
             same=np.array([np.equal(one.replies, full.replies) for one, full in pairs]),
             kl={},

@@ -33,16 +33,21 @@ class Variant:
         return self.make(budget=budget, inner="eager")
 
 
+def _flat(**options: Any) -> StarKVConfig:
+    return StarKVConfig.from_options(options)
+
+
 def _changed(name: str, title: str, **options: Any) -> Variant:
     return Variant(name, f"paper, {title}", partial(StarKVConfig.paper, **options), "ablation")
 
 
 def _own(name: str, title: str, **options: Any) -> Variant:
-    return Variant(name, f"ours, {title}", partial(StarKVConfig, **options), "own")
+    return Variant(name, f"ours, {title}", partial(_flat, **options), "own")
 
 
-def _policy(policy: str, title: str, name: str = "", **options: Any) -> Variant:
-    return Variant(name or policy, title, partial(StarKVConfig, policy=policy, **options))
+def policy_variant(policy: str, title: str, name: str = "", **options: Any) -> Variant:
+    """A policy, by its name, with some of its options changed."""
+    return Variant(name or policy, title, partial(_flat, policy=policy, **options))
 
 
 FULL = Variant("full", "full cache", StarKVConfig)
@@ -52,27 +57,34 @@ _ALL = (
     FULL,
     Variant("oracle", "oracle: told what is needed", StarKVConfig, by_need=True),
     Variant("default", "novelty on the screen (our default)", StarKVConfig),
-    _policy("starkv", "STaR-KV, our options"),
+    policy_variant("starkv", "STaR-KV, our options"),
     Variant("paper", "STaR-KV, the paper's", StarKVConfig.paper),
-    _policy("snapkv", "SnapKV, a set for each KV head"),
-    _policy("snapkv_mean", "SnapKV, mean over heads"),
-    _policy("snapkv_boost", "SnapKV, mean over heads, with boost"),
-    _policy("pyramidkv", "PyramidKV"),
-    _policy("vl_cache", "VL-Cache, one budget for all layers"),
-    _policy("vl_cache", "VL-Cache, its budgets by layer", "vl_cache-layers", layer_budgets=DENSITY),
-    _policy("gui_kv", "GUI-KV"),
-    _policy("st_lite", "ST-Lite"),
-    _policy("key_novelty", "attention + key novelty"),
-    _policy("age_decay", "age decay"),
-    _policy("current_frame", "current frame and text"),
-    _policy("expected_attention", "expected attention"),
-    _policy("tova", "TOVA"),
-    _policy("streaming_llm", "StreamingLLM"),
-    _policy("random", "random"),
-    _policy("snapkv_mean", "SnapKV, mean over heads, not pooled", "snapkv_mean-pool-1", pool=1),
-    _policy("snapkv", "SnapKV, a set for each KV head, not pooled", "snapkv-pool-1", pool=1),
-    _policy("key_novelty", "attention + key novelty, not pooled", "key_novelty-pool-1", pool=1),
-    _policy("starkv", "STaR-KV, our options, not pooled", "starkv-pool-1", pool=1),
+    policy_variant("snapkv", "SnapKV, a set for each KV head"),
+    policy_variant("snapkv_mean", "SnapKV, mean over heads"),
+    policy_variant("snapkv_boost", "SnapKV, mean over heads, with boost"),
+    policy_variant("pyramidkv", "PyramidKV"),
+    policy_variant("mixkv", "MixKV on SnapKV"),
+    policy_variant("vl_cache", "VL-Cache, one budget for all layers"),
+    policy_variant(
+        "vl_cache", "VL-Cache, its budgets by layer", "vl_cache-layers", layer_budgets=DENSITY
+    ),
+    policy_variant("gui_kv", "GUI-KV"),
+    policy_variant("st_lite", "ST-Lite"),
+    policy_variant("key_novelty", "attention + key novelty"),
+    policy_variant("age_decay", "age decay"),
+    policy_variant("current_frame", "current frame and text"),
+    policy_variant("expected_attention", "expected attention"),
+    policy_variant("tova", "TOVA"),
+    policy_variant("streaming_llm", "StreamingLLM"),
+    policy_variant("random", "random"),
+    policy_variant(
+        "snapkv_mean", "SnapKV, mean over heads, not pooled", "snapkv_mean-pool-1", pool=1
+    ),
+    policy_variant("snapkv", "SnapKV, a set for each KV head, not pooled", "snapkv-pool-1", pool=1),
+    policy_variant(
+        "key_novelty", "attention + key novelty, not pooled", "key_novelty-pool-1", pool=1
+    ),
+    policy_variant("starkv", "STaR-KV, our options, not pooled", "starkv-pool-1", pool=1),
     _changed("grid-true", "the screens' own grid", grid="true"),
     _changed("entropy-subspace", "entropy reshapes each subspace", entropy="subspace"),
     _changed("entropy-off", "no entropy", entropy="off"),

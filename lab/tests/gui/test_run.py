@@ -23,7 +23,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
 
 from lab.tests.support import gui_checkpoints as checkpoints
 from lab.tests.support import published
-from starkv_compile import OptionError, StarKVConfig, StarKVError, __main__
+from starkv_compile import OptionError, StarKVConfig, StarKVError
+from starkv_compile.cli.main import main
 
 RIGHT = {  # of the samples: what the agent, which only clicks, can get right
     "screenspot-v2": (published.screenspot_v2, 6, 6),
@@ -288,10 +289,10 @@ def test_from_the_command_line(data, tmp_path, capsys):
     command = ["bench", "gui", "androidcontrol", "--data", folder, "--model", "shipped"]
     for index in range(2):
         shard = ["--shard", f"{index}/2", "--budget", "0.4", "--policy", "st_lite"]
-        assert __main__.main([*command, "--out", str(out), *shard]) == 0
+        assert main([*command, "--out", str(out), *shard]) == 0
     (out / "summary.json").unlink()
     capsys.readouterr()
-    assert __main__.main(["bench", "gui", "--summary", str(out)]) == 0
+    assert main(["bench", "gui", "--summary", str(out)]) == 0
     shown = capsys.readouterr().out
     assert "AndroidControl, shipped" in shown
     assert "75.0%" in shown
@@ -303,7 +304,7 @@ def test_from_the_command_line(data, tmp_path, capsys):
         (["bench", "gui", "androidcontrol", "--summary", str(out)], "--summary stands alone"),
         ([*command, "--out", str(out), "--paper", "--policy", "random"], "--paper is a form of"),
     ):
-        assert __main__.main(wrong) == 2
+        assert main(wrong) == 2
         assert said in capsys.readouterr().err
 
 

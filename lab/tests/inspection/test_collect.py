@@ -7,6 +7,7 @@ from starkv_lab.inspection.collect import collect
 import starkv_compile
 from lab.tests.support.inspection_prompts import tiny_prompt
 from starkv_compile import StarKVCache, StarKVConfig, UnsupportedModel
+from starkv_compile.policies import ScreenNovelty
 
 SHARES = (0.5, 0.1)  # at the second the window is clipped
 
@@ -38,7 +39,7 @@ def test_kept_sets_and_bytes_are_the_compiled_caches(family, config):
     changes = config.to_options()
     for budget in inspection.budgets:
         cache = compressed(
-            prompt, StarKVConfig(**{**changes, "budget": budget.share, "inner": "eager"})
+            prompt, StarKVConfig.from_options({**changes, "budget": budget.share, "inner": "eager"})
         )
         for number, layer in enumerate(cache.compressed_layers):
             kept = layer.kept[0] if layer.kept.dim() == 3 else layer.kept
@@ -75,7 +76,7 @@ def test_the_axes_make_up_the_final_score(config):
     """
     changes = {**config.to_options(), "mi_warm_steps": 0, "mi_ramp_steps": 1, "pool": 3}
     prompt = tiny_prompt("qwen2_vl", grids=((4, 5), (20, 20)))
-    inspection = collect(prompt, StarKVConfig(**changes), (0.5,))
+    inspection = collect(prompt, StarKVConfig.from_options(changes), (0.5,))
     values = {axis.name: axis.values for axis in inspection.axes}
     final = values.pop("final")
     product = values.pop("attention") + values.pop("boost")
@@ -88,7 +89,7 @@ def test_the_axes_make_up_the_final_score(config):
 
 def test_the_axes_of_novelty_rank_the_tokens_of_screens():
     prompt = tiny_prompt("qwen2_vl", grids=((4, 5), (4, 5)))
-    inspection = collect(prompt, StarKVConfig(attention_weight=0.7), (0.5,))
+    inspection = collect(prompt, StarKVConfig(policy=ScreenNovelty(attention_weight=0.7)), (0.5,))
     names = [axis.name for axis in inspection.axes]
     assert names == ["attention", "space", "time", "text", "final"]
     for layer in range(2):

@@ -9,7 +9,8 @@ from starkv_lab.quality.command import QualityOptions, chosen, run_quality
 from starkv_lab.quality.variants import FULL, VARIANTS
 
 from lab.tests.support.hand_made import cell
-from starkv_compile import OptionError, __main__
+from starkv_compile import OptionError
+from starkv_compile.cli.main import main
 
 
 @pytest.fixture
@@ -74,9 +75,9 @@ def test_every_variant_is_a_configuration(variant):
 
 def test_from_the_command_line(tmp_path, measured, capsys):
     arguments = ["bench", "quality", "--out", str(tmp_path), "--frames", "1", "--questions", "1"]
-    assert __main__.main([*arguments, "--policies", "paper", "--budgets", "20,3"]) == 0
+    assert main([*arguments, "--policies", "paper", "--budgets", "20,3"]) == 0
     assert measured == [("full", 1.0), ("paper", 0.2), ("paper", 0.03)]
-    assert __main__.main([*arguments, "--policies", "papre"]) == 2
+    assert main([*arguments, "--policies", "papre"]) == 2
     assert "'papre'" in capsys.readouterr().err
-    assert __main__.main([*arguments, "--budgets", "100"]) == 2
+    assert main([*arguments, "--budgets", "100"]) == 2
     assert "full cache" in capsys.readouterr().err

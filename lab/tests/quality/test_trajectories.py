@@ -15,7 +15,8 @@ from starkv_lab.quality.trajectories import TrajectoryBench
 from starkv_lab.quality.variants import FULL, VARIANTS
 
 from lab.tests.support.hand_made import cell
-from starkv_compile import OptionError, __main__
+from starkv_compile import OptionError
+from starkv_compile.cli.main import main
 
 DESIGN = Trajectories(prompts=2, steps=6, history=2)
 
@@ -67,6 +68,6 @@ def test_policies_of_one_prompt_have_no_trajectory(tmp_path, capsys):
         with pytest.raises(OptionError, match=f"'{name}' ends at one prompt"):
             run_trajectories(TrajectoryOptions(policies=[name], out=tmp_path), console)
     arguments = ["bench", "trajectories", "--out", str(tmp_path), "--steps", "0"]
-    assert __main__.main(arguments) == 2
+    assert main(arguments) == 2
     assert "steps=0: at least 1" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -44,7 +44,6 @@ class Manifest:
             "cache": "static" if self.shapes.slots else "dynamic",
             "slots": self.shapes.slots,
             "config": self.config.to_options(),
-            "config_fingerprint": self.config.fingerprint(),
             "capacity": rule if tokens is None else str(tokens),
             "window": f"max(1, min({self.config.window}, new, capacity - 2, stored + new - 1))",
             "kept": "max(1, min(capacity - window, stored + new - window)) + window",

@@ -15,6 +15,7 @@ from ...config import StarKVConfig
 from ...errors import OptionError, StarKVError
 from ...hf.checkpoints import check_folder, load_pretrained, read_config
 from ...optional import needs
+from ...policies import ScreenNovelty, StarKV
 from ..capture.decoder import Decode, DecodeInSlots, Decoder, Prefill, describe, traceable
 from ..capture.ports import Shapes, decode_ports, prefill_ports
 from ..capture.select import chosen
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LEAST_SEQ = 16
 CACHES = ("dynamic", "static")
-EXPORTED = ("screen_novelty", "starkv")  # policies
+EXPORTED = (ScreenNovelty, StarKV)
+"""The policies whose graphs have been written and run."""
 LEAST_SLOTS = 64
 REPLY = 1024
 """Tokens that a static cache has room for by default, beside what the budget keeps."""
@@ -108,10 +110,11 @@ def check_config(config: StarKVConfig, max_seq: int) -> None:
     """Raise `OptionError` for what no exported graph does."""
     if max_seq < LEAST_SEQ:
         raise OptionError(f"max_seq={max_seq}: expected at least {LEAST_SEQ} tokens")
-    if config.policy not in EXPORTED:
+    if type(config.policy) not in EXPORTED:
         raise OptionError(
-            f"policy={config.policy!r} is not exported yet, only "
-            f"{' and '.join(map(repr, EXPORTED))}; starkv_compile.compile runs the others"
+            f"policy={config.policy.name!r} is not exported yet, only "
+            f"{' and '.join(repr(policy.name) for policy in EXPORTED)}; starkv_compile.compile "
+            "runs the others"
         )
     if config.debug:
         raise OptionError("debug=True reads values on the host, which an exported graph cannot")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
 
+from ...validation import choice, integer, number
 from . import entropy, spatial, temporal
 from .attention import pool
 from .spatial import REFERENCE, Counting
+
+ENTROPIES = ("subspace", "global", "off")
+GRIDS = ("true", "square")
 
 
 class Layout(NamedTuple):
@@ -48,25 +54,73 @@ def fresh_state(key: torch.Tensor, current: torch.Tensor) -> State:
     return State(mi, steps, pattern, steps.clone())
 
 
-class Hyper(NamedTuple):
-    """The scalars of `StarKVConfig` that scoring reads, under the same names."""
+@dataclass(frozen=True, kw_only=True)
+class StarOptions:
+    """The options of scoring. Symbols in brackets are the paper's."""
 
-    pool: int
-    boost: float
-    boost_temperature: float
-    mi_weight: float
-    mi_warm_steps: int
-    mi_ramp_steps: int
-    mi_decay: float
-    mi_temperature: float
-    frame_decay: float
-    frame_floor: float
-    pattern_decay: float
-    stability_floor: float
-    entropy: str
-    entropy_low: float
-    entropy_high: float
-    grid: str
+    pool: int = integer(5, least=1, most=63, odd=True)
+    """Width of the moving average over attention scores, in tokens. 1 = none."""
+
+    boost: float = number(2.0, least=0)
+    """Score mass added to the current frame, shared out by hidden norm [alpha]. 0 = none."""
+
+    boost_temperature: float = number(3.5, above=0)
+    """Temperature of that sharing out."""
+
+    mi_weight: float = number(0.5, least=0, most=1)
+    """Weight of the mutual-information prior once ramped up [lambda]. 0 = none, 1 = all."""
+
+    mi_warm_steps: int = integer(5, least=0)
+    """Agent steps before the prior begins."""
+
+    mi_ramp_steps: int = integer(10, least=1)
+    """Agent steps over which the prior grows to `mi_weight`."""
+
+    mi_decay: float = number(0.9, least=0, most=1)
+    """Weight of the past in the average of mutual information over agent steps."""
+
+    mi_temperature: float = number(1.0, above=0)
+    """Temperature of the softmax over subspaces [tau]."""
+
+    frame_decay: float = number(0.1, least=0)
+    """Discount rate per frame of age [delta]. 0 = none."""
+
+    frame_floor: float = number(0.0, least=0, most=1)
+    """Smallest factor that the discount can reach [D_min]."""
+
+    decay_warm_steps: int = integer(0, least=0)
+    """Agent steps before the discount begins."""
+
+    pattern_decay: float = number(0.9, least=0, most=1)
+    """Weight of the past in the average attention pattern [rho]."""
+
+    stability_floor: float = number(0.0, least=0, most=1)
+    """Smallest stability that enters the discount [epsilon]."""
+
+    entropy: str = choice("subspace", ENTROPIES)
+    """Where entropy acts. "subspace": each KV head's scores are sharpened or flattened by their
+    own entropy before heads are fused. "global": one power acts on the fused scores, as in the
+    paper; it is monotone, so it cannot change what is kept. "off": nowhere."""
+
+    entropy_low: float = number(0.75, above=0)
+    """Temperature at zero entropy [T_min]."""
+
+    entropy_high: float = number(1.25, above=0)
+    """Temperature at full entropy [T_max]."""
+
+    grid: str = choice("true", GRIDS)
+    """Screen grid for mutual information. "true": the frame's rows and columns. "square": a
+    square guessed from the number of tokens, as in the paper's release."""
+
+    def scalars(self) -> tuple[int | float | str, ...]:
+        """The values, in the order of the fields."""
+        return tuple(getattr(self, field.name) for field in fields(StarOptions))
+
+    @staticmethod
+    def of_scalars(values: Sequence[int | float | str]) -> StarOptions:
+        """What `scalars` came from."""
+        names = (field.name for field in fields(StarOptions))
+        return StarOptions(**dict(zip(names, values, strict=True)))  # type: ignore[arg-type]
 
 
 class Scores(NamedTuple):
@@ -86,7 +140,7 @@ def star_scores(
     real: torch.Tensor | None,
     layout: Layout,
     state: State,
-    hyper: Hyper,
+    options: StarOptions,
     counting: Counting = REFERENCE,
 ) -> Scores:
     """Score every token before the window.
@@ -96,7 +150,7 @@ def star_scores(
         hidden: [B, S, E], what the key projection read for the S newest tokens; None skips
             the boost.
         real: [B, L] bool, False at padding, or None if there is none.
-        layout, state, hyper: see there.
+        layout, state, options: see there.
         counting: implementations to use.
     """
     _, groups, past = attention.shape
@@ -104,41 +158,44 @@ def star_scores(
     valid = (current >= 0) & (current < past)
     place = current.where(valid, 0)
     # Heads were averaged within a KV head before pooling and boost, which are both linear.
-    group = pool(attention, hyper.pool)
+    group = pool(attention, options.pool)
     if real is not None:  # pooling spills attention onto padding beside a prompt's first tokens
         group = group.masked_fill(~real[:, None, :past], 0.0)
-    if hidden is not None and hyper.boost > 0:
-        added = frame_boost(hidden, layout.frame, layout.current, past, hyper.boost_temperature)
-        group = group + hyper.boost * added[:, None]
+    if hidden is not None and options.boost > 0:
+        added = frame_boost(hidden, layout.frame, layout.current, past, options.boost_temperature)
+        group = group + options.boost * added[:, None]
     unshaped = group
     everything = torch.full_like(layout.frame[:, 0], past)
     tokens = everything if real is None else real[:, :past].sum(1)
-    if hyper.entropy == "subspace":
-        group = entropy.reshape_subspaces(group, tokens, hyper.entropy_low, hyper.entropy_high)
+    if options.entropy == "subspace":
+        group = entropy.reshape_subspaces(group, tokens, options.entropy_low, options.entropy_high)
     base = group.mean(1)
     on_frame = group.gather(-1, place[:, None].expand(-1, groups, -1))
     winner = group.argmax(1)
 
-    mi, mi_steps = _update_mi(on_frame, layout, valid, place, state, hyper, counting)
-    weights = spatial.mi_weights(mi, hyper.mi_temperature)
-    ramp = ((mi_steps - hyper.mi_warm_steps) / hyper.mi_ramp_steps).clamp(0.0, 1.0)
-    share = (hyper.mi_weight * ramp).float()[:, None]
+    mi, mi_steps = _update_mi(on_frame, layout, valid, place, state, options, counting)
+    weights = spatial.mi_weights(mi, options.mi_temperature)
+    ramp = ((mi_steps - options.mi_warm_steps) / options.mi_ramp_steps).clamp(0.0, 1.0)
+    share = (options.mi_weight * ramp).float()[:, None]
     prior = (1.0 - share) + share * groups * weights.gather(1, winner)
     spatial_score = base * prior
 
     several = (layout.frame.amax(-1) > 0)[:, None]  # one frame: no time axis yet
     pattern, pattern_count, stability = temporal.update_pattern(
-        on_frame, valid & several, state.pattern, state.pattern_count, hyper.pattern_decay
+        on_frame, valid & several, state.pattern, state.pattern_count, options.pattern_decay
     )
     age = temporal.age(layout.frame)[:, :past]
-    stable = hyper.stability_floor + (1.0 - hyper.stability_floor) * stability.gather(1, winner)
-    factor = temporal.discount(age, stable, hyper.frame_decay, hyper.frame_floor)
+    stable = options.stability_floor + (1.0 - options.stability_floor) * stability.gather(1, winner)
+    factor = temporal.discount(age, stable, options.frame_decay, options.frame_floor)
+    if options.decay_warm_steps > 0:
+        warm = (mi_steps <= options.decay_warm_steps)[:, None]
+        factor = factor.masked_fill(warm, 1.0)
     temporal_score = spatial_score * factor
 
     final = temporal_score
-    if hyper.entropy == "global":
+    if options.entropy == "global":
         degree = entropy.temperature(
-            unshaped.mean(1), tokens, hyper.entropy_low, hyper.entropy_high
+            unshaped.mean(1), tokens, options.entropy_low, options.entropy_high
         )
         final = entropy.reshape_global(temporal_score, degree)
     return Scores(
@@ -179,17 +236,17 @@ def _update_mi(
     valid: torch.Tensor,
     place: torch.Tensor,
     state: State,
-    hyper: Hyper,
+    options: StarOptions,
     counting: Counting,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Averaged mutual information [B, G] and frames profiled [B], this frame included."""
-    if hyper.grid == "square":
+    if options.grid == "square":
         row, column = spatial.square_grid(valid)
     else:
         row, column = layout.row.gather(1, place), layout.column.gather(1, place)
     now = spatial.mutual_information(on_frame, row, column, valid, counting)
     shown = valid.any(-1)
     first = (state.mi_steps == 0)[:, None]
-    averaged = torch.where(first, now, hyper.mi_decay * state.mi + (1 - hyper.mi_decay) * now)
+    averaged = torch.where(first, now, options.mi_decay * state.mi + (1 - options.mi_decay) * now)
     mi = torch.where(shown[:, None], averaged, state.mi)
     return mi, state.mi_steps + shown.long()

@@ -1,0 +1,159 @@
+"""Policies by name: those of this package, and those that other packages register."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from ..errors import OptionError, did_you_mean
+from .age_decay import AgeDecay
+from .base import Policy
+from .current_frame import CurrentFrame
+from .expected_attention import ExpectedAttention
+from .gui_kv import GuiKV
+from .key_novelty import KeyNovelty
+from .mixkv import MixKV
+from .pyramidkv import PyramidKV
+from .random import Random
+from .screen_novelty import ScreenNovelty
+from .snapkv import SnapKV
+from .snapkv_boost import SnapKVBoost
+from .snapkv_mean import SnapKVMean
+from .st_lite import STLite
+from .starkv import StarKV
+from .streaming_llm import StreamingLLM
+from .tova import Tova
+from .vl_cache import VLCache
+
+GROUP = "starkv.policies"
+"""Entry points of this group name a policy class; options call it by the entry point's name."""
+
+POLICIES: Mapping[str, type[Policy]] = {
+    policy.name: policy
+    for policy in (
+        ScreenNovelty,
+        StarKV,
+        SnapKV,
+        SnapKVMean,
+        SnapKVBoost,
+        PyramidKV,
+        MixKV,
+        VLCache,
+        GuiKV,
+        STLite,
+        KeyNovelty,
+        AgeDecay,
+        CurrentFrame,
+        ExpectedAttention,
+        Tova,
+        StreamingLLM,
+        Random,
+    )
+}
+"""The policies of this package."""
+
+
+def policy_names() -> tuple[str, ...]:
+    """Every name that the option `policy` takes: this package's, then registered ones."""
+    return (*POLICIES, *(name for name in _registered() if name not in POLICIES))
+
+
+def find_policy(name: str) -> type[Policy]:
+    """The policy class called `name`.
+
+    Raises:
+        OptionError: no policy has this name, or the package that registered it cannot be loaded.
+    """
+    if name in POLICIES:
+        return POLICIES[name]
+    point = _registered().get(name) if isinstance(name, str) else None
+    if point is not None:
+        return _load(point)
+    names = policy_names()
+    raise OptionError(
+        f"policy={name!r}: {did_you_mean(name, names)}expected an instance of "
+        f"starkv_compile.policies.Policy, or one of {', '.join(map(repr, names))}"
+    )
+
+
+def policy_of(
+    policy: Policy | str, options: Mapping[str, Any] | None = None, others: Sequence[str] = ()
+) -> Policy:
+    """The policy that `policy`, a name or an instance, and flat `options` ask for.
+
+    others: names of options that are not a policy's, for errors.
+
+    Raises:
+        OptionError: the name is unknown, an option is impossible, or the policy does not read it.
+    """
+    options = dict(options or {})
+    if not isinstance(policy, Policy):
+        chosen = find_policy(policy)
+        _check_options_are_read(chosen, options, others)
+        return chosen(**{name: v for name, v in options.items() if name in chosen.options()})
+    if options:
+        name, value = next(iter(options.items()))
+        raise OptionError(
+            f"{name}={value!r} with policy={policy!r}: give the option to the policy itself, as in "
+            f"policy={type(policy).__name__}({name}={value!r})"
+        )
+    return policy
+
+
+def name_of(policy: Policy) -> str | None:
+    """The name under which options find the policy's class; None: it is not registered."""
+    named = {cls: name for name, cls in POLICIES.items()}
+    if type(policy) in named:
+        return named[type(policy)]
+    return next((n for n, p in _registered().items() if p.value == _address(policy)), None)
+
+
+def _check_options_are_read(
+    policy: type[Policy], options: Mapping[str, Any], others: Sequence[str]
+) -> None:
+    for name, value in options.items():
+        if name in policy.options():
+            continue
+        readers = [other for other, cls in POLICIES.items() if name in cls.options()]
+        if any(value == getattr(POLICIES[reader], name) for reader in readers):
+            continue  # a default changes nothing: every option may be spelled out
+        reads = ", ".join(policy.options()) or "none"
+        if readers:
+            raise OptionError(
+                f"{name}={value!r} does nothing with policy={policy.name!r}, whose options are "
+                f"{reads}; leave it out, or choose a policy that reads it: "
+                f"{', '.join(map(repr, readers))}"
+            )
+        known = (*others, *policy.options())
+        raise OptionError(
+            f"{name!r} is no option of backend 'starkv' or of its policy {policy.name!r}; "
+            f"{did_you_mean(name, known)}known: {', '.join(known)}"
+        )
+
+
+@cache
+def _registered() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def _load(point: EntryPoint) -> type[Policy]:
+    package = point.dist.name if point.dist else point.value
+    try:
+        policy = point.load()
+    except Exception as error:
+        raise OptionError(
+            f"policy={point.name!r} of {package} cannot be loaded ({error}); update {package}, or "
+            "choose another policy"
+        ) from error
+    if not (isinstance(policy, type) and issubclass(policy, Policy)):
+        raise OptionError(
+            f"policy={point.name!r} of {package} is {policy!r}; the entry point must name a "
+            "subclass of starkv_compile.policies.Policy"
+        )
+    return policy
+
+
+def _address(policy: Policy) -> str:
+    return f"{type(policy).__module__}:{type(policy).__qualname__}"
