@@ -20,8 +20,9 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from ..errors import CacheError
+from ..kernels.marker import WriteArguments, Written
 from ..kernels.ops import STARKV
-from ..kernels.reference.star import fresh_state
+from ..kernels.reference.star import Layout, State, fresh_state
 from ..vision.layout import VisionLayout
 from .size import stored_bytes
 
@@ -146,13 +147,22 @@ class StarKVLayer(DynamicLayer):
             return keys, values
         index = self._places(stored, new, keys)
         self.seen = self.seen + new
-        *layout, has_layout = self._layout(index, stored)
-        state = self._state(keys, layout[3])
-        novelty = self._novelties(index)
-        self.keys, self.values, self.kept, self.novelty, *state = STARKV.cache_write(
-            keys, values, index, novelty, *layout, *state, self.seen - self.retired, has_layout
+        layout, counts, has_layout = self._layout(index, stored)
+        arguments = WriteArguments(
+            key=keys,
+            value=values,
+            place=index,
+            novelty=self._novelties(index),
+            **layout._asdict(),
+            counts=counts,
+            **self._state(keys, layout.current)._asdict(),
+            seen=self.seen - self.retired,
+            has_layout=has_layout,
         )
-        self.state = tuple(state)
+        written = Written(*STARKV.cache_write(**arguments._asdict()))
+        self.keys, self.values = written.key, written.value
+        self.kept, self.novelty = written.place, written.novelty
+        self.state = tuple(written.state)
         return keys, values
 
     def _places(self, stored: int, new: int, keys: torch.Tensor) -> torch.Tensor:
@@ -174,26 +184,28 @@ class StarKVLayer(DynamicLayer):
         """How many tokens the last compaction left."""
         return 0 if self.kept is None else self.kept.shape[-1]
 
-    def _layout(self, index: torch.Tensor, stored: int) -> tuple[Any, ...]:
-        """frame, row, column [B, (G,) L] of what is stored, current, counts; whether known."""
+    def _layout(self, index: torch.Tensor, stored: int) -> tuple[Layout, torch.Tensor, bool]:
+        """The layout of what is stored, of each head where sets are; its counts; whether known."""
         layout = self.session.layout
         if layout is None or layout.seen != self.seen:  # the model stores tokens of its own as well
             text = torch.full_like(index, -1)
-            return text, text, text, text.flatten(1)[:, :1], text.new_zeros(len(text), 2), False
+            current = text.flatten(1)[:, :1]
+            return Layout(text, text, text, current), text.new_zeros(len(text), 2), False
         current = layout.current
         current = torch.where(current >= 0, current + stored, current)
         described = [layout.frame, layout.row, layout.column]
         if index.dim() == 3:
             described = [t[:, None].expand(-1, index.shape[1], -1) for t in described]
-        return *(t.gather(-1, index) for t in described), current, layout.counts, True
+        frame, row, column = (t.gather(-1, index) for t in described)
+        return Layout(frame, row, column, current), layout.counts, True
 
-    def _state(self, keys: torch.Tensor, current: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _state(self, keys: torch.Tensor, current: torch.Tensor) -> State:
         """The state so far, its pattern as wide as the current frame."""
         if self.state is None:
             return fresh_state(keys, current)
-        mi, mi_steps, pattern, pattern_count = self.state
-        pattern = F.pad(pattern, (0, current.shape[1] - pattern.shape[-1]))
-        return mi, mi_steps, pattern, pattern_count
+        state = State(*self.state)
+        room = current.shape[1] - state.pattern.shape[-1]
+        return state._replace(pattern=F.pad(state.pattern, (0, room)))
 
     def get_seq_length(self) -> int:
         """Tokens seen; a tensor in a graph that decodes into buffers, as of a static cache."""

@@ -20,6 +20,7 @@ import torch
 from ..errors import NonFiniteScores
 from . import cpp, reference
 from .compiling import record_source, runs_cpp
+from .marker import Written
 from .reference import layout, novelty
 from .reference import star as star_reference
 from .reference.capacity import split_capacity
@@ -223,7 +224,7 @@ def _(out: Tensor, key: Tensor, value: Tensor) -> None:
 def cache_write(
     key: Tensor,
     value: Tensor,
-    index: Tensor,
+    place: Tensor,
     novelty: Tensor,
     frame: Tensor,
     row: Tensor,
@@ -239,21 +240,18 @@ def cache_write(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Marks where `StarKVCache` stores a prompt, for the pass to replace by a compaction.
 
-    Left in place it changes nothing: it returns copies of key, value [B, G, L, D], of index
-    [B, L] (place of each stored token in the stream of all `seen` tokens), of novelty [B, L]
-    (`reference.novelty.spatial_novelty` of those of earlier prompts) and of the layer's state.
-    Inputs are in `reference.star.Layout` and `State`, counts in `layout.VisionLayout`; `has_layout`
-    is False where the cache was not told what the tokens are.
+    Left in place it changes nothing: it returns copies. Arguments as in `marker.WriteArguments`,
+    results as in `marker.Written`.
     """
-    return (
-        key.clone(),
-        value.clone(),
-        index.clone(),
-        novelty.clone(),
-        mi.clone(),
-        mi_steps.clone(),
-        pattern.clone(),
-        pattern_count.clone(),
+    return Written(
+        key=key.clone(),
+        value=value.clone(),
+        place=place.clone(),
+        novelty=novelty.clone(),
+        mi=mi.clone(),
+        mi_steps=mi_steps.clone(),
+        pattern=pattern.clone(),
+        pattern_count=pattern_count.clone(),
     )
 
 

@@ -11,7 +11,8 @@ from torch.fx import Node
 from ..policies import POLICIES
 from . import forms, fx
 from .base import Context, GraphPass
-from .sites import INDEX, Attention, CacheWrite
+from .markers import arguments_of, find_markers
+from .sites import Attention, CacheWrite
 
 WAY_OUT = (
     "pass a starkv_compile.StarKVCache as the model's cache, or compile the model with "
@@ -30,7 +31,7 @@ class FindCacheWrites(GraphPass):
     """
 
     def run(self, context: Context) -> None:
-        markers = [n for n in context.graph.nodes if fx.is_op(n, fx.CACHE_WRITE)]
+        markers = find_markers(context.graph)
         returned = set() if context.cache == "marked" else set(fx.outputs(context.graph))
         written: set[Node] = set()
         for site in list(context.sites):
@@ -62,7 +63,7 @@ class FindCacheWrites(GraphPass):
         if write.marker is not None:
             if not bool(fx.shape(fx.newest(write.key))[2] == queries):
                 return "its keys are of other tokens than its queries (cross-attention)"
-            by_head = len(fx.shape(write.marker.args[INDEX])) == 3
+            by_head = len(fx.shape(arguments_of(write.marker).place)) == 3
             if by_head and not self.config.policy.per_head:
                 return (
                     "the cache holds another set of tokens for each head, and policy "
@@ -96,7 +97,8 @@ def _has_bias(mask: Node | None) -> bool:
 
 def _marked(attention: Attention, markers: list[Node]) -> CacheWrite | None:
     for marker in markers:
-        if marker.args[:2] == (attention.key, attention.value):
+        written = arguments_of(marker)
+        if (written.key, written.value) == (attention.key, attention.value):
             return CacheWrite(attention.key, attention.value, marker)
     return None
 
@@ -109,7 +111,8 @@ def _marked_latents(
     if not before:
         return None
     marker = before[-1]
-    key, value = marker.args[:2]
+    written = arguments_of(marker)
+    key, value = written.key, written.value
     assert isinstance(key, Node)
     assert isinstance(value, Node)
     heads, stored = fx.shape(attention.key)[1], fx.shape(key)[1]

@@ -8,9 +8,11 @@ import torch
 from torch.fx import Node
 
 from ..kernels.ops import STARKV
+from ..kernels.reference.star import Layout
 from . import fx
 from .base import Context, GraphPass
-from .sites import HAS_LAYOUT, LAYOUT, Refusal, Site
+from .markers import arguments_of
+from .sites import Refusal, Site
 
 
 class FindLayout(GraphPass):
@@ -20,11 +22,12 @@ class FindLayout(GraphPass):
     """
 
     def run(self, context: Context) -> None:
-        inferred: tuple[Any, ...] | None = None
+        inferred: Layout | None = None
         for site in list(context.sites):
             marker = site.write.marker if site.write else None
-            if marker is not None and marker.args[HAS_LAYOUT]:
-                context.update(site, layout=tuple(context.proxy(a) for a in marker.args[LAYOUT]))
+            given = None if marker is None else arguments_of(marker)
+            if given is not None and given.has_layout:
+                context.update(site, layout=Layout(*map(context.proxy, given.layout)))
                 self.matched += 1
                 continue
             if inferred is None:
@@ -32,7 +35,7 @@ class FindLayout(GraphPass):
             context.update(site, layout=inferred)
             self.matched += 1
 
-    def _infer(self, context: Context, site: Site) -> tuple[Any, ...]:
+    def _infer(self, context: Context, site: Site) -> Layout:
         batch, _, tokens, _ = fx.shape(site.attention.query)
         whole_prompt = bool(tokens == fx.shape(site.attention.key)[2])
         source = _positions(context.graph, batch, tokens) if whole_prompt else None
@@ -47,12 +50,12 @@ class FindLayout(GraphPass):
         return _emit(context, op, source)
 
 
-def _emit(context: Context, op: Any, source: Node) -> tuple[Any, ...]:
-    """Call `op` right after `source`; its four results."""
+def _emit(context: Context, op: Any, source: Node) -> Layout:
+    """Call `op` right after `source`; its results."""
     with context.graph.inserting_after(source):
         described = context.graph.call_function(op, (source,))
     with context.graph.inserting_before(described.next):
-        return tuple(context.proxy(described)[i] for i in range(4))
+        return Layout(*(context.proxy(described)[i] for i in range(len(Layout._fields))))
 
 
 def _positions(graph: torch.fx.Graph, batch: Any, tokens: Any) -> Node | None:

@@ -123,6 +123,15 @@ def bind_schema(node: Node) -> dict[str, Any]:
     return bind(node, *argument_names(node))
 
 
+def items_of(node: Node) -> list[tuple[Node, int]]:
+    """Each node that reads one of the results of `node`, and which."""
+    return [
+        (user, user.args[1])  # type: ignore[misc]
+        for user in node.users
+        if user.target is operator.getitem
+    ]
+
+
 def operand(node: Node) -> Any:
     """What a call works on: its first argument, or the one it names `input`."""
     return bind(node, "input").get("input")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
 
 import torch
 from torch.fx import Node
 
+from ..kernels.marker import Written
 from ..kernels.ops import STARKV
 from . import fx
 from .base import Context, GraphPass, without_gradient
-from .sites import INDEX, NOVELTY, STATE, CacheWrite, Inserted
+from .markers import arguments_of, find_markers, replace_marker
+from .sites import Inserted
 
 
 class InsertCompaction(GraphPass):
@@ -37,39 +38,39 @@ class InsertCompaction(GraphPass):
                     scored.scores, scored.real, key.shape[2], scored.window, scored.capacity
                 )
                 pair = STARKV.gather_kv(key, value, kept, scored.real)
-                stored = [pair[0], pair[1]]
-                if write.marker is not None:
-                    stored.append(scored.index.gather(-1, kept))
-                    stored.append(scored.novelty.gather(-1, kept))
-                    stored.extend(scored.state)
-            new = [proxy.node for proxy in stored]
+                new_key, new_value = pair[0].node, pair[1].node
+                if write.marker is None:
+                    _replace_outputs(context.graph, {write.key: new_key, write.value: new_value})
+                else:
+                    state = {name: proxy.node for name, proxy in scored.state._asdict().items()}
+                    written = Written(
+                        key=new_key,
+                        value=new_value,
+                        place=scored.place.gather(-1, kept).node,
+                        novelty=scored.novelty.gather(-1, kept).node,
+                        **state,
+                    )
+                    replace_marker(write.marker, written)
             if self.config.inner == "inductor" and context.cache != "caller":
-                _wait(context, site.attention.node, new[0], new[1])
-            if write.marker is None:
-                _replace_outputs(context.graph, {write.key: new[0], write.value: new[1]})
-            else:
-                replace_marker(context.graph, write, new)
+                _wait(context, site.attention.node, new_key, new_value)
             context.rewritten.append(site)
             self.matched += 1
 
 
 class StripMarkers(GraphPass):
-    """Where everything is kept: `starkv.cache_write(k, v, ...)` becomes its own inputs."""
+    """Where everything is kept: `starkv.cache_write(k, v, ...)` becomes its own arguments."""
 
     def run(self, context: Context) -> None:
-        for marker in list(context.graph.nodes):
-            if fx.is_op(marker, fx.CACHE_WRITE):
-                args = marker.args
-                same = [*args[:2], args[INDEX], args[NOVELTY], *args[STATE]]
-                replace_marker(context.graph, CacheWrite(args[0], args[1], marker), same)
-                self.matched += 1
+        for marker in find_markers(context.graph):
+            replace_marker(marker, arguments_of(marker).unchanged)
+            self.matched += 1
 
 
 def _end_of_scores(scored: Inserted) -> Node:
     """The node before which compaction goes: after attention and after its scores."""
     node = scored.scores.node
-    told = [] if scored.novelty is None else [scored.novelty]
-    for proxy in (*scored.state, *told):
+    novelty = [] if scored.novelty is None else [scored.novelty]
+    for proxy in (*scored.state, *novelty):
         if node < proxy.node:
             node = proxy.node
     return node.next
@@ -90,19 +91,9 @@ def _result(attention: Node) -> Node:
     assert isinstance(whole, Node)
     if isinstance(fx.value(whole), torch.Tensor):
         return attention
-    return next(item for item in whole.users if item.args[1:] == (0,))
+    return next(item for item, place in fx.items_of(whole) if place == 0)
 
 
 def _replace_outputs(graph: torch.fx.Graph, new: dict[Node, Node]) -> None:
     output = graph.output_node()
     output.args = torch.fx.node.map_arg(output.args, lambda n: new.get(n, n))
-
-
-def replace_marker(graph: torch.fx.Graph, write: CacheWrite, new: list[Any]) -> None:
-    """Let what read result i of the marker read `new[i]`, and remove the marker."""
-    marker = write.marker
-    assert marker is not None
-    for item in list(marker.users):
-        item.replace_all_uses_with(new[item.args[1]])  # type: ignore[index]
-        graph.erase_node(item)
-    graph.erase_node(marker)

@@ -8,22 +8,13 @@ import torch
 
 from ..kernels.ops import STARKV
 from ..kernels.reference.capacity import every_length, layer_capacity
+from ..kernels.reference.star import Layout, State
 from ..policies import Scored, ScoreInputs
 from . import fx
 from .base import Context, GraphPass, without_gradient
 from .find_cache_writes import WAY_OUT
-from .sites import (
-    COUNTS,
-    HAS_LAYOUT,
-    HIDDEN,
-    INDEX,
-    NOVELTY,
-    SEEN,
-    STATE,
-    Attention,
-    Inserted,
-    Site,
-)
+from .markers import arguments_of, find_markers
+from .sites import HIDDEN, Attention, Inserted, Site
 
 
 class InsertScores(GraphPass):
@@ -32,7 +23,7 @@ class InsertScores(GraphPass):
     def run(self, context: Context) -> None:
         policy = self.config.policy
         weights = self._layer_weights(context)
-        for place, site in enumerate(list(context.sites)):
+        for number, site in enumerate(list(context.sites)):
             attention, write = site.attention, site.write
             assert write is not None
             assert site.layout is not None
@@ -42,22 +33,22 @@ class InsertScores(GraphPass):
                 key = without_gradient(context.proxy(attention.key))
                 log_sum_exp = context.proxy(site.log_sum_exp)
                 if marker is None:
-                    state = STARKV.fresh_state(key, site.layout[3])
-                    state = tuple(state[i] for i in range(4))
+                    fresh = STARKV.fresh_state(key, site.layout.current)
+                    state = State(*(fresh[i] for i in range(len(State._fields))))
                     seen, counts = key.shape[2], None
                 else:
-                    state = tuple(context.proxy(a) for a in marker.args[STATE])
-                    seen = context.proxy(marker.args[SEEN])
-                    known = marker.args[HAS_LAYOUT]
-                    counts = context.proxy(marker.args[COUNTS]) if known else None
+                    given = arguments_of(marker)
+                    state = State(*map(context.proxy, given.state))
+                    seen = context.proxy(given.seen)
+                    counts = context.proxy(given.counts) if given.has_layout else None
                 capacity = self.config.capacity(seen, self._token_bytes(context, site))
                 window = self._window(context, site, self.config.scoring_window)
                 if weights is not None:
                     with every_length():  # minima of proxies: there is nothing to decide by
-                        capacity = layer_capacity(key.shape[2], window, capacity, weights, place)
+                        capacity = layer_capacity(key.shape[2], window, capacity, weights, number)
                 mask = _mask(context, site, window, policy.observers)
                 real = _real_tokens(context, site, mask)
-                layout, index, novelty = _stored_tokens(context, site, policy.per_head)
+                layout, place, novelty = _stored_tokens(context, site, policy.per_head)
                 scored = self._score(
                     context,
                     ScoreInputs(
@@ -72,7 +63,7 @@ class InsertScores(GraphPass):
                         layout=layout,
                         counts=counts,
                         state=state,
-                        index=index,
+                        index=place,
                         novelty=novelty,
                         layer=site.index,
                         window=window,
@@ -80,8 +71,15 @@ class InsertScores(GraphPass):
                         sharing=_sharing(site),
                     ),
                 )
-            told = novelty if scored.novelty is None else scored.novelty
-            inserted = Inserted(scored.scores, scored.state, index, told, real, capacity, window)
+            inserted = Inserted(
+                scores=scored.scores,
+                state=State(*scored.state),
+                place=place,
+                novelty=novelty if scored.novelty is None else scored.novelty,
+                real=real,
+                capacity=capacity,
+                window=window,
+            )
             context.update(site, scored=inserted)
             self.matched += 1
 
@@ -127,39 +125,38 @@ class InsertScores(GraphPass):
         if not isinstance(rows, int):
             rows = context.proxy(site.write.key).shape[0]
         here = sum(_row_bytes(other) for other in context.sites)
-        elsewhere = max(
-            0, context.layers - sum(fx.is_op(n, fx.CACHE_WRITE) for n in context.graph.nodes)
-        )
+        elsewhere = max(0, context.layers - len(find_markers(context.graph)))
         return rows * (here + -(-here * elsewhere // len(context.sites)))
 
     def _checked(self, tensor: Any, name: str) -> Any:
         return STARKV.check_finite(tensor, name) if self.config.debug else tensor
 
 
-def _stored_tokens(
-    context: Context, site: Site, per_head: bool
-) -> tuple[tuple[Any, Any, Any, Any], Any, Any]:
-    """The layout, and each stored token's place in the stream and novelty, which markers tell.
+def _stored_tokens(context: Context, site: Site, per_head: bool) -> tuple[Layout, Any, Any]:
+    """The layout, and each stored token's place in the stream and novelty, which markers say.
 
     Of each head, if each keeps a set.
     """
     assert site.write is not None
     assert site.layout is not None
     marker = site.write.marker
-    told = [] if marker is None else [context.proxy(marker.args[i]) for i in (INDEX, NOVELTY)]
+    given = None if marker is None else arguments_of(marker)
+    place = None if given is None else context.proxy(given.place)
+    novelty = None if given is None else context.proxy(given.novelty)
+    if not per_head:
+        return site.layout, place, novelty
+    heads = int(fx.shape(site.write.key)[1])
     *described, current = site.layout
-    if per_head:
-        heads = int(fx.shape(site.write.key)[1])
-        described = [_for_heads(tokens, heads) for tokens in described]
-        told = [_for_heads(tokens, heads) for tokens in told]
-    index, novelty = told or (None, None)
-    return (*described, current), index, novelty
+    frame, row, column = (_for_heads(tokens, heads) for tokens in described)
+    layout = Layout(frame, row, column, current)
+    return layout, _for_heads(place, heads), _for_heads(novelty, heads)
 
 
 def _for_heads(tokens: Any, heads: int) -> Any:
-    """[B, G, L] of [B, L]; what is by head already stays as it is."""
-    by_head = len(fx.shape(tokens.node)) == 3
-    return tokens if by_head else tokens[:, None].expand(-1, heads, -1)
+    """[B, G, L] of [B, L]; what is by head already, and None, stay as they are."""
+    if tokens is None or len(fx.shape(tokens.node)) == 3:
+        return tokens
+    return tokens[:, None].expand(-1, heads, -1)
 
 
 def _row_bytes(site: Site) -> int:

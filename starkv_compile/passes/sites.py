@@ -7,12 +7,10 @@ from typing import Any
 
 from torch.fx import Node
 
+from ..kernels.reference.star import Layout, State
+
 HIDDEN = -9984.0
 """What hides a key from a query is at most this: -1e4, as bfloat16 rounds it."""
-
-INDEX, NOVELTY, COUNTS, SEEN, HAS_LAYOUT = 2, 3, 8, 13, 14
-LAYOUT, STATE = slice(4, 8), slice(9, 13)
-"""Which argument of `starkv.cache_write` is what; index, novelty and state are results as well."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +61,13 @@ class CacheWrite:
 class Inserted:
     """Proxies of the values that `InsertScores` put into the graph; the window that scored.
 
-    index: place in the stream of each stored token, for each head if each keeps a set; novelty:
-    see `policies.Scored`.
+    place and novelty of each stored token: as in `kernels.marker.Written`, of each head if each
+    keeps a set.
     """
 
     scores: Any
-    state: tuple[Any, ...]
-    index: Any
+    state: State
+    place: Any
     novelty: Any
     real: Any
     capacity: Any
@@ -84,7 +82,7 @@ class Site:
     attention: Attention
     write: CacheWrite | None = None
     hidden: Node | None = None
-    layout: tuple[Any, ...] | None = None
+    layout: Layout | None = None
     log_sum_exp: Node | None = None
     scored: Inserted | None = None
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from starkv_compile.kernels.marker import WriteArguments
 from starkv_compile.kernels.ops import STARKV
-from starkv_compile.kernels.reference.star import fresh_state
+from starkv_compile.kernels.reference.star import Layout, fresh_state
 from starkv_compile.policies import StarKV
 
 B, H, G, S, L, D, E = 2, 4, 2, 40, 40, 16, 32
@@ -40,7 +41,7 @@ def cases():
     mask = real[:, None, None] & torch.ones(S, L, dtype=torch.bool).tril()
     scores = torch.randn(B, L - 8)
     kept = torch.arange(0, L, 2).expand(B, -1).clone()
-    index = torch.arange(L).expand(B, -1).clone()
+    place = torch.arange(L).expand(B, -1).clone()
     positions = torch.arange(L).expand(3, B, -1).clone()
     return {
         "window_attention": (query, key, None, 0.25, 8, 16),
@@ -57,16 +58,16 @@ def cases():
         "select_tokens_real": (scores, real, L, 8, 16),
         "gather_kv": (key, value, kept, None),
         "gather_kv_real": (key, value, kept, real),
-        "cache_write": (
-            key,
-            value,
-            index,
-            torch.rand(index.shape),
-            *layout,
-            torch.tensor([[30, 20]]).expand(B, -1).clone(),
-            *fresh_state(key, layout[3]),
-            L,
-            True,
+        "cache_write": WriteArguments(
+            key=key,
+            value=value,
+            place=place,
+            novelty=torch.rand(place.shape),
+            **Layout(*layout)._asdict(),
+            counts=torch.tensor([[30, 20]]).expand(B, -1).clone(),
+            **fresh_state(key, layout[3])._asdict(),
+            seen=L,
+            has_layout=True,
         ),
         "layout_from_positions": (positions,),
         "layout_from_image_mask": (layout[0] >= 0,),

@@ -2,15 +2,14 @@
 
 import pytest
 import torch
-from torch import nn
 
 import starkv_compile
 from starkv_compile import CacheError, StarKVCache, StarKVConfig
-from starkv_compile.kernels.ops import STARKV
 from starkv_compile.passes import Pipeline, apply
 from starkv_compile.policies import POLICIES
 from starkv_compile.testing import Prompt, tiny_inputs, tiny_model
 from starkv_compile.vision.layout import VisionLayout
+from tests.support.marked_layer import LAYOUT, MarkedLayer, marked_inputs, places_of
 from tests.support.one_layer import Attention, D, G, S, X, capture
 from tests.support.policy_cases import frames, kept, kept_rows
 from tests.test_session import two_turns
@@ -18,51 +17,28 @@ from tests.test_session import two_turns
 CONFIG = {"budget": 0.5, "inner": "eager"}
 
 
-class Layer(nn.Module):
-    """An attention that writes to a cache as `StarKVCache` does, with two frames in the prompt."""
-
-    def __init__(self):
-        super().__init__()
-        self.attention = Attention(cached=True)
-
-    def forward(self, x, *told):
-        y, k, v = self.attention(x)
-        written = STARKV.cache_write(k, v, *told, S, True)
-        return y, *written
-
-
-LAYOUT = [t.expand(2, -1).clone() for t in frames(S, (3, 12), (14, 23), columns=3)]
-
-
-def places_of(*rows):
-    return torch.arange(S).expand(*rows, -1).clone()
-
-
-def run_layer(policy, index, **options):
-    """`Layer` rewritten with `policy`: the report, and what it computes and writes."""
-    zero = torch.zeros(2, dtype=torch.int64)
-    state = [torch.zeros(2, G), zero, torch.zeros(2, G, 9), zero.clone()]
-    visual = (LAYOUT[0] >= 0).sum(1)
-    counts = torch.stack([S - visual, visual], dim=1)
-    inputs = (X, index, torch.ones(index.shape), *LAYOUT, counts, *state)
-    graph = capture(Layer(), *inputs, how="export")
+def run_layer(policy, place, **options):
+    """`MarkedLayer` rewritten with `policy`: the report, and what it writes."""
+    given = marked_inputs(place)
+    graph = capture(MarkedLayer(), X, given, how="export")
     config = StarKVConfig.from_options({"policy": policy, **CONFIG, **options})
     report = Pipeline(config).run(graph, cache="marked")
-    return report, graph(*inputs)
+    _, written = graph(X, given)
+    return report, written
 
 
 def projected():
-    """query, key, value of `Layer`."""
-    layer = Layer().attention
+    """query, key, value of `MarkedLayer`."""
+    layer = MarkedLayer().attention
     q, k, v = (part(X).view(2, S, -1, D).transpose(1, 2) for part in (layer.q, layer.k, layer.v))
     return q, k * 0.5 + torch.cat([-k[..., D // 2 :], k[..., : D // 2]], -1), v
 
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_what_leaves_the_graph_is_what_the_policy_chose(name):
-    report, (_, new_key, new_value, places, *_) = run_layer(name, places_of(2))
+    report, written = run_layer(name, places_of(2))
     assert report.rewritten == 1
-    assert new_key.shape == (2, G, S // 2, D)
+    assert written.key.shape == (2, G, S // 2, D)
     query, key, value = projected()
     causal = torch.ones(S, S, dtype=torch.bool).tril()[None, None]
     for row in range(2):
@@ -81,11 +57,12 @@ def test_what_leaves_the_graph_is_what_the_policy_chose(name):
             window=8,
             pool=5,
         )
-        assert places[row].tolist() == expected
-        slots = places[row] if POLICIES[name].per_head else places[row].expand(G, -1)
+        place = written.place[row]
+        assert place.tolist() == expected
+        slots = place if POLICIES[name].per_head else place.expand(G, -1)
         slots = slots[..., None].expand(-1, -1, D)
-        assert torch.equal(new_key[row], key[row].gather(1, slots))
-        assert torch.equal(new_value[row], value[row].gather(1, slots))
+        assert torch.equal(written.key[row], key[row].gather(1, slots))
+        assert torch.equal(written.value[row], value[row].gather(1, slots))
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -134,17 +111,17 @@ def test_sets_by_head_on_a_model():
 
 
 def test_one_set_does_not_go_on_from_sets_by_head():
-    index = torch.arange(S).expand(2, G, -1).clone()
-    report, (_, key, _, places, *_) = run_layer("starkv", index)
+    place = places_of(2, G)
+    report, written = run_layer("starkv", place)
     assert report.rewritten == 0
     assert "policy 'starkv' keeps one set; begin a new cache" in report.sites[0].reason
     assert "(snapkv" in report.sites[0].reason
-    assert key.shape[2] == S, "all of it is stored"
-    assert torch.equal(places, index)
+    assert written.key.shape[2] == S, "all of it is stored"
+    assert torch.equal(written.place, place)
 
 
 def test_sets_by_head_go_on_from_one_set():
-    shared, by_head = (run_layer("snapkv", index)[1] for index in (places_of(2), places_of(2, G)))
+    shared, by_head = (run_layer("snapkv", place)[1] for place in (places_of(2), places_of(2, G)))
     for ours, theirs in zip(shared, by_head, strict=True):
         assert torch.equal(ours, theirs)
 

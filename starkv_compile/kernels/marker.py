@@ -1,0 +1,82 @@
+"""What `starkv.cache_write` takes and returns, by name.
+
+The op marks where a cache stores a prompt. Its own signature is flat, as every registered op's is;
+these tuples have the same fields in the same order. A cache fills them with tensors, a graph pass
+with nodes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from .reference.star import Layout, State
+
+
+class Written(NamedTuple):
+    """What one layer stores of a prompt: the marker's results, each named as its argument.
+
+    key, value: [B, G, L, D]. place: [B, L] int64, where each token is in the stream of all tokens
+    seen. novelty: [B, L] float32, see `reference.novelty.spatial_novelty`. Both are [B, G, L] where
+    each head keeps a set of its own. The other four are the layer's scoring state, as in
+    `reference.star.State`.
+    """
+
+    key: torch.Tensor
+    value: torch.Tensor
+    place: torch.Tensor
+    novelty: torch.Tensor
+    mi: torch.Tensor
+    mi_steps: torch.Tensor
+    pattern: torch.Tensor
+    pattern_count: torch.Tensor
+
+    @property
+    def state(self) -> State:
+        return State(self.mi, self.mi_steps, self.pattern, self.pattern_count)
+
+
+class WriteArguments(NamedTuple):
+    """The marker's arguments: what is about to be stored, and what policies read of it.
+
+    key to novelty and mi to pattern_count: as in `Written`. frame to current: as in
+    `reference.star.Layout`. counts: [B, 2] as in `vision.layout.VisionLayout`. seen: tokens that a
+    share of the budget counts. has_layout: whether the cache knows what the tokens are; if not,
+    frame to counts say that all are text.
+    """
+
+    key: torch.Tensor
+    value: torch.Tensor
+    place: torch.Tensor
+    novelty: torch.Tensor
+    frame: torch.Tensor
+    row: torch.Tensor
+    column: torch.Tensor
+    current: torch.Tensor
+    counts: torch.Tensor
+    mi: torch.Tensor
+    mi_steps: torch.Tensor
+    pattern: torch.Tensor
+    pattern_count: torch.Tensor
+    seen: int
+    has_layout: bool
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.frame, self.row, self.column, self.current)
+
+    @property
+    def state(self) -> State:
+        return State(self.mi, self.mi_steps, self.pattern, self.pattern_count)
+
+    @property
+    def unchanged(self) -> Written:
+        """What a marker that is left in place returns, but for the copying."""
+        return Written(
+            key=self.key,
+            value=self.value,
+            place=self.place,
+            novelty=self.novelty,
+            **self.state._asdict(),
+        )

@@ -1,0 +1,26 @@
+"""Read a `starkv.cache_write` node of a graph, and put something else in its place."""
+
+from __future__ import annotations
+
+from torch.fx import Graph, Node
+
+from ..kernels.marker import WriteArguments, Written
+from . import fx
+
+
+def find_markers(graph: Graph) -> list[Node]:
+    """The graph's markers, in order: one for each layer that a `StarKVCache` stores a prompt in."""
+    return [node for node in graph.nodes if fx.is_op(node, fx.CACHE_WRITE)]
+
+
+def arguments_of(marker: Node) -> WriteArguments:
+    """Nodes and numbers in the place of tensors, however the call passes them."""
+    return WriteArguments(**fx.bind_schema(marker))
+
+
+def replace_marker(marker: Node, written: Written) -> None:
+    """Let what read a result of the marker read the node of that name, and remove the marker."""
+    for item, place in fx.items_of(marker):
+        item.replace_all_uses_with(written[place])  # type: ignore[arg-type]
+        marker.graph.erase_node(item)
+    marker.graph.erase_node(marker)
