@@ -128,7 +128,7 @@ class Report:
             for layer in cache.compressed_layers
             if layer.stored
         ]
-        layout = cache.session.layout
+        layout = cache.shared.layout
         self.layout = "none" if layout is None else layout.grid
 
     def __str__(self) -> str:

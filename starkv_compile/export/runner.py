@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ..cache.cache import StarKVCache, StarKVLayer, adopt
+from ..cache.cache import StarKVCache, adopt
+from ..cache.layer import StarKVLayer
 from ..errors import CacheError, StarKVError, UnsupportedModel
 from ..frontend.attachment import Attachment
 from ..hf.cache_argument import pop_cache, with_cache
@@ -246,7 +247,7 @@ class Runtime:
             position_ids = self._counted(model, cache, input_ids, attention_mask, named)
         positions = self._positions(position_ids)
         common = {"input_ids": input_ids, "attention_mask": attention_mask.long()}
-        if new > 1 and not cache.session.appending:
+        if new > 1 and not cache.shared.appending:
             features = self._features(model, input_ids, named)
             logits = self._prompt(cache, {**common, "position_ids": positions, **features})
             return CausalLMOutputWithPast(logits=logits[:, None], **with_cache(cache))
@@ -280,7 +281,7 @@ class Runtime:
         named: dict[str, Any],
     ) -> torch.Tensor:
         """Positions of a call that gives none, as the model's own forward would count them."""
-        seen, layout = cache.get_seq_length(), cache.session.layout
+        seen, layout = cache.get_seq_length(), cache.shared.layout
         plain = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, seen:]
         pictures = _visual_tokens(model, ids).any() or (
             layout is not None and (layout.frame[:, :seen] >= 0).any()
@@ -317,7 +318,7 @@ class Runtime:
         return given.expand(rows, *given.shape) if given.dim() == 2 else given[-rows:]
 
     def _prompt(self, cache: StarKVCache, feeds: dict[str, torch.Tensor]) -> torch.Tensor:
-        layout, seen = cache.session.layout, cache.get_seq_length()
+        layout, seen = cache.shared.layout, cache.get_seq_length()
         batch, new = feeds["input_ids"].shape
         if layout is None or layout.seen != seen + new:
             raise StarKVError(
@@ -390,7 +391,7 @@ class Runtime:
     def _layers(self, cache: StarKVCache, batch: int) -> list[StarKVLayer]:
         """The cache's layers; those of a new cache are made, empty."""
         while len(cache.layers) < len(self.shapes.layers):
-            cache.layers.append(StarKVLayer(cache.session))
+            cache.layers.append(StarKVLayer(cache.shared))
         for layer, shape in zip(cache.compressed_layers, self.shapes.layers, strict=True):
             if layer.is_initialized and layer.state is not None:
                 continue

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch._dynamo.utils import counters
 
+from ..cache.chunk import describe_chunk
 from ..config import StarKVConfig
 from ..errors import CacheError, OptionError
 from ..hf.cache_argument import cache_argument, own_cache_argument, pop_cache
 from ..hf.packed_rows import is_packed, known_as_unpacked
 from ..policies import POLICIES
 from ..reporting import LayerStats, Report
-from ..vision.describe import describe_chunk
 from ..vision.image_shapes import note_shapes
 from .backend import current_cache, current_layers, current_report
 from .inner import check_inner
@@ -105,7 +105,7 @@ class Attachment:
         """
         if cache is None:
             return
-        if cache.session.stepping:
+        if cache.shared.stepping:
             cache.end_step(finished)
             return
         if not finished:
@@ -176,7 +176,7 @@ class Attachment:
         drafts = _drafted_tokens(named)
         if drafts:
             self._check_drafts(cache, named)
-        cache.session.appending = drafts > 0
+        cache.shared.appending = drafts > 0
         describe_chunk(cache, model, named)
         if given is None:
             kwargs = {**kwargs, self._takes_cache: cache}
@@ -190,7 +190,7 @@ class Attachment:
         Raises:
             CacheError: there are several tokens, which see different parts of each other.
         """
-        from ..cache.cache import ONE_PROMPT
+        from ..cache.layer import ONE_PROMPT
 
         if tokens.shape[1] > 1:
             raise CacheError(ONE_PROMPT)
@@ -203,7 +203,7 @@ class Attachment:
 
         cache = named.get("past_key_values")
         if isinstance(cache, StarKVCache):
-            cache.session.appending = True
+            cache.shared.appending = True
             describe_chunk(cache, model, named)
 
     def _begin_step(self, model: Any, named: dict[str, Any]) -> StarKVCache | None:

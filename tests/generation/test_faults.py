@@ -207,7 +207,7 @@ def test_what_is_left_uncompressed_is_so_in_a_cache_of_ours_too(model, case):
     with torch.no_grad(), pytest.warns(UserWarning, match="left this call uncompressed"):
         model(**inputs, past_key_values=cache, **more)
     assert {layer.stored for layer in cache.compressed_layers} <= {0, length}
-    assert cache.session.layout.frame.max() == 1, "where its images are, is known all the same"
+    assert cache.shared.layout.frame.max() == 1, "where its images are, is known all the same"
 
 
 def test_a_model_that_is_its_own_decoder_is_gone_when_nobody_holds_it():

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from starkv_compile.cache.cache import StarKVCache, StarKVLayer
+from starkv_compile.cache.cache import StarKVCache
+from starkv_compile.cache.layer import StarKVLayer
 from starkv_compile.config import StarKVConfig
 from starkv_compile.errors import UnsupportedModel
 from starkv_compile.kernels.reference.capacity import layer_capacity, split_capacity
