@@ -21,7 +21,7 @@ from ..errors import CacheError
 from ..vision.layout import VisionLayout
 from .frames import keep_newest_frames
 from .layer import StarKVLayer, fixed_address
-from .size import stored_bytes
+from .size import cache_bytes, full_bytes
 from .state import SharedState
 
 _LAYER_STATE = ("keys", "values", "seen", "retired", "kept", "novelty", "state")
@@ -53,7 +53,12 @@ class StarKVCache(DynamicCache):
     @property
     def nbytes(self) -> int:
         """Bytes of the storages that hold keys and values, all layers."""
-        return stored_bytes(self)
+        return cache_bytes(self)
+
+    @property
+    def full_nbytes(self) -> int:
+        """Bytes of the compressed layers, had every token that they have seen been stored."""
+        return full_bytes(self)
 
     @property
     def is_compileable(self) -> bool:

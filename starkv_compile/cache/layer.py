@@ -216,11 +216,6 @@ class StarKVLayer(DynamicLayer):
         """[B, (G,) stored] float32: how new each token stored was in its own prompt."""
         return self._novelties(self.places())
 
-    @property
-    def full_nbytes(self) -> int:
-        """Bytes of this layer had every token seen been stored."""
-        return self.seen * (self.keys.nbytes + self.values.nbytes) // self.stored
-
     def keep_only(self, stay: torch.Tensor) -> None:
         """Store the tokens of slots `stay` alone, of every batch row: [n], or [G, n] by head."""
         places = self.places()

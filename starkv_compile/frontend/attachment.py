@@ -19,6 +19,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from ..cache.chunk import describe_chunk
+from ..cache.size import layer_stats
 from ..config import StarKVConfig
 from ..errors import CacheError, OptionError
 from ..hf.cache_argument import cache_argument, own_cache_argument, pop_cache
@@ -110,7 +111,7 @@ class Attachment:
             return
         if not finished:
             return
-        self.report.read_cache(cache)
+        self._read_cache(cache)
         if self.config.budget_bytes is not None:
             self._check_bytes(self.config.budget_bytes)
         whole = [i for i, layer in enumerate(self.report.layers) if self._is_too_long(layer)]
@@ -118,6 +119,12 @@ class Attachment:
             reasons = {s.reason for g in self.report.graphs for s in g.sites if s.reason}
             why = "; ".join(sorted(reasons)) or _why_uncompiled()
             self.refuse(f"layers {whole} keep every token: {why}")
+
+    def _read_cache(self, cache: StarKVCache) -> None:
+        """Take the numbers of `cache` into the report."""
+        self.report.layers = layer_stats(cache)
+        layout = cache.shared.layout
+        self.report.layout = "none" if layout is None else layout.grid
 
     def _is_too_long(self, layer: LayerStats) -> bool:
         if self.config.budget_bytes is not None:
@@ -233,7 +240,7 @@ class Attachment:
             self.refuse(f"decode_tokens={room}: {error}; the cache grows instead")
             return None
         if moved:
-            self.report.read_cache(cache)
+            self._read_cache(cache)
         return cache
 
     def _check_drafts(self, cache: StarKVCache, named: dict[str, Any]) -> None:
