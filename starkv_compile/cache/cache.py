@@ -213,6 +213,25 @@ class StarKVCache(DynamicCache):
             layout.select(rows.to(layout.frame.device))
 
 
+def ready_cache(config: PreTrainedConfig, given: Any) -> StarKVCache | None:
+    """What a caller gave as cache, as one that can be compressed; None where it cannot become one.
+
+    Args:
+        config: of the model.
+        given: a cache, or None: then the cache is new.
+    """
+    if given is None:
+        return StarKVCache(config)
+    if is_stock(given) and given.get_seq_length() == 0:
+        return adopt(given)
+    return given if isinstance(given, StarKVCache) else None
+
+
+def is_stock(cache: Any) -> bool:
+    """Whether it is the library's default cache, which `adopt` takes while it is empty."""
+    return type(cache) is DynamicCache and not getattr(cache, "offloading", False)
+
+
 def adopt(cache: DynamicCache) -> StarKVCache:
     """Turn an empty stock cache into a `StarKVCache`, in place: `generate` keeps its object."""
     shared = SharedState()

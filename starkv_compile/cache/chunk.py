@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,8 +14,56 @@ from ..vision.layout import VisionLayout
 if TYPE_CHECKING:
     from .cache import StarKVCache
 
+DRAFTED_PROMPT = (
+    "the prompt comes with drafted tokens (assisted or prompt-lookup decoding: "
+    "logits_to_keep is more than 1), which may be rolled back; without an "
+    "assistant_model or prompt_lookup_num_tokens it is compressed"
+)
+"""Why a first prompt with drafts is left uncompressed, and the way out."""
 
-def describe_chunk(cache: StarKVCache, model: Any, named: dict[str, Any]) -> None:
+
+def begin_chunk(cache: StarKVCache, model: Any, named: Mapping[str, Any]) -> int:
+    """Prepare `cache` for a call of `model` with several new tokens.
+
+    The tokens are described to the cache. Where some of them are drafts, they are stored as they
+    are, since drafts may be rolled back.
+
+    Args:
+        named: what the model is called with.
+
+    Returns:
+        How many of the tokens are drafts.
+
+    Raises:
+        CacheError: drafts come with a prompt that the cache has seen, or the attention mask pads
+            where a compacted cache cannot account for it.
+    """
+    drafts = drafted_tokens(named)
+    if drafts:
+        _check_drafts(cache, named)
+    cache.shared.appending = drafts > 0
+    describe_chunk(cache, model, named)
+    return drafts
+
+
+def drafted_tokens(named: Mapping[str, Any]) -> int:
+    """Tokens at the end whose own logits are wanted: drafts, which `generate` verifies so."""
+    wanted = named.get("logits_to_keep")
+    return wanted - 1 if isinstance(wanted, int) and wanted > 1 else 0
+
+
+def _check_drafts(cache: StarKVCache, named: Mapping[str, Any]) -> None:
+    seen, positions = cache.get_seq_length(), named.get("position_ids")
+    if seen and isinstance(positions, torch.Tensor) and int(positions.flatten()[0]) == 0:
+        raise CacheError(
+            f"assisted decoding passes the prompt again from its first token, though the cache "
+            f"has seen {seen} tokens: generate does so with any cache that "
+            "is not empty. Leave out the cache, assistant_model and "
+            "prompt_lookup_num_tokens, or only the last two"
+        )
+
+
+def describe_chunk(cache: StarKVCache, model: Any, named: Mapping[str, Any]) -> None:
     """Append the coming chunk to the layout of the cache, or leave the layout unknown.
 
     Sources, best first: the images' grids or sizes, M-RoPE position ids, token ids alone (frames
@@ -66,7 +115,7 @@ def check_padding(mask: Any, seen: int) -> None:
         )
 
 
-def _real(named: dict[str, Any], seen: int, frame: torch.Tensor) -> torch.Tensor | None:
+def _real(named: Mapping[str, Any], seen: int, frame: torch.Tensor) -> torch.Tensor | None:
     """[B, S] bool, False at the padding of a chunk after `seen` tokens; None: no such 2D mask."""
     mask, (batch, new) = named.get("attention_mask"), frame.shape
     if not isinstance(mask, torch.Tensor) or mask.shape != (batch, seen + new):

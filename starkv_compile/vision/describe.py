@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from .image_shapes import deal_out, image_shapes
 Described = tuple[torch.Tensor, torch.Tensor, torch.Tensor, str]
 
 
-def describe(config: Any, named: dict[str, Any]) -> Described | None:
+def describe(config: Any, named: Mapping[str, Any]) -> Described | None:
     """frame (counted from 0), row, column [B, S] of the chunk, and where they come from."""
     is_image = _image_tokens(config, named)
     positions = named.get("position_ids")
@@ -31,7 +32,7 @@ def describe(config: Any, named: dict[str, Any]) -> Described | None:
     return frame, row, column, "square"
 
 
-def _image_tokens(config: Any, named: dict[str, Any]) -> torch.Tensor | None:
+def _image_tokens(config: Any, named: Mapping[str, Any]) -> torch.Tensor | None:
     """[B, S] bool, or None where neither token ids nor token types are given."""
     ids, types = named.get("input_ids"), named.get("mm_token_type_ids")
     if ids is None:

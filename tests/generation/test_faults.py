@@ -14,8 +14,7 @@ import torch
 
 import starkv_compile
 from starkv_compile import CacheError, NonFiniteScores, StarKVCache
-from starkv_compile.frontend import attachment as attach
-from starkv_compile.frontend.attachment import Attachment
+from starkv_compile.frontend.call import Attachment
 from starkv_compile.testing import Prompt, generate, tiny_inputs, tiny_model
 from tests.support.planted import planted_fault
 
@@ -232,7 +231,7 @@ def test_buffers_made_in_inference_mode_are_written_outside():
 
 def test_models_of_one_class_do_not_use_up_each_others_recompilations(monkeypatch):
     """Dynamo counts the graphs of a function together, whatever model and policy they are of."""
-    monkeypatch.setattr(attach, "GRAPHS", 3)
+    monkeypatch.setattr("starkv_compile.frontend.call.GRAPHS", 3)
     monkeypatch.setattr(Attachment, "made", 0)
     torch._dynamo.reset()
     for policy in ("snapkv", "tova", "starkv", "random"):
@@ -245,7 +244,7 @@ def test_models_of_one_class_do_not_use_up_each_others_recompilations(monkeypatc
 
 
 def test_a_prompt_past_dynamos_limit_is_left_whole_with_the_way_out(monkeypatch):
-    monkeypatch.setattr(attach, "GRAPHS", 1)
+    monkeypatch.setattr("starkv_compile.frontend.call.GRAPHS", 1)
     torch._dynamo.reset()
     inputs, policies = tiny_inputs(FAMILY, Prompt((), 40)), ("tova", "snapkv")
     expected = generate(tiny_model(FAMILY), inputs)
