@@ -35,7 +35,7 @@ from starkv_lab.demo.ways import MAX_REPLY
 
 import starkv_compile
 from starkv_compile import AgentSession
-from starkv_compile.cache.size import stored_bytes
+from starkv_compile.cache.size import cache_bytes
 
 
 @dataclass
@@ -103,7 +103,7 @@ def run(model: Any, agent: Rebuilt | Session, turns: list[Turn]) -> Run:
         reply, cache = agent.step(turn.content, max_new_tokens=MAX_REPLY, do_sample=False)
         result.seconds.append(time.perf_counter() - start)
         result.prefilled.append(sum(length for length in lengths if length > 1))
-        result.nbytes.append(stored_bytes(cache))
+        result.nbytes.append(cache_bytes(cache))
         result.right.append(turn.question.is_right(reply))
     hook.remove()
     return result

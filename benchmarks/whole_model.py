@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 import starkv_compile
 from starkv_compile import StarKVConfig
-from starkv_compile.cache.size import stored_bytes
+from starkv_compile.cache.size import cache_bytes
 from starkv_compile.testing import peak_bytes
 
 from .layers import SCREENS, TEXT
@@ -172,7 +172,7 @@ def measure(model: Any, inputs: dict[str, Any], new_tokens: int, rounds: int) ->
         else:
             peak = peak_bytes(lambda: run(1))
         cache = run(1)[1]
-    return Run(first, batch * (new_tokens - 1) / (whole - first), stored_bytes(cache), peak)
+    return Run(first, batch * (new_tokens - 1) / (whole - first), cache_bytes(cache), peak)
 
 
 def _wait(device: str) -> None:

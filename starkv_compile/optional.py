@@ -11,7 +11,15 @@ from .errors import MissingPackage
 
 TENSORRT = {"2.11": "10.15", "2.13": "11.0", "2.14": "11.1"}
 """By release of torch: the TensorRT of the torch-tensorrt made for it. Each pair has an extra; a
-torch-tensorrt cannot be installed beside another torch."""
+torch-tensorrt cannot be installed with another torch."""
+
+TORCH_TENSORRT_SETTINGS: dict[str, Any] = {
+    # Its default takes any mask for a causal one, which loses the masks of padded rows.
+    "attn_bias_is_causal": False,
+    # Ten bits of mantissa would keep other tokens.
+    "disable_tf32": True,
+}
+"""Settings that every call of torch-tensorrt needs, as a backend and for exported programs."""
 
 
 def needs(name: str) -> Any:

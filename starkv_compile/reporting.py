@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .cache.cache import StarKVCache
     from .passes.base import Context
 
 
@@ -79,12 +78,17 @@ class GraphReport:
 
 @dataclass(frozen=True)
 class LayerStats:
-    """One layer's cache: tokens stored of tokens seen; bytes now, and of a full cache."""
+    """One layer's cache: tokens stored of tokens seen; bytes now, and of one token in all rows."""
 
     stored: int
     seen: int
     nbytes: int
-    full_nbytes: int
+    token_bytes: int
+
+    @property
+    def full_nbytes(self) -> int:
+        """Bytes, had every token seen been stored."""
+        return self.seen * self.token_bytes
 
 
 @dataclass
@@ -114,22 +118,7 @@ class Report:
     @property
     def token_bytes(self) -> int:
         """Bytes of one token in all layers and batch rows of the last cache."""
-        return sum(layer.full_nbytes // layer.seen for layer in self.layers)
-
-    def read_cache(self, cache: StarKVCache) -> None:
-        """Take the numbers of `cache`."""
-        self.layers = [
-            LayerStats(
-                layer.stored,
-                layer.seen,
-                layer.keys.untyped_storage().nbytes() + layer.values.untyped_storage().nbytes(),
-                layer.seen * (_row_bytes(layer.keys) + _row_bytes(layer.values)),
-            )
-            for layer in cache.compressed_layers
-            if layer.stored
-        ]
-        layout = cache.session.layout
-        self.layout = "none" if layout is None else layout.grid
+        return sum(layer.token_bytes for layer in self.layers)
 
     def __str__(self) -> str:
         lines = []
@@ -165,8 +154,3 @@ _LAYOUTS = {
     "text": "no frames",
     "none": "read from the graph, or text only",
 }
-
-
-def _row_bytes(tensor: object) -> int:
-    """Bytes of one token, all batch rows: tensor is [B, G, stored, D]."""
-    return tensor.nbytes // tensor.shape[-2]  # type: ignore[attr-defined]

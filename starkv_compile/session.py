@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from .cache.cache import StarKVCache
+from .cache.chunk import describe_chunk
 from .errors import CacheError, OptionError, UnsupportedModel
 from .hf.cache_argument import with_cache
-from .vision.describe import describe_chunk
 
 _MARK = "\u241f"  # stands for a reply while the chat template is rendered
 
@@ -151,7 +151,7 @@ class AgentSession:
 
     def _count_frames(self, images: int) -> None:
         """How many frames of the layout each new image is: a processor may cut it into tiles."""
-        layout = self.cache.session.layout
+        layout = self.cache.shared.layout
         if layout is None or not images:
             return
         added = int(layout.frame.max()) + 1 - sum(self._frames)

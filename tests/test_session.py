@@ -71,7 +71,7 @@ def test_second_turn_compresses_everything_again(family):
     assert layer.kept[0, -8:].tolist() == list(range(seen - 8, seen))
     assert cache.get_seq_length() == seen + 3
     assert layer.state[1].tolist() == [2], "two frames were profiled"
-    assert cache.session.layout.frame.max() == 2
+    assert cache.shared.layout.frame.max() == 2
     assert starkv_compile.report(model).prompt_graphs[-1].rewritten == 2
 
 
@@ -200,7 +200,7 @@ def test_frames_out_of_the_history_leave_the_cache_whole(agent):
     session = AgentSession(model, processor, history=2)
     steps(session, 5)
     cache = session.cache
-    frame = cache.session.layout.frame[0]
+    frame = cache.shared.layout.frame[0]
     for layer in cache.compressed_layers:
         stored = layer.places()[0]
         assert set(frame[stored[stored < len(frame)]].tolist()) == {-1, 3, 4}
@@ -233,7 +233,7 @@ def test_a_history_of_a_full_cache_drops_old_frames_and_nothing_else(agent):
     model, processor = agent
     session = AgentSession(model, processor, history=2)
     steps(session, 4)
-    frame = session.cache.session.layout.frame[0]
+    frame = session.cache.shared.layout.frame[0]
     for layer in session.cache.compressed_layers:
         stored = layer.places()[0]
         stored = stored[stored < len(frame)]
@@ -249,14 +249,14 @@ def test_the_text_of_old_turns_leaves_with_their_frames_if_it_is_to(agent):
         if step == 2:  # a turn without a screenshot belongs to the one before
             session.step([{"type": "text", "text": "what"}], max_new_tokens=5, do_sample=False)
     cache = session.cache
-    frame = cache.session.layout.frame[0]
+    frame = cache.shared.layout.frame[0]
     first = int((frame >= 0).nonzero()[0])
     stays = [*range(first), *range(starts[2], cache.get_seq_length())]
     for layer in cache.compressed_layers:
         assert layer.places()[0].tolist() == stays
         assert layer.retired == starts[2] - first
     visual = int((frame >= 2).sum())
-    assert cache.session.layout.counts.tolist() == [
+    assert cache.shared.layout.counts.tolist() == [
         [len(frame) - starts[2] + first - visual, visual]
     ]
     with pytest.raises(starkv_compile.OptionError, match="keep_text=False"):
@@ -270,10 +270,10 @@ def test_what_has_left_a_session_stays_out():
     for _ in range(2):
         _store(cache, turn)
     cache.keep_newest_frames(1, text_from=27)
-    assert cache.session.layout.counts.tolist() == [[3 + 23, 4]]
+    assert cache.shared.layout.counts.tolist() == [[3 + 23, 4]]
     _store(cache, turn)
     cache.keep_newest_frames(1)
-    layout, layer = cache.session.layout, cache.compressed_layers[0]
+    layout, layer = cache.shared.layout, cache.compressed_layers[0]
     assert layout.counts.tolist() == [[3 + 23 + 23, 4]]
     assert layer.retired == 4 + 20 + 4
     assert layout.frame[0, layer.places()[0]].unique().tolist() == [-1, 2]
@@ -288,15 +288,15 @@ def test_what_has_left_a_session_stays_out():
 def _describe(cache, turn):
     before, frame, after = turn
     frame = torch.tensor([[-1] * before + [0] * frame + [-1] * after])
-    layout = cache.session.layout or VisionLayout.empty(1, frame.device)
+    layout = cache.shared.layout or VisionLayout.empty(1, frame.device)
     layout.extend(frame, frame.clamp(min=0), frame.clamp(min=0), "grid")
-    cache.session.layout = layout
+    cache.shared.layout = layout
     return frame.shape[1]
 
 
 def _store(cache, turn):
     """A turn, described and stored whole."""
-    cache.session.appending = True
+    cache.shared.appending = True
     keys = torch.randn(1, 2, _describe(cache, turn), 16)
     for layer in range(2):
         cache.update(keys, keys, layer)
@@ -312,7 +312,7 @@ def test_text_and_screens_have_their_shares_of_a_session_however_long(agent):
     session = AgentSession(model, processor)
     for step in range(5):
         steps(session, 1, start=step)
-        frame = session.cache.session.layout.frame[0]
+        frame = session.cache.shared.layout.frame[0]
         visual = frame[: len(frame) - window] >= 0
         share = (capacity - window) * int((~visual).sum()) // len(visual)
         for layer in session.cache.compressed_layers:
@@ -329,7 +329,7 @@ def test_text_stays_when_no_frame_does():
     cache = StarKVCache(model.config)
     generate(model, tiny_inputs(family, Prompt(text=60)), past_key_values=cache)
     before = [layer.places()[0].tolist() for layer in cache.compressed_layers]
-    frame = cache.session.layout.frame[0].tolist()
+    frame = cache.shared.layout.frame[0].tolist()
     cache.keep_newest_frames(0)
     assert len({layer.stored for layer in cache.compressed_layers}) == 1
     for layer, places in zip(cache.compressed_layers, before, strict=True):
@@ -341,7 +341,7 @@ def test_a_screenshot_in_tiles_is_one_of_the_history(agent):
     """Where a processor cuts it up, the layout counts tiles, the session screenshots."""
     session = AgentSession(*agent, history=2)
     steps(session, 1)
-    layout = session.cache.session.layout
+    layout = session.cache.shared.layout
     visual = layout.frame[0] >= 0
     layout.frame[0, visual] = torch.arange(int(visual.sum())) // 40  # three tiles
     session._frames.clear()
@@ -412,7 +412,7 @@ def test_a_saved_session_goes_on_where_it_was(agent, tmp_path):
     loaded = AgentSession.load(tmp_path / "session.pt", model, processor)
     for other in (loaded, twin):
         assert steps(other, 2, start=3) == expected
-        assert torch.equal(session.cache.session.layout.counts, other.cache.session.layout.counts)
+        assert torch.equal(session.cache.shared.layout.counts, other.cache.shared.layout.counts)
         for left, right in zip(session.cache.layers, other.cache.layers, strict=True):
             assert torch.equal(left.keys, right.keys)
             assert torch.equal(left.places(), right.places())

@@ -1,17 +1,60 @@
-"""How many bytes a cache holds."""
+"""How many bytes a cache takes, a token takes, and an uncompressed cache would take.
+
+Every number of bytes in a report, a budget or a benchmark comes from here.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..reporting import LayerStats
 
-def stored_bytes(cache: Any) -> int:
-    """Bytes of the storages that hold the keys and values of a Hugging Face cache, all layers."""
+if TYPE_CHECKING:
+    from .cache import StarKVCache
+    from .layer import StarKVLayer
+
+
+def layer_bytes(layer: Any) -> int:
+    """Bytes of the storages that hold keys and values of one layer of a Hugging Face cache.
+
+    A storage counts in full: free slots of a buffer, and what a view leaves out.
+    """
     return sum(
         tensor.untyped_storage().nbytes()
-        for layer in cache.layers
         for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))
         if isinstance(tensor, torch.Tensor)
     )
+
+
+def cache_bytes(cache: Any) -> int:
+    """`layer_bytes` of all layers of a Hugging Face cache."""
+    return sum(layer_bytes(layer) for layer in cache.layers)
+
+
+def row_bytes(key: torch.Tensor, value: torch.Tensor) -> int:
+    """Bytes of one token of one batch row in a layer that stores `key` and `value` [B, G, L, D].
+
+    The batch and the length may be symbols, as those of a graph's values are.
+    """
+    return sum(t.shape[1] * t.shape[3] * t.element_size() for t in (key, value))
+
+
+def token_bytes(layer: StarKVLayer) -> int:
+    """Bytes of one token in all batch rows of a layer; 0 while the layer stores none."""
+    return layer.keys.shape[0] * row_bytes(layer.keys, layer.values) if layer.stored else 0
+
+
+def full_bytes(cache: StarKVCache) -> int:
+    """Bytes of the compressed layers, had every token that they have seen been stored."""
+    return sum(layer.seen * token_bytes(layer) for layer in cache.compressed_layers)
+
+
+def layer_stats(cache: StarKVCache) -> list[LayerStats]:
+    """The numbers of each compressed layer that stores tokens."""
+    return [
+        LayerStats(layer.stored, layer.seen, layer_bytes(layer), token_bytes(layer))
+        for layer in cache.compressed_layers
+        if layer.stored
+    ]

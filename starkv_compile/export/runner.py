@@ -9,21 +9,23 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import warnings
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
 import torch
 from torch.nn import functional as F
-from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ..cache.cache import StarKVCache, StarKVLayer, adopt
+from ..cache.cache import StarKVCache, ready_cache
+from ..cache.chunk import DRAFTED_PROMPT, begin_chunk
+from ..cache.layer import StarKVLayer
 from ..errors import CacheError, StarKVError, UnsupportedModel
-from ..frontend.attachment import Attachment
 from ..hf.cache_argument import pop_cache, with_cache
 from ..hf.packed_rows import is_packed
 from ..session import AgentSession
+from ..vision.image_shapes import note_shapes
 from .capture.ports import Shapes, prefill_ports
 from .onnx.graphs import open_graph
 from .onnx.manifest import Manifest
@@ -111,7 +113,7 @@ def load_model(folder: Path | str, provider: str = "cpu") -> Any:
     )
     model.__class__ = _runtime_class(kind)
     model.runtime = Runtime(folder, manifest, provider)
-    model.attachment = Attachment(model, manifest.config)
+    note_shapes(model)
     tower = getattr(getattr(model, "model", None), "visual", None)
     if tower is not None and manifest.visual:
         visual = open_graph(folder / "visual.onnx", provider)
@@ -133,8 +135,9 @@ def _runtime_class(kind: type) -> type:
         named = {**named, **named.pop("kwargs", {})}
         del named["self"]
         _check_call(self, named)
-        named["past_key_values"] = _own_cache(self, pop_cache(named))
-        self.attachment.prepare((), named)
+        named["past_key_values"] = cache = _own_cache(self, pop_cache(named))
+        if named["input_ids"].shape[1] > 1:
+            self.runtime.begin_chunk(cache, self, named)
         output = self.runtime.forward(self, **named)
         return output.to_tuple() if named.get("return_dict") is False else output
 
@@ -190,15 +193,16 @@ def _check_call(model: Any, named: dict[str, Any]) -> None:
         )
 
 
-def _own_cache(model: Any, cache: Any) -> StarKVCache:
-    """`cache`, if need be made one of ours while it is empty."""
+def _own_cache(model: Any, given: Any) -> StarKVCache:
+    """The cache that a caller gave, as one of ours.
+
+    Raises:
+        StarKVError: it cannot become one.
+    """
+    cache = ready_cache(model.config, given)
     if cache is None:
-        return StarKVCache(model.config)
-    if type(cache) is DynamicCache and cache.get_seq_length() == 0 and not cache.offloading:
-        return adopt(cache)
-    if not isinstance(cache, StarKVCache):
         raise StarKVError(
-            f"the cache is a {type(cache).__name__}: pass a StarKVCache or an empty DynamicCache "
+            f"the cache is a {type(given).__name__}: pass a StarKVCache or an empty DynamicCache "
             "without offloading, or leave it out"
         )
     return cache
@@ -217,6 +221,15 @@ class Runtime:
         }
         self._prefill = open_graph(folder / "prefill.onnx", provider)
         self._decode = open_graph(folder / "decode.onnx", provider)
+        self._warned = False
+
+    def begin_chunk(self, cache: StarKVCache, model: Any, named: dict[str, Any]) -> None:
+        """Prepare `cache` for several new tokens. Warn once where drafts keep a prompt as it is."""
+        first = cache.get_seq_length() == 0
+        drafts = begin_chunk(cache, model, named)
+        if drafts and first and not self._warned:
+            self._warned = True
+            warnings.warn(f"starkv left this call uncompressed: {DRAFTED_PROMPT}", stacklevel=3)
 
     @torch.no_grad()
     def forward(
@@ -246,7 +259,7 @@ class Runtime:
             position_ids = self._counted(model, cache, input_ids, attention_mask, named)
         positions = self._positions(position_ids)
         common = {"input_ids": input_ids, "attention_mask": attention_mask.long()}
-        if new > 1 and not cache.session.appending:
+        if new > 1 and not cache.shared.appending:
             features = self._features(model, input_ids, named)
             logits = self._prompt(cache, {**common, "position_ids": positions, **features})
             return CausalLMOutputWithPast(logits=logits[:, None], **with_cache(cache))
@@ -280,7 +293,7 @@ class Runtime:
         named: dict[str, Any],
     ) -> torch.Tensor:
         """Positions of a call that gives none, as the model's own forward would count them."""
-        seen, layout = cache.get_seq_length(), cache.session.layout
+        seen, layout = cache.get_seq_length(), cache.shared.layout
         plain = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, seen:]
         pictures = _visual_tokens(model, ids).any() or (
             layout is not None and (layout.frame[:, :seen] >= 0).any()
@@ -317,7 +330,7 @@ class Runtime:
         return given.expand(rows, *given.shape) if given.dim() == 2 else given[-rows:]
 
     def _prompt(self, cache: StarKVCache, feeds: dict[str, torch.Tensor]) -> torch.Tensor:
-        layout, seen = cache.session.layout, cache.get_seq_length()
+        layout, seen = cache.shared.layout, cache.get_seq_length()
         batch, new = feeds["input_ids"].shape
         if layout is None or layout.seen != seen + new:
             raise StarKVError(
@@ -390,7 +403,7 @@ class Runtime:
     def _layers(self, cache: StarKVCache, batch: int) -> list[StarKVLayer]:
         """The cache's layers; those of a new cache are made, empty."""
         while len(cache.layers) < len(self.shapes.layers):
-            cache.layers.append(StarKVLayer(cache.session))
+            cache.layers.append(StarKVLayer(cache.shared))
         for layer, shape in zip(cache.compressed_layers, self.shapes.layers, strict=True):
             if layer.is_initialized and layer.state is not None:
                 continue

@@ -13,7 +13,8 @@ from ..errors import OptionError, UnsupportedModel
 from ..passes import Observer
 from ..reporting import GraphReport, Report
 from .attachment import attach_compiled, attached, detach, find_decoder
-from .backend import decoder_backend, last_graphs
+from .backend import decoder_backend
+from .scope import last_graphs
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
 from typing import Any
 
 from torch.fx import GraphModule
@@ -13,21 +12,9 @@ from torch.fx import GraphModule
 from ..config import StarKVConfig
 from ..errors import OptionError, StarKVError
 from ..passes import Pipeline
-from ..passes.base import Cache
-from ..reporting import GraphReport, Report
+from ..reporting import GraphReport
 from .inner import compile_inner
-
-current_report: ContextVar[Report | None] = ContextVar("current_report", default=None)
-"""Where graphs compiled right now are reported to; set around calls of an attached model."""
-
-current_cache: ContextVar[Cache] = ContextVar("current_cache", default="stock")
-"""See `passes.base.Context`; "marked" around calls of an attached model that takes a cache."""
-
-current_layers: ContextVar[int] = ContextVar("current_layers", default=0)
-"""The same: how many layers the cache of that call compresses; 0 where nobody knows."""
-
-last_graphs: list[GraphReport] = []
-"""Reports of graphs compiled outside any attached model, newest last (at most 100)."""
+from .scope import current_scope
 
 
 def starkv_backend(
@@ -75,8 +62,9 @@ def rewrite(module: GraphModule, pipeline: Pipeline) -> GraphModule:
     break."""
     rewritten = GraphModule(module, copy.deepcopy(module.graph))
     rewritten.meta = module.meta
+    scope = current_scope()
     try:
-        report = pipeline.run(rewritten, cache=current_cache.get(), layers=current_layers.get())
+        report = pipeline.run(rewritten, cache=scope.cache, layers=scope.layers)
     except StarKVError:
         raise
     except Exception as error:  # a fault of ours must not cost the user the model
@@ -87,14 +75,5 @@ def rewrite(module: GraphModule, pipeline: Pipeline) -> GraphModule:
             stacklevel=3,
         )
         rewritten, report = module, GraphReport(failure=reason)
-    _file_report(report)
+    scope.file(report)
     return rewritten
-
-
-def _file_report(report: GraphReport) -> None:
-    target = current_report.get()
-    if target is not None:
-        target.graphs.append(report)
-    else:
-        last_graphs.append(report)
-        del last_graphs[:-100]

@@ -5,8 +5,8 @@ only where the backend is ours. It is needed twice:
 
 * `torch.compile(model)` returns a wrapper, and `wrapper.generate()` runs the original model:
   the compiled code is never reached, without a word. The hook lets the original call it.
-* A graph cannot reach the cache object. Around each call of the model, `attach` turns the stock
-  cache into one that counts right after compaction, and tells it where the frames are.
+* A graph cannot reach the cache object. Around each call of the model, `call` turns the stock
+  cache into one that counts right after compaction, and describes to it where the frames are.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import torch
 from torch.fx import GraphModule
 
 from ..kernels.compiling import in_process
+from ..optional import TORCH_TENSORRT_SETTINGS, needs_tensorrt
 
 TENSORRT = "torch_tensorrt"
 """The package, and the name it registers its backend under when it is imported."""
@@ -17,8 +18,6 @@ TENSORRT = "torch_tensorrt"
 def check_inner(name: str) -> None:
     """Raise `MissingPackage` if "tensorrt" is wanted and torch-tensorrt cannot be imported."""
     if name == "tensorrt":
-        from ..optional import needs_tensorrt
-
         needs_tensorrt(TENSORRT)
 
 
@@ -35,11 +34,9 @@ def compile_inner(
     if inner == "tensorrt":
         from torch._dynamo.backends.registry import lookup_backend
 
-        from ..export.tensorrt.torch_trt import SETTINGS
-
         check_inner(inner)
         backend: Any = lookup_backend(TENSORRT)
-        return backend(module, list(example_inputs), options=dict(SETTINGS))
+        return backend(module, list(example_inputs), options=dict(TORCH_TENSORRT_SETTINGS))
     from torch._inductor.compile_fx import compile_fx
 
     patches = torch._inductor.list_mode_options(mode) if mode else None

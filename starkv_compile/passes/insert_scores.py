@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..cache.size import row_bytes
 from ..kernels.ops import STARKV
 from ..kernels.reference.capacity import every_length, layer_capacity
 from ..kernels.reference.star import Layout, State
@@ -162,8 +163,7 @@ def _for_heads(tokens: Any, heads: int) -> Any:
 def _row_bytes(site: Site) -> int:
     """Bytes of one token of one batch row in this layer's cache."""
     assert site.write is not None
-    stored = (fx.value(site.write.key), fx.value(site.write.value))
-    return sum(t.shape[1] * t.shape[3] * t.element_size() for t in stored)
+    return row_bytes(fx.value(site.write.key), fx.value(site.write.value))
 
 
 def _mask(context: Context, site: Site, window: Any, observers: int) -> Any:

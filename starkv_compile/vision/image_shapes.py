@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -52,7 +52,7 @@ def _features_with_note(core: Any, *args: Any, **kwargs: Any) -> Any:
     return features
 
 
-def image_shapes(is_image: torch.Tensor, named: dict[str, Any]) -> list[Shape]:
+def image_shapes(is_image: torch.Tensor, named: Mapping[str, Any]) -> list[Shape]:
     """(rows, columns) of each frame, in order; [] where they are not known.
 
     Args:

@@ -57,10 +57,10 @@ def test_places_go_on_after_compaction_and_decoding(cache):
 
 def test_reset_is_a_new_session(cache):
     feed(cache, 20)
-    cache.session.layout = VisionLayout.empty(2, torch.device("cpu"))
+    cache.shared.layout = VisionLayout.empty(2, torch.device("cpu"))
     cache.reset()
     assert cache.get_seq_length() == 0
-    assert cache.session.layout is None
+    assert cache.shared.layout is None
     feed(cache, 4)
     assert cache.layers[0].kept.tolist() == [[0, 1, 2, 3]] * 2
     assert cache.layers[0].state[1].tolist() == [0, 0]
@@ -96,7 +96,7 @@ def test_crop_of_an_uncompressed_cache_works(cache):
 def test_batch_operations_move_everything_together(cache, operation):
     feed(cache, 10)
     frame = torch.arange(2)[:, None].expand(2, 10).clone()
-    cache.session.layout = VisionLayout(frame, frame, frame, frame[:, :2], frame > 0)
+    cache.shared.layout = VisionLayout(frame, frame, frame, frame[:, :2], frame > 0)
     for layer in cache.compressed_layers:
         layer.kept = layer.kept + 100 * torch.arange(2)[:, None]
     before = cache.layers[0].keys.clone()
@@ -113,8 +113,8 @@ def test_batch_operations_move_everything_together(cache, operation):
         assert layer.kept[:, 0].tolist() == (100 * rows).tolist()
         assert layer.state[0].shape[0] == len(rows)
     assert torch.equal(cache.layers[0].keys, before[rows])
-    assert cache.session.layout.frame[:, 0].tolist() == rows.tolist()
-    assert cache.session.layout.counts.tolist() == [[0, 10 * row] for row in rows.tolist()]
+    assert cache.shared.layout.frame[:, 0].tolist() == rows.tolist()
+    assert cache.shared.layout.counts.tolist() == [[0, 10 * row] for row in rows.tolist()]
 
 
 def test_bytes_are_of_storages(cache):

@@ -278,7 +278,7 @@ def test_a_step_that_fails_is_as_if_it_had_not_been():
     with torch.no_grad(), pytest.raises(RuntimeError, match="lost"):
         model(input_ids=token, past_key_values=cache)
     hook.remove()
-    assert not cache.session.stepping
+    assert not cache.shared.stepping
     assert (cache.get_seq_length(), cache.layers[0].stored) == before
     with torch.no_grad():
         again = model(input_ids=token, past_key_values=cache).logits

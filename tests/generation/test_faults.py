@@ -14,8 +14,7 @@ import torch
 
 import starkv_compile
 from starkv_compile import CacheError, NonFiniteScores, StarKVCache
-from starkv_compile.frontend import attachment as attach
-from starkv_compile.frontend.attachment import Attachment
+from starkv_compile.frontend.call import Attachment
 from starkv_compile.testing import Prompt, generate, tiny_inputs, tiny_model
 from tests.support.planted import planted_fault
 
@@ -207,7 +206,7 @@ def test_what_is_left_uncompressed_is_so_in_a_cache_of_ours_too(model, case):
     with torch.no_grad(), pytest.warns(UserWarning, match="left this call uncompressed"):
         model(**inputs, past_key_values=cache, **more)
     assert {layer.stored for layer in cache.compressed_layers} <= {0, length}
-    assert cache.session.layout.frame.max() == 1, "where its images are, is known all the same"
+    assert cache.shared.layout.frame.max() == 1, "where its images are, is known all the same"
 
 
 def test_a_model_that_is_its_own_decoder_is_gone_when_nobody_holds_it():
@@ -232,7 +231,7 @@ def test_buffers_made_in_inference_mode_are_written_outside():
 
 def test_models_of_one_class_do_not_use_up_each_others_recompilations(monkeypatch):
     """Dynamo counts the graphs of a function together, whatever model and policy they are of."""
-    monkeypatch.setattr(attach, "GRAPHS", 3)
+    monkeypatch.setattr("starkv_compile.frontend.call.GRAPHS", 3)
     monkeypatch.setattr(Attachment, "made", 0)
     torch._dynamo.reset()
     for policy in ("snapkv", "tova", "starkv", "random"):
@@ -245,7 +244,7 @@ def test_models_of_one_class_do_not_use_up_each_others_recompilations(monkeypatc
 
 
 def test_a_prompt_past_dynamos_limit_is_left_whole_with_the_way_out(monkeypatch):
-    monkeypatch.setattr(attach, "GRAPHS", 1)
+    monkeypatch.setattr("starkv_compile.frontend.call.GRAPHS", 1)
     torch._dynamo.reset()
     inputs, policies = tiny_inputs(FAMILY, Prompt((), 40)), ("tova", "snapkv")
     expected = generate(tiny_model(FAMILY), inputs)

@@ -233,7 +233,7 @@ def test_video():
     video = {k: v for k, v in video.items() if k not in ("pixel_values", "image_grid_thw")}
     ours, theirs = both(lambda model, cache: [run(model, video)])
     assert_equal(ours, theirs)
-    layout = ours[0].past_key_values.session.layout
+    layout = ours[0].past_key_values.shared.layout
     assert layout.grid in ("grid", "positions")
     assert [int((layout.frame[0] == i).sum()) for i in range(2)] == [16, 16]
 

@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from starkv_compile import StarKVConfig, report
-from starkv_compile.cache.cache import Session, StarKVLayer
+from starkv_compile.cache.layer import StarKVLayer
+from starkv_compile.cache.state import SharedState
 from starkv_compile.kernels import reference
 from starkv_compile.kernels.reference.star import Layout, fresh_state, star_scores
 
@@ -69,7 +70,7 @@ class Layer(nn.Module):
 def run(kind):
     """Query, key, the cache after, and the graph's report; the output is checked against eager."""
     module = Layer(kind).eval()
-    cache, plain = StarKVLayer(Session()), StarKVLayer(Session())
+    cache, plain = StarKVLayer(SharedState()), StarKVLayer(SharedState())
     compiled = torch.compile(module, backend="starkv", options=CONFIG.to_options(), fullgraph=True)
     with torch.no_grad():
         out, query, key = compiled.forward(X, cache)

@@ -140,7 +140,7 @@ def by_head(seen=20, sets=((0, 3, 6, 9, 17, 18), (1, 2, 5, 14, 17, 19))):
     layout = VisionLayout.empty(1, torch.device("cpu"))
     frame, row, column, _ = frames(seen, (2, 8), (9, 15))
     layout.extend(frame, row, column, "grid")
-    cache.session.layout = layout
+    cache.shared.layout = layout
     return cache
 
 

@@ -68,7 +68,7 @@ def test_models_with_plain_positions_know_their_grids():
     out = model.generate(
         **make_prompt(family, model).arguments, max_new_tokens=1, return_dict_in_generate=True
     )
-    layout = out.past_key_values.session.layout
+    layout = out.past_key_values.shared.layout
     assert layout.grid == "grid"
     for i, (rows, columns) in enumerate(GRIDS):
         here = layout.frame[0] == i

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from starkv_compile.cache.cache import StarKVCache
+from starkv_compile.cache.chunk import describe_chunk
 from starkv_compile.kernels.reference.layout import layout_from_image_mask, layout_from_positions
 from starkv_compile.testing import Prompt, tiny_inputs, tiny_model
-from starkv_compile.vision.describe import describe_chunk
 
 GRIDS = ((4, 4), (3, 5), (2, 6))
 
@@ -39,7 +39,7 @@ def test_multimodal_rope_models(family, source):
         inputs["position_ids"] = positions
     cache = StarKVCache(model.config)
     describe_chunk(cache, model, inputs)
-    layout = cache.session.layout
+    layout = cache.shared.layout
     assert layout.grid == source
     assert described(layout.frame[0], layout.row[0], layout.column[0]) == expected(prompt)
     newest = (layout.frame[0] == 2).nonzero()[:, 0]
@@ -65,7 +65,7 @@ def test_square_guess_where_nothing_tells_the_shape():
     prompt = Prompt(((4, 4), (4, 4)), 6)
     cache = StarKVCache(model.config)
     describe_chunk(cache, model, tiny_inputs("llava", prompt))
-    layout = cache.session.layout
+    layout = cache.shared.layout
     assert layout.grid == "square"
     assert described(layout.frame[0], layout.row[0], layout.column[0]) == expected(prompt)
 
@@ -90,13 +90,13 @@ def test_later_chunks_count_frames_on():
     for layer in cache.compressed_layers:
         layer.seen = seen
     describe_chunk(cache, model, tiny_inputs(family, second))
-    frame = cache.session.layout.frame[0]
+    frame = cache.shared.layout.frame[0]
     assert frame.max() == 2
     assert frame[23:seen].tolist() == [-1] * 5
     assert (frame == 0).sum() == 16
     assert (frame == 2).sum() == 9
     offset = (frame == 2).nonzero()[0, 0] - seen
-    assert cache.session.layout.current[0, 0] == offset
+    assert cache.shared.layout.current[0, 0] == offset
 
 
 def test_a_turn_without_a_frame_keeps_the_pattern_as_wide():
@@ -105,14 +105,14 @@ def test_a_turn_without_a_frame_keeps_the_pattern_as_wide():
     cache = StarKVCache(model.config)
     describe_chunk(cache, model, tiny_inputs(family, Prompt(((4, 4),), 3)))
     describe_chunk(cache, model, tiny_inputs(family, Prompt((), 3)))
-    assert cache.session.layout.current.tolist() == [[-1] * 16]
+    assert cache.shared.layout.current.tolist() == [[-1] * 16]
 
 
 def test_embeddings_alone_leave_the_layout_unknown():
     model = tiny_model("llava")
     cache = StarKVCache(model.config)
     describe_chunk(cache, model, {"inputs_embeds": torch.zeros(1, 9, 64)})
-    assert cache.session.layout is None
+    assert cache.shared.layout is None
 
 
 def test_counts_are_of_the_tokens_that_a_budget_counts():
@@ -123,7 +123,7 @@ def test_counts_are_of_the_tokens_that_a_budget_counts():
     assert int(padding.max()) > 0
     cache = StarKVCache(model.config)
     describe_chunk(cache, model, inputs)
-    layout = cache.session.layout
+    layout = cache.shared.layout
     visual = torch.tensor([16, 43])
     text = inputs["input_ids"].shape[1] - padding - visual
     assert layout.counts.tolist() == torch.stack([text, visual], dim=1).tolist()
@@ -148,5 +148,5 @@ def test_positions_of_other_rows_are_not_the_prompts():
     inputs["position_ids"] = torch.zeros(4, 0, inputs["input_ids"].shape[1], dtype=torch.int64)
     cache = StarKVCache(model.config)
     describe_chunk(cache, model, inputs)
-    assert cache.session.layout.grid == "square"
-    assert cache.session.layout.frame.shape == inputs["input_ids"].shape
+    assert cache.shared.layout.grid == "square"
+    assert cache.shared.layout.frame.shape == inputs["input_ids"].shape

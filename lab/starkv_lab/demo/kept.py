@@ -34,7 +34,7 @@ def kept_by_layer(cache: StarKVCache) -> list[LayerKept]:
         ValueError: nothing was compacted, no layout of the session is known, or each head of a
             layer keeps a set of its own.
     """
-    layout = cache.session.layout
+    layout = cache.shared.layout
     if layout is None:
         raise ValueError("the cache knows no layout: it was filled without compaction")
     frame, row, column = (t[0].tolist() for t in (layout.frame, layout.row, layout.column))
@@ -59,7 +59,7 @@ def kept_by_layer(cache: StarKVCache) -> list[LayerKept]:
 
 def frame_grids(cache: StarKVCache) -> list[Cell]:
     """(rows, columns) of each frame of a session of one row, in time order."""
-    layout = cache.session.layout
+    layout = cache.shared.layout
     if layout is None:
         raise ValueError("the cache knows no layout: it was filled without compaction")
     grids = []

@@ -130,7 +130,7 @@ def _measure(
         stored=layer.stored,
         seen=layer.seen,
         nbytes=cache.nbytes,
-        full_nbytes=sum(layer.full_nbytes for layer in cache.compressed_layers),
+        full_nbytes=cache.full_nbytes,
         peak_nbytes=peak_bytes(run) if peak else None,
         first_token_seconds=sum(clock.first for clock in clocks) / len(clocks),
         token_seconds=sum(later) / max(1, len(later)),

@@ -101,7 +101,7 @@ class GuiModel:
             kept=sum(layer.stored for layer in layers) / len(layers) - decoded,
             seen=layers[0].seen - decoded,
             nbytes=cache.nbytes,
-            full_nbytes=sum(layer.full_nbytes for layer in layers),
+            full_nbytes=cache.full_nbytes,
             seconds=seconds,
         )
 

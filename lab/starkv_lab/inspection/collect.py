@@ -9,7 +9,9 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from starkv_compile.cache.cache import StarKVCache, StarKVLayer
+from starkv_compile.cache.cache import StarKVCache
+from starkv_compile.cache.layer import StarKVLayer
+from starkv_compile.cache.size import token_bytes
 from starkv_compile.config import StarKVConfig
 from starkv_compile.errors import UnsupportedModel
 from starkv_compile.kernels.reference.capacity import layer_capacity, split_capacity
@@ -102,9 +104,7 @@ def collect(prompt: Prompt, config: StarKVConfig, shares: Sequence[float]) -> In
         row=row,
         column=column,
         layers=tuple(number for number, _ in stored),
-        token_bytes=tuple(
-            (layer.keys.nbytes + layer.values.nbytes) // layer.stored for _, layer in stored
-        ),
+        token_bytes=tuple(token_bytes(layer) for _, layer in stored),
         budgets=tuple(notes.budget(i) for i in range(len(configs))),
         axes=notes.stacked_axes(),
     )

@@ -159,7 +159,7 @@ def _stored(cache: StarKVCache, rewritten: int) -> tuple[int, int | None, int]:
 
 def _layout_is_right(cache: StarKVCache, prompt: Prompt) -> bool:
     """Whether the cache knows the images: as many frames and tokens, and their true grids."""
-    layout = cache.session.layout
+    layout = cache.shared.layout
     if layout is None:
         return not prompt.tokens
     frame, row, column = layout.frame[0], layout.row[0], layout.column[0]

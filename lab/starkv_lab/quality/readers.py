@@ -221,5 +221,5 @@ class Metered:
         cache = self._read(seen)
         self.seconds += time.process_time() - start
         self.nbytes += cache.nbytes
-        self.full_nbytes += sum(layer.full_nbytes for layer in cache.compressed_layers)
+        self.full_nbytes += cache.full_nbytes
         return cache

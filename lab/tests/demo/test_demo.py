@@ -113,7 +113,7 @@ def test_picture_shows_what_the_cache_keeps(ran, way):
         stored = cache.compressed_layers[number].kept
         assert layer.tokens == stored.shape[1] == int(0.5 * layer.seen)
         assert sum(map(len, layer.frames)) == int(
-            (cache.session.layout.frame[0][stored[0]] >= 0).sum()
+            (cache.shared.layout.frame[0][stored[0]] >= 0).sum()
         )
         top = place.top + TITLE + (1 + number) * place.row_height + TITLE
         for shot, left, cells in zip(shots, place.left, layer.frames, strict=True):

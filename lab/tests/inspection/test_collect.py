@@ -48,7 +48,7 @@ def test_kept_sets_and_bytes_are_the_compiled_caches(family, config):
             assert layer.stored == budget.kept[number] < layer.seen
             stored = layer.keys.nbytes + layer.values.nbytes
             assert stored == budget.kept[number] * inspection.token_bytes[number]
-        layout = cache.session.layout
+        layout = cache.shared.layout
         for name in ("frame", "row", "column"):
             assert torch.equal(getattr(inspection, name), getattr(layout, name)[0])
 

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ...cache.cache import StarKVCache, StarKVLayer
+from ...cache.cache import StarKVCache
+from ...cache.layer import StarKVLayer
 from ...errors import UnsupportedModel, root_cause
 from ...hf.cache_argument import with_cache
 from ...vision.layout import VisionLayout
@@ -76,7 +77,7 @@ class Prefill(nn.Module):
         frame, row, column, current, counted = (next(values) for _ in range(5))
         layout = VisionLayout(frame, row, column, current, counted)
         cache = self.inner.new_cache()
-        cache.session.layout = layout
+        cache.shared.layout = layout
         retired = layout.seen - next(values).shape[0]
         seen = layout.seen - ids.shape[1]
         given = [[next(values) for _ in range(4 + STATE)] for _ in self.shapes.layers]
@@ -122,7 +123,7 @@ class Prefill(nn.Module):
         novelty: torch.Tensor,
         *state: torch.Tensor,
     ) -> StarKVLayer:
-        layer = StarKVLayer(cache.session)
+        layer = StarKVLayer(cache.shared)
         layer.lazy_initialization(key, value)
         layer.keys, layer.values, layer.kept, layer.novelty = key, value, kept, novelty
         layer.seen, layer.retired = seen, retired
@@ -144,7 +145,7 @@ class Decode(nn.Module):
         seen = mask.shape[1] - 1
         layers = []
         for _ in self.shapes.layers:
-            layer = StarKVLayer(cache.session)
+            layer = StarKVLayer(cache.shared)
             key, value = next(values), next(values)
             layer.lazy_initialization(key, value)
             layer.keys, layer.values, layer.seen = key, value, seen
@@ -167,7 +168,7 @@ class DecodeInSlots(nn.Module):
         ids, positions, mask, slot, *past = ports
         cache = self.inner.new_cache()
         cache.layers = [
-            SlotLayer(cache.session, key, value, slot)
+            SlotLayer(cache.shared, key, value, slot)
             for key, value in zip(past[::2], past[1::2], strict=True)
         ]
         read = mask.bool()[:, None, None]  # the library takes a mask of four dimensions as it is

@@ -79,7 +79,7 @@ def images_in(shapes: Shapes) -> list[Port]:
 
 
 def layout_in() -> list[Port]:
-    """Of every token seen, `cache.Session.layout`; then how many a share of the budget counts.
+    """Of every token seen, `cache.SharedState.layout`; then how many a share of the budget counts.
 
     `budgeted` is read for its length alone: a length can be a symbol of the graph, a value cannot.
     """

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from ...cache.cache import Session, StarKVLayer
+from ...cache.layer import StarKVLayer
+from ...cache.state import SharedState
 
 
 @torch.library.custom_op("starkv_export::write_slots", mutates_args=())
@@ -32,9 +33,9 @@ class SlotLayer(StarKVLayer):
     """
 
     def __init__(
-        self, session: Session, keys: torch.Tensor, values: torch.Tensor, slot: torch.Tensor
+        self, shared: SharedState, keys: torch.Tensor, values: torch.Tensor, slot: torch.Tensor
     ) -> None:
-        super().__init__(session)
+        super().__init__(shared)
         self.lazy_initialization(keys, values)
         self.keys, self.values, self.slot = keys, values, slot
 

@@ -6,16 +6,8 @@ from typing import Any
 
 from torch.export.passes import move_to_device_pass
 
-from ...optional import needs_tensorrt
+from ...optional import TORCH_TENSORRT_SETTINGS, needs_tensorrt
 from ..capture.programs import Program
-
-SETTINGS: dict[str, Any] = {
-    # A mask is not taken for a causal one: rows may be padded. Its default is that it is.
-    "attn_bias_is_causal": False,
-    # Ten bits of mantissa would keep other tokens.
-    "disable_tf32": True,
-}
-"""What torch-tensorrt has to be told, however it is called."""
 
 
 def compile_program(program: Program, device: str = "cuda", **settings: Any) -> Any:
@@ -31,7 +23,8 @@ def compile_program(program: Program, device: str = "cuda", **settings: Any) -> 
     """
     trt = needs_tensorrt("torch_tensorrt")
     moved = move_to_device_pass(program.exported, device)
-    return trt.dynamo.compile(moved, arg_inputs=_profile(trt, program), **{**SETTINGS, **settings})
+    settings = {**TORCH_TENSORRT_SETTINGS, **settings}
+    return trt.dynamo.compile(moved, arg_inputs=_profile(trt, program), **settings)
 
 
 def _profile(trt: Any, program: Program) -> list[Any]:

@@ -16,7 +16,7 @@ from benchmarks.text_tasks import (
     read,
 )
 from starkv_compile import StarKVCache
-from starkv_compile.cache.cache import StarKVLayer
+from starkv_compile.cache.layer import StarKVLayer
 
 FULL_ATTENTION = {"smollm2": 30, "gemma3": 3}
 # Longer than Gemma 3's sliding window of 512 tokens.

@@ -1,0 +1,123 @@
+"""The tokens of a coming call: described to the cache before a model stores them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import CacheError
+from ..vision.describe import describe
+from ..vision.layout import VisionLayout
+
+if TYPE_CHECKING:
+    from .cache import StarKVCache
+
+DRAFTED_PROMPT = (
+    "the prompt comes with drafted tokens (assisted or prompt-lookup decoding: "
+    "logits_to_keep is more than 1), which may be rolled back; without an "
+    "assistant_model or prompt_lookup_num_tokens it is compressed"
+)
+"""Why a first prompt with drafts is left uncompressed, and the way out."""
+
+
+def begin_chunk(cache: StarKVCache, model: Any, named: Mapping[str, Any]) -> int:
+    """Prepare `cache` for a call of `model` with several new tokens.
+
+    The tokens are described to the cache. Where some of them are drafts, they are stored as they
+    are, since drafts may be rolled back.
+
+    Args:
+        named: what the model is called with.
+
+    Returns:
+        How many of the tokens are drafts.
+
+    Raises:
+        CacheError: drafts come with a prompt that the cache has seen, or the attention mask pads
+            where a compacted cache cannot account for it.
+    """
+    drafts = drafted_tokens(named)
+    if drafts:
+        _check_drafts(cache, named)
+    cache.shared.appending = drafts > 0
+    describe_chunk(cache, model, named)
+    return drafts
+
+
+def drafted_tokens(named: Mapping[str, Any]) -> int:
+    """Tokens at the end whose own logits are wanted: drafts, which `generate` verifies so."""
+    wanted = named.get("logits_to_keep")
+    return wanted - 1 if isinstance(wanted, int) and wanted > 1 else 0
+
+
+def _check_drafts(cache: StarKVCache, named: Mapping[str, Any]) -> None:
+    seen, positions = cache.get_seq_length(), named.get("position_ids")
+    if seen and isinstance(positions, torch.Tensor) and int(positions.flatten()[0]) == 0:
+        raise CacheError(
+            f"assisted decoding passes the prompt again from its first token, though the cache "
+            f"has seen {seen} tokens: generate does so with any cache that "
+            "is not empty. Leave out the cache, assistant_model and "
+            "prompt_lookup_num_tokens, or only the last two"
+        )
+
+
+def describe_chunk(cache: StarKVCache, model: Any, named: Mapping[str, Any]) -> None:
+    """Append the coming chunk to the layout of the cache, or leave the layout unknown.
+
+    Sources, best first: the images' grids or sizes, M-RoPE position ids, token ids alone (frames
+    read as squares). With none of them the graph pass looks for itself.
+
+    Args:
+        named: what the model is called with.
+
+    Raises:
+        CacheError: the attention mask pads where a compacted cache cannot account for it.
+    """
+    seen = cache.get_seq_length()
+    check_padding(named.get("attention_mask"), seen)
+    shared = cache.shared
+    described = describe(model.config, named)
+    if described is None:
+        shared.layout = None
+        return
+    frame, row, column, grid = described
+    if shared.layout is None:
+        shared.layout = VisionLayout.empty(len(frame), frame.device)
+        shared.layout.pad_text(seen)
+        left = max((layer.retired for layer in cache.compressed_layers), default=0)
+        shared.layout.counted[:, :left] = False  # which ones is not known any more
+    shared.layout.truncate(seen)
+    shared.layout.pad_text(seen)
+    shared.layout.extend(frame, row, column, grid, _real(named, seen, frame))
+
+
+def check_padding(mask: Any, seen: int) -> None:
+    """Raise `CacheError` for padding that a compacted cache cannot account for."""
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 2 or bool(mask.all()):
+        return
+    if not bool(mask[:, -1].all()):
+        raise CacheError(
+            "attention_mask ends in zeros for some row: right-padded prompts cannot be compressed "
+            "(the scoring window would be padding); tokenize with padding_side='left'"
+        )
+    if bool((mask[:, 1:] < mask[:, :-1]).any()):
+        raise CacheError(
+            "attention_mask has zeros after ones: padding between tokens cannot be told from "
+            "tokens once a prompt is compressed; pad on the left, or leave those tokens out"
+        )
+    if seen and not bool(mask[:, seen:].all()):
+        raise CacheError(
+            "attention_mask pads the new tokens of a later turn; in a compressed cache they cannot "
+            "be told from stored ones. Give all rows new prompts of one length, or each row a "
+            "cache of its own"
+        )
+
+
+def _real(named: Mapping[str, Any], seen: int, frame: torch.Tensor) -> torch.Tensor | None:
+    """[B, S] bool, False at the padding of a chunk after `seen` tokens; None: no such 2D mask."""
+    mask, (batch, new) = named.get("attention_mask"), frame.shape
+    if not isinstance(mask, torch.Tensor) or mask.shape != (batch, seen + new):
+        return None
+    return mask[:, seen:].to(frame.device) != 0

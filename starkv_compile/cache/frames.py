@@ -1,0 +1,55 @@
+"""Take old frames out of a cache, and the text of their turns where nobody wants it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..errors import CacheError
+from .layer import ONE_PROMPT
+
+if TYPE_CHECKING:
+    from .cache import StarKVCache
+
+
+def keep_newest_frames(cache: StarKVCache, frames: int, text_from: int) -> None:
+    """The body of `StarKVCache.keep_newest_frames`, which documents it."""
+    if cache.is_uneven:
+        raise CacheError(f"keep_newest_frames: {ONE_PROMPT}")
+    layout = cache.shared.layout
+    if layout is None or cache.get_seq_length() == 0:
+        return
+    if len(layout.frame) != 1:
+        raise CacheError(
+            f"keep_newest_frames: the cache has {len(layout.frame)} rows, whose frames may "
+            "differ in size; give each session a cache of its own"
+        )
+    layout.truncate(cache.get_seq_length())  # of a prompt that failed
+    layout.pad_text(cache.get_seq_length())  # the reply
+    frame, counted = layout.frame[0], layout.counted[0]
+    visual = frame >= 0
+    dropped = visual & (frame < int(frame.max()) + 1 - frames)
+    dropped[:text_from] |= ~visual[:text_from]
+    dropped = (dropped | ~counted) & visual.cumsum(0).bool()
+    layers = [layer for layer in cache.compressed_layers if layer.stored]
+    leaving = int((dropped & counted).sum())
+    if not leaving or not layers:
+        return
+    layout.counted = layout.counted & ~dropped
+    places = [layer.places()[0] for layer in layers]
+    left = max(
+        min(int((~dropped[stored]).sum(-1).min()) for stored in places),
+        max(int((~dropped & ~visual)[stored].sum(-1).max()) for stored in places),
+    )
+    for layer, stored in zip(layers, places, strict=True):
+        order = _oldest_visual_first(frame[stored], dropped[stored])
+        layer.keep_only(order[..., layer.stored - left :].sort(-1).values)
+        layer.retired += leaving
+
+
+def _oldest_visual_first(frame: torch.Tensor, gone: torch.Tensor) -> torch.Tensor:
+    """Slots in the order they are dropped: those `gone`, then by frame, text last."""
+    last = frame.max() + 1
+    rank = torch.where(gone, -1, torch.where(frame < 0, last, frame))
+    return rank.argsort(dim=-1, stable=True)

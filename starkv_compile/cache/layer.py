@@ -1,0 +1,293 @@
+"""One layer of the cache: what it stores, what it has seen, and what scoring remembers of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers.cache_utils import DynamicLayer
+
+from ..errors import CacheError
+from ..kernels.marker import WriteArguments, Written
+from ..kernels.ops import STARKV
+from ..kernels.reference.star import Layout, State, fresh_state
+from .state import SharedState
+
+ONE_PROMPT = (
+    "layers of this cache store different numbers of tokens (layer_budgets, or the policy's own), "
+    "which the one mask of a model cannot fit: after its first prompt it takes tokens one at a "
+    "time. Begin a new cache, or compile the model with a policy of one budget for every layer"
+)
+"""Why a cache takes no second prompt, and the way out."""
+
+
+class StarKVLayer(DynamicLayer):
+    """Keys and values of one layer, after compaction, and the layer's scoring state.
+
+    keys, values: [B, G, stored, D]. kept: [B, C] int64, place in the session's stream of each
+    token the last compaction kept, or [B, G, C] where each head keeps a set of its own; what came
+    later follows it without gaps. novelty: float32 of the same shape, how new the policy found each
+    of them in its own prompt; None, and what came later: 1. seen: tokens of the stream; retired:
+    those of them that have left the session, with their frame or its turn, which no budget counts.
+
+    While decoding in buffers, keys and values have room for tokens to come: filled is how many of
+    their slots are taken, and dropped how many tokens of the stream are not stored. No graph reads
+    filled or seen then, since they change with every token; it reads the shared slot, a tensor.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def __init__(self, shared: SharedState) -> None:
+        super().__init__()
+        self.shared = shared
+        self._clear()
+
+    def _clear(self) -> None:
+        self.seen, self.retired = 0, 0
+        self.kept: torch.Tensor | None = None
+        self.novelty: torch.Tensor | None = None
+        self.state: tuple[torch.Tensor, ...] | None = None
+        self.filled: int | None = None
+        self.dropped = 0
+
+    @property
+    def stored(self) -> int:
+        if not self.is_initialized or self.keys.numel() == 0:
+            return 0
+        return self.keys.shape[-2] if self.filled is None else self.filled
+
+    def make_room(self, tokens: int) -> bool:
+        """See that the next token has a slot: a new buffer with `tokens` free ones if it has none.
+
+        Returns:
+            Whether keys and values have moved.
+        """
+        stored = self.stored
+        if self.filled is not None and stored < self.keys.shape[-2]:
+            return False
+        self.keys = _with_room(self.keys, tokens)
+        self.values = _with_room(self.values, tokens)
+        self.filled, self.dropped = stored, self.seen - stored
+        return True
+
+    def settle(self) -> None:
+        """Out of the buffers: keys and values hold what is stored and nothing else."""
+        if self.filled is None:
+            return
+        self.keys = self.keys[:, :, : self.filled].clone()
+        self.values = self.values[:, :, : self.filled].clone()
+        self.filled = None
+
+    def _write(
+        self, key_states: torch.Tensor, value_states: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put one token into its slot; returns the buffers, whose free slots the mask hides."""
+        slot = self.shared.slot
+        assert slot is not None
+        slot = slot.to(self.keys.device)
+        self.keys.index_copy_(2, slot, key_states)
+        self.values.index_copy_(2, slot, value_states)
+        return self.keys, self.values
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append, and return everything stored plus the new tokens, uncompressed.
+
+        More than one new token is a prompt, unless the cache is `appending`: what is stored of
+        it goes through the marker op that the graph pass replaces.
+        """
+        if self.shared.stepping:
+            return self._write(key_states, value_states)
+        self.settle()
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        stored, new = self.stored, key_states.shape[-2]
+        keys = torch.cat([self.keys, key_states], dim=-2)
+        values = torch.cat([self.values, value_states], dim=-2)
+        if new == 1 or self.shared.appending:
+            self.keys, self.values = keys, values
+            self.seen = self.seen + new
+            return keys, values
+        index = self._places(stored, new, keys)
+        self.seen = self.seen + new
+        layout, counts, has_layout = self._layout(index, stored)
+        arguments = WriteArguments(
+            key=keys,
+            value=values,
+            place=index,
+            novelty=self._novelties(index),
+            **layout._asdict(),
+            counts=counts,
+            **self._state(keys, layout.current)._asdict(),
+            seen=self.seen - self.retired,
+            has_layout=has_layout,
+        )
+        written = Written(*STARKV.cache_write(**arguments._asdict()))
+        self.keys, self.values = written.key, written.value
+        self.kept, self.novelty = written.place, written.novelty
+        self.state = tuple(written.state)
+        return keys, values
+
+    def _places(self, stored: int, new: int, keys: torch.Tensor) -> torch.Tensor:
+        """[B, (G,) stored + new]: place in the stream of each token about to be stored."""
+        kept = self.kept
+        first = self.seen - (stored - self._known)
+        rest = torch.arange(first, self.seen + new, device=keys.device)
+        if kept is None:
+            return rest.expand(keys.shape[0], -1)
+        return torch.cat([kept, rest.expand(*kept.shape[:-1], -1)], dim=-1)
+
+    def _novelties(self, index: torch.Tensor) -> torch.Tensor:
+        """Like `index`, the places of tokens about to be stored: how new each was, 1 if unknown."""
+        known = index.new_ones(index.shape[:-1] + (0,)) if self.novelty is None else self.novelty
+        return F.pad(known.float(), (0, index.shape[-1] - known.shape[-1]), value=1.0)
+
+    @property
+    def _known(self) -> int:
+        """How many tokens the last compaction left."""
+        return 0 if self.kept is None else self.kept.shape[-1]
+
+    def _layout(self, index: torch.Tensor, stored: int) -> tuple[Layout, torch.Tensor, bool]:
+        """The layout of what is stored, of each head where sets are; its counts; whether known."""
+        layout = self.shared.layout
+        if layout is None or layout.seen != self.seen:  # the model stores tokens of its own as well
+            text = torch.full_like(index, -1)
+            current = text.flatten(1)[:, :1]
+            return Layout(text, text, text, current), text.new_zeros(len(text), 2), False
+        current = layout.current
+        current = torch.where(current >= 0, current + stored, current)
+        described = [layout.frame, layout.row, layout.column]
+        if index.dim() == 3:
+            described = [t[:, None].expand(-1, index.shape[1], -1) for t in described]
+        frame, row, column = (t.gather(-1, index) for t in described)
+        return Layout(frame, row, column, current), layout.counts, True
+
+    def _state(self, keys: torch.Tensor, current: torch.Tensor) -> State:
+        """The state so far, its pattern as wide as the current frame."""
+        if self.state is None:
+            return fresh_state(keys, current)
+        state = State(*self.state)
+        room = current.shape[1] - state.pattern.shape[-1]
+        return state._replace(pattern=F.pad(state.pattern, (0, room)))
+
+    def get_seq_length(self) -> int:
+        """Tokens seen; a tensor in a graph that decodes into buffers, as of a static cache."""
+        slot = self.shared.slot
+        if self.shared.stepping and slot is not None and torch.compiler.is_compiling():
+            return slot[0] + self.dropped  # type: ignore[return-value]
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """(tokens stored plus new ones, tokens dropped).
+
+        The offset lines the mask up with the last `stored` columns: dropped padding was on the
+        left, so what is left of a row's padding is what falls into those columns. Free slots of a
+        buffer are columns of tokens to come, which causality hides.
+        """
+        if self.shared.stepping:
+            return self.keys.shape[-2], self.dropped
+        self.settle()
+        return self.stored + query_length, self.seen - self.stored
+
+    def reset(self) -> None:
+        super().reset()
+        self._clear()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last tokens (a negative number). Only tokens since the last compaction."""
+        if tokens_to_remove > 0:
+            raise CacheError(
+                f"crop({tokens_to_remove}): pass the number of tokens to remove as a negative "
+                "number"
+            )
+        if tokens_to_remove == 0 or not self.is_initialized:
+            return
+        remove, known = -tokens_to_remove, self._known
+        if remove > self.stored - known and self.seen != self.stored:
+            raise CacheError(
+                f"crop({tokens_to_remove}): only {self.stored - known} tokens came after the last "
+                "compaction; older ones were compressed and cannot be rolled back. Copy the cache "
+                "before the prompt you may want to undo, or start a new one"
+            )
+        self.settle()
+        super().crop(tokens_to_remove)
+        self.seen -= remove
+        if self.kept is not None:
+            self.kept = self.kept[..., : self.stored]
+        if self.novelty is not None:
+            self.novelty = self.novelty[..., : self.stored]
+
+    def places(self) -> torch.Tensor:
+        """[B, (G,) stored]: place in the stream of each token stored."""
+        return self._places(self.stored, 0, self.keys)
+
+    def novelties(self) -> torch.Tensor:
+        """[B, (G,) stored] float32: how new each token stored was in its own prompt."""
+        return self._novelties(self.places())
+
+    def keep_only(self, stay: torch.Tensor) -> None:
+        """Store the tokens of slots `stay` alone, of every batch row: [n], or [G, n] by head."""
+        places = self.places()
+        slots = stay.expand(*places.shape[:-1], -1)
+        novelty = self._novelties(places)
+        self.kept, self.novelty = places.gather(-1, slots), novelty.gather(-1, slots)
+        rows = stay.expand(*self.keys.shape[:2], -1)[..., None]
+        self.keys = self.keys.gather(2, rows.expand(-1, -1, -1, self.keys.shape[-1]))
+        self.values = self.values.gather(2, rows.expand(-1, -1, -1, self.values.shape[-1]))
+        self.filled = None
+
+    def fork(self, shared: SharedState) -> StarKVLayer:
+        """A layer of another cache with the same contents; storage is shared till it grows."""
+        self.settle()
+        twin = StarKVLayer(shared)
+        twin.__dict__.update({**vars(self), "shared": shared})
+        return twin
+
+    def select_rows(self, rows: torch.Tensor) -> None:
+        """Keep, repeat or reorder batch rows of everything the layer holds."""
+        if not self.is_initialized:
+            return
+        keys, values = self.keys[rows], self.values[rows]
+        if self.filled is not None and keys.shape == self.keys.shape:  # their addresses stay
+            self.keys.copy_(keys)
+            self.values.copy_(values)
+        else:
+            self.keys, self.values = keys, values
+        if self.kept is not None:
+            self.kept = self.kept[rows]
+        if self.novelty is not None:
+            self.novelty = self.novelty[rows]
+        if self.state is not None:
+            self.state = tuple(t[rows] for t in self.state)
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        self.select_rows(beam_idx.to(self.keys.device) if self.is_initialized else beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self.select_rows(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.is_initialized:
+            rows = torch.arange(self.keys.shape[0], device=self.keys.device)
+            self.select_rows(rows.repeat_interleave(repeats))
+
+
+@torch.inference_mode(False)
+def _with_room(tokens: torch.Tensor, room: int) -> torch.Tensor:
+    """A copy of [B, G, stored, D] with `room` more slots, zero: a mask hides finite values only.
+
+    Not of inference mode, outside which nothing may write to what was made inside.
+    """
+    batch, groups, stored, dim = tokens.shape
+    buffer = tokens.new_zeros(batch, groups, stored + room, dim)
+    buffer[:, :, :stored] = tokens
+    return fixed_address(buffer)
+
+
+def fixed_address(tensor: torch.Tensor) -> torch.Tensor:
+    """Mark the tensor as one whose address stays, so that CUDA graphs may write to it."""
+    torch._dynamo.mark_static_address(tensor, guard=False)
+    return tensor

@@ -1,0 +1,29 @@
+"""The state of a cache that no single layer owns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from ..vision.layout import VisionLayout
+
+
+class SharedState:
+    """What all layers of a cache share.
+
+    layout: of everything seen, or None where nobody knows it. appending: whether the coming tokens
+    are stored as they are, because they may be rolled back (drafts to be verified). stepping:
+    whether a token is being decoded into the layers' buffers; slot: [1] int64, its place in them.
+    """
+
+    def __init__(self) -> None:
+        self.layout: VisionLayout | None = None
+        self.appending = False
+        self.stepping = False
+        self.slot: torch.Tensor | None = None
+
+    def fork(self) -> SharedState:
+        twin = SharedState()
+        twin.layout = None if self.layout is None else replace(self.layout)
+        return twin

@@ -1,0 +1,128 @@
+"""Why a prompt is left uncompressed: one function for each reason, asked before the model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.cache_utils import DynamicCache
+
+from ..cache.cache import StarKVCache, is_stock
+from ..cache.chunk import DRAFTED_PROMPT, drafted_tokens
+from ..hf.cache_argument import own_cache_argument
+from ..hf.packed_rows import is_packed
+
+
+@dataclass(frozen=True)
+class PromptCall:
+    """A call of an attached model with several new tokens.
+
+    named: the model's arguments by their names. cache: the one among them, or None. uneven: whether
+    the configuration has layers store different numbers of tokens.
+    """
+
+    model: Any
+    named: Mapping[str, Any]
+    cache: Any
+    uneven: bool
+
+
+Refusal = Callable[[PromptCall], str | None]
+"""A sentence that says why the prompt is left uncompressed, with the way out; or None."""
+
+
+def in_training(call: PromptCall) -> str | None:
+    if not call.model.training:
+        return None
+    return "the model is in training mode; call model.eval() first"
+
+
+def without_cache(call: PromptCall) -> str | None:
+    if call.named.get("use_cache", getattr(call.model.config, "use_cache", True)) is not False:
+        return None
+    return "use_cache=False: there is no cache to compress"
+
+
+def packed_rows(call: PromptCall) -> str | None:
+    if not is_packed(call.named.get("position_ids"), call.named.get("attention_mask")):
+        return None
+    return (
+        "several sequences are packed into one row, as its position_ids start again; pass "
+        "them as rows of a batch, padded on the left"
+    )
+
+
+def uneven_padding(call: PromptCall) -> str | None:
+    mask = call.named.get("attention_mask")
+    if not call.uneven or mask is None:
+        return None
+    if isinstance(mask, torch.Tensor) and mask.dim() == 2 and bool(mask.all()):
+        return None
+    return (
+        "layers would store different numbers of tokens, and of padding, which one mask cannot "
+        "hide in all of them; give each prompt a call of its own, or use a policy with one "
+        "budget for every layer"
+    )
+
+
+def uneven_attention(call: PromptCall) -> str | None:
+    if not call.uneven:
+        return None
+    form = call.model.config.get_text_config(decoder=True)._attn_implementation
+    if form in ("sdpa", "eager"):
+        return None
+    return (
+        f"layers would store different numbers of tokens, for which {form} takes no mask; load "
+        'the model with attn_implementation="sdpa"'
+    )
+
+
+def other_cache(call: PromptCall) -> str | None:
+    cache = call.cache
+    if cache is None or isinstance(cache, StarKVCache) or is_stock(cache):
+        return None
+    kind = type(cache).__name__ + (" with offloading" if type(cache) is DynamicCache else "")
+    return (
+        f"the cache is a {kind}, which cannot be shortened rightly; use the default "
+        f"cache, or pass {own_cache_argument()}"
+    )
+
+
+def foreign_tokens(call: PromptCall) -> str | None:
+    if not is_stock(call.cache) or call.cache.get_seq_length() == 0:
+        return None
+    return (
+        f"the {type(call.cache).__name__} passed in already holds tokens stored without starkv; "
+        f"begin the session with {own_cache_argument()}"
+    )
+
+
+def drafted_prompt(call: PromptCall) -> str | None:
+    if not drafted_tokens(call.named):
+        return None
+    empty = call.cache is None or call.cache.get_seq_length() == 0
+    return DRAFTED_PROMPT if empty else None
+
+
+REFUSALS: tuple[Refusal, ...] = (
+    in_training,
+    without_cache,
+    packed_rows,
+    uneven_padding,
+    uneven_attention,
+    other_cache,  # first of those that look at the cache: the next two know its kind
+    foreign_tokens,
+    drafted_prompt,  # last: its tokens are stored in a cache that compresses later ones
+)
+"""In this order; the first that has a reason wins."""
+
+
+def first_refusal(call: PromptCall) -> tuple[Refusal, str] | None:
+    """The refusal that wins, and its sentence; None where the prompt can be compressed."""
+    for refusal in REFUSALS:
+        reason = refusal(call)
+        if reason is not None:
+            return refusal, reason
+    return None

@@ -1,0 +1,63 @@
+"""What a caller's cache becomes, and what a coming chunk does to it."""
+
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache
+
+from starkv_compile import CacheError, StarKVCache
+from starkv_compile.cache.cache import ready_cache
+from starkv_compile.cache.chunk import begin_chunk, drafted_tokens
+from starkv_compile.testing import LAYERS, tiny_model
+
+MODEL = tiny_model("llava")
+TEXT = {"input_ids": torch.arange(10, 30)[None]}
+
+
+def feed(cache, tokens):
+    for layer in range(LAYERS):
+        cache.update(torch.zeros(1, 2, tokens, 16), torch.zeros(1, 2, tokens, 16), layer)
+
+
+def test_caches_that_become_one_of_ours():
+    assert isinstance(ready_cache(MODEL.config, None), StarKVCache)
+    ours, stock = StarKVCache(MODEL.config), DynamicCache()
+    assert ready_cache(MODEL.config, ours) is ours
+    assert ready_cache(MODEL.config, stock) is stock
+    assert isinstance(stock, StarKVCache)
+
+
+def test_caches_that_cannot_become_one():
+    full, offloaded = DynamicCache(), DynamicCache()
+    feed(full, 3)
+    offloaded.offloading = True
+    static = StaticCache(MODEL.config.get_text_config(), max_cache_len=9)
+    for cache in (full, offloaded, static):
+        kind = type(cache)
+        assert ready_cache(MODEL.config, cache) is None
+        assert type(cache) is kind
+
+
+@pytest.mark.parametrize(
+    ("wanted", "drafts"), [(None, 0), (0, 0), (1, 0), (4, 3), (torch.tensor([2, 3]), 0)]
+)
+def test_drafts_are_what_logits_are_wanted_of(wanted, drafts):
+    assert drafted_tokens({"logits_to_keep": wanted}) == drafts
+
+
+def test_a_chunk_with_drafts_is_stored_as_it_is():
+    cache = StarKVCache(MODEL.config)
+    assert begin_chunk(cache, MODEL, {**TEXT, "logits_to_keep": 4}) == 3
+    assert cache.shared.appending
+    assert cache.shared.layout.seen == 20
+    assert begin_chunk(cache, MODEL, TEXT) == 0
+    assert not cache.shared.appending
+
+
+def test_drafts_with_a_prompt_that_was_seen_are_an_error():
+    cache = StarKVCache(MODEL.config)
+    feed(cache, 20)
+    again = {**TEXT, "logits_to_keep": 4, "position_ids": torch.arange(20)[None]}
+    with pytest.raises(CacheError, match="though the cache has seen 20 tokens"):
+        begin_chunk(cache, MODEL, again)
+    again["position_ids"] = again["position_ids"] + 20
+    assert begin_chunk(cache, MODEL, again) == 3

@@ -1,0 +1,120 @@
+"""Why a prompt is left uncompressed: each reason alone, and which one wins."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache
+
+from starkv_compile import StarKVCache
+from starkv_compile.frontend.refusals import REFUSALS, PromptCall, first_refusal
+from starkv_compile.testing import tiny_model
+
+CONFIG = tiny_model("llava").config
+PLAIN = torch.ones(1, 8, dtype=torch.int64)
+
+
+def model(training=False, form="sdpa", use_cache=True):
+    text = SimpleNamespace(_attn_implementation=form)
+    config = SimpleNamespace(use_cache=use_cache, get_text_config=lambda decoder: text)
+    return SimpleNamespace(training=training, config=config)
+
+
+def holding_tokens(cache):
+    for layer in range(2):
+        cache.update(torch.zeros(1, 2, 3, 16), torch.zeros(1, 2, 3, 16), layer)
+    return cache
+
+
+def call(cache=None, uneven=False, of=None, **named):
+    return PromptCall(of or model(), named, cache, uneven)
+
+
+CASES = {
+    "in_training": (call(of=model(training=True)), r"call model\.eval\(\) first"),
+    "without_cache": (call(use_cache=False), "there is no cache to compress"),
+    "packed_rows": (call(position_ids=torch.arange(8)[None] % 4), "packed into one row"),
+    "uneven_padding": (call(uneven=True, attention_mask=PLAIN - 1), "and of padding"),
+    "uneven_attention": (
+        call(uneven=True, of=model(form="flash")),
+        "for which flash takes no mask",
+    ),
+    "other_cache": (
+        call(StaticCache(CONFIG.get_text_config(), max_cache_len=9)),
+        "the cache is a StaticCache, which cannot be shortened rightly",
+    ),
+    "foreign_tokens": (call(holding_tokens(DynamicCache())), "the DynamicCache passed in already"),
+    "drafted_prompt": (call(logits_to_keep=4), "drafted tokens"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_reason_alone(name):
+    case, said = CASES[name]
+    refusal, reason = first_refusal(case)
+    assert refusal.__name__ == name
+    assert [other for other in REFUSALS if other(case)] == [refusal]
+    assert re.search(said, reason)
+
+
+def test_every_reason_has_its_case():
+    assert [refusal.__name__ for refusal in REFUSALS] == list(CASES)
+
+
+def test_the_first_reason_wins():
+    """A call with everything wrong, of which one thing after the other is put right."""
+    wrong = {
+        "of": model(training=True, form="flash"),
+        "use_cache": False,
+        "position_ids": torch.arange(8)[None] % 4,
+        "cache": StaticCache(CONFIG.get_text_config(), max_cache_len=9),
+        "logits_to_keep": 4,
+    }
+    remedies = [
+        {"of": model(form="flash")},
+        {"use_cache": True},
+        {"position_ids": None, "attention_mask": PLAIN - 1},
+        {"attention_mask": PLAIN},
+        {"of": model()},
+        {"cache": holding_tokens(DynamicCache())},
+        {"cache": DynamicCache()},
+        {"logits_to_keep": 1},
+    ]
+    won = []
+    for remedy in remedies:
+        refusal, _ = first_refusal(call(uneven=True, **wrong))
+        won.append(refusal)
+        wrong |= remedy
+    assert tuple(won) == REFUSALS
+    assert first_refusal(call(uneven=True, **wrong)) is None
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        call(),
+        call(DynamicCache()),
+        call(StarKVCache(CONFIG)),
+        call(holding_tokens(StarKVCache(CONFIG))),
+        call(holding_tokens(StarKVCache(CONFIG)), logits_to_keep=4),
+        call(position_ids=torch.arange(8)[None], attention_mask=PLAIN, logits_to_keep=1),
+        call(attention_mask=PLAIN - 1, of=model(form="flash")),
+        call(uneven=True, attention_mask=PLAIN),
+    ],
+)
+def test_what_is_compressed(case):
+    assert first_refusal(case) is None
+
+
+def test_an_offloaded_cache_is_named():
+    cache = DynamicCache()
+    cache.offloading = True
+    _, reason = first_refusal(call(cache))
+    assert reason.startswith("the cache is a DynamicCache with offloading, which")
+
+
+def test_a_model_whose_configuration_wants_no_cache():
+    _, reason = first_refusal(call(of=model(use_cache=False)))
+    assert reason.startswith("use_cache=False")
+    assert first_refusal(call(of=model(use_cache=False), use_cache=True)) is None
