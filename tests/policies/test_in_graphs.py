@@ -11,7 +11,7 @@ from starkv_compile.testing import Prompt, tiny_inputs, tiny_model
 from starkv_compile.vision.layout import VisionLayout
 from tests.support.marked_layer import LAYOUT, MarkedLayer, marked_inputs, places_of
 from tests.support.one_layer import Attention, D, G, S, X, capture
-from tests.support.policy_cases import frames, kept, kept_rows
+from tests.support.policy_cases import config_of, frames, kept, kept_rows
 from tests.test_session import two_turns
 
 CONFIG = {"budget": 0.5, "inner": "eager"}
@@ -190,22 +190,21 @@ RECOMMENDED = ("snapkv_mean", "snapkv", "key_novelty")
 def test_inductor_keeps_the_same():
     """In one graph for all, as compiling is what takes the time."""
     query, key, value = projected()
+    configs = [config_of(name, pool=5, window=8) for name in RECOMMENDED]
 
     def run(query, key, value):
         return [
             kept_rows(
-                name,
+                config,
                 query,
                 key,
                 S // 2,
                 tuple(LAYOUT),
                 value=value,
                 hidden=X,
-                pool=5,
-                window=8,
                 scale=D**-0.5,
             )
-            for name in RECOMMENDED
+            for config in configs
         ]
 
     expected = run(query, key, value)

@@ -50,10 +50,14 @@ def kept(policy, query, key, capacity, layout=None, **changes):
     return kept_rows(policy, query, key, capacity, layout, **changes)[0].tolist()
 
 
+def config_of(policy, **options):
+    return StarKVConfig.from_options({"policy": policy, **options})
+
+
 def kept_rows(policy, query, key, capacity, layout, **changes):
-    """The same of all rows, [B, (G,) C], with the options' own defaults."""
+    """The same of all rows, [B, (G,) C], with the options' own defaults; or by a configuration."""
     inputs = {n: changes.pop(n) for n in list(changes) if n in FIELDS - {"window"}}
-    config = StarKVConfig.from_options({"policy": policy, **changes})
+    config = policy if isinstance(policy, StarKVConfig) else config_of(policy, **changes)
     scorer = config.policy
     length = key.shape[2]
     state = tuple(fresh_state(key, layout[3]))
