@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .passes.base import Context
 
 
 @dataclass(frozen=True)
@@ -39,23 +35,6 @@ class GraphReport:
     encoder_sites: int = 0
     notes: tuple[str, ...] = ()
     failure: str | None = None
-
-    @classmethod
-    def of(cls, context: Context) -> GraphReport:
-        notes = {note.site: note.reason for note in context.notes}
-        done = [
-            SiteReport(
-                s.index, s.attention.form, s.attention.node.name, True, None, notes.get(s.index)
-            )
-            for s in context.rewritten
-        ]
-        left = [
-            SiteReport(-1 if r.site is None else r.site, "attention", r.node, False, r.reason)
-            for r in context.refusals
-        ]
-        sites = tuple(sorted(done + left, key=lambda site: site.index))
-        general = tuple(note.reason for note in context.notes if note.site is None)
-        return cls(sites, context.decode_sites, context.encoder_sites, general)
 
     def __str__(self) -> str:
         lines = [f"{self.rewritten} of {self.found} attentions rewritten"]

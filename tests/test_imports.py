@@ -1,8 +1,15 @@
-"""Importing must cost nothing and touch nothing; checked in processes of their own."""
+"""Importing must cost nothing and touch nothing, and imports run downward from room to room.
+
+The first is checked in processes of their own, the second on the source.
+"""
 
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from tests.support.imports import CORE, DOOR, LAB, imports, rooms
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,3 +73,148 @@ def test_other_backends_are_untouched():
         "print(m._compiled_call_impl, 'OptimizedModule' in type(c).__name__)"
     )
     assert out.strip() == "None True"
+
+
+def test_passes_load_no_transformers():
+    out = run("import sys, starkv_compile.passes\nprint('transformers' in sys.modules)")
+    assert out.strip() == "False"
+
+
+ORDER = (
+    DOOR,
+    "cli",
+    "testing",
+    "export",
+    "serving",
+    "frontend",
+    "session",
+    "passes",
+    "config",
+    "cache",
+    "policies",
+    "vision",
+    "hf",
+    "kernels",
+    "reporting",
+    "optional",
+    "errors",
+)
+"""Rooms of the compiler, top to bottom: each may import those below it."""
+
+NEVERS = (
+    (CORE, LAB),  # the compiler is installed without the laboratory
+    ("frontend", "export"),  # compiling a model needs no exporter
+    ("export", "frontend"),  # an exported model runs without a compiler
+    ("policies", "config"),  # the configuration holds a policy
+    ("vision", "cache"),  # what a token shows does not depend on who stores it
+    ("kernels", "policies"),  # a policy chooses its kernels
+    ("cache", "frontend"),  # a cache works without a compiled model
+    ("passes", "frontend"),  # so does a rewritten graph
+)
+"""The first never imports the second. They stand for themselves, however `ORDER` may change."""
+
+
+def upward(root):
+    """Imports against `ORDER` that no entry of `NEVERS` names."""
+    place = {room: number for number, room in enumerate(ORDER)}
+    return [
+        one.where
+        for one in imports(root)
+        if one.target != LAB
+        and (one.source, one.target) not in NEVERS
+        and place[one.source] > place.get(one.target, place[DOOR])  # a name of the package itself
+    ]
+
+
+def forbidden(root, never):
+    """Imports from the first room of `never` in its second."""
+    source, target = never
+    return [
+        one.where for one in imports(root) if one.target == target and source in (CORE, one.source)
+    ]
+
+
+def test_every_room_has_its_place():
+    assert rooms(ROOT) <= set(ORDER)
+
+
+def test_imports_run_downward():
+    assert upward(ROOT) == []
+
+
+POLICIES_READ_CONFIG = pytest.mark.xfail(strict=True, reason="policies still own no options")
+
+
+@pytest.mark.parametrize(
+    "never",
+    [
+        pytest.param(one, marks=POLICIES_READ_CONFIG) if one == ("policies", "config") else one
+        for one in NEVERS
+    ],
+    ids=" -> ".join,
+)
+def test_what_is_never_imported(never):
+    assert forbidden(ROOT, never) == []
+
+
+WAYS = {
+    "at the top": "from ..{target} import something\n",
+    "its package": "from .. import {target}\n",
+    "by its full name": "import starkv_compile.{target}.inside\n",
+    "in a function": "def late():\n    from ..{target}.inside import something\n",
+    "for types": "if TYPE_CHECKING:\n    from ..{target} import something\n",
+}
+
+
+def tree(root, room, text):
+    """A package of one room, whose one file is `text`."""
+    folder = root / CORE / room
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("")
+    (folder / "made_up.py").write_text(text)
+    return f"{CORE}/{room}/made_up.py:{text.count(chr(10))}"
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("never", NEVERS[1:], ids=" -> ".join)
+def test_a_forbidden_import_is_found(tmp_path, never, way):
+    source, target = never
+    where = tree(tmp_path, source, WAYS[way].format(target=target))
+    assert forbidden(tmp_path, never) == [where]
+    assert all(forbidden(tmp_path, other) == [] for other in NEVERS if other != never)
+
+
+@pytest.mark.parametrize("room", ["kernels", "cli"])
+@pytest.mark.parametrize("text", ["import starkv_lab.cli\n", "def f():\n    import starkv_lab\n"])
+def test_an_import_of_the_laboratory_is_found(tmp_path, room, text):
+    where = tree(tmp_path, room, text)
+    assert forbidden(tmp_path, (CORE, LAB)) == [where]
+    assert upward(tmp_path) == []
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("source", "target"), [*zip(ORDER[2:], ORDER[1:], strict=False), ("hf", "session")]
+)
+def test_an_import_that_runs_upward_is_found(tmp_path, source, target, way):
+    where = tree(tmp_path, source, WAYS[way].format(target=target))
+    found = upward(tmp_path) + [w for never in NEVERS for w in forbidden(tmp_path, never)]
+    assert found == [where]
+
+
+@pytest.mark.parametrize("text", ["import starkv_compile\n", "from .. import __version__\n"])
+def test_an_import_of_the_whole_package_runs_upward(tmp_path, text):
+    where = tree(tmp_path, "cache", text)
+    assert upward(tmp_path) == [where]
+
+
+def test_imports_that_run_downward_are_allowed(tmp_path):
+    lines = (
+        "import torch",
+        "from . import fx",
+        "from ..cache.size import x",
+        "from .. import errors",
+    )
+    tree(tmp_path, "passes", "\n".join(lines))
+    assert upward(tmp_path) == []
+    assert all(forbidden(tmp_path, never) == [] for never in NEVERS)

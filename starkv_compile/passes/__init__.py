@@ -28,6 +28,7 @@ from .find_layout import FindLayout
 from .insert_compaction import InsertCompaction, StripMarkers
 from .insert_scores import InsertScores
 from .share_log_sum_exp import ShareLogSumExp
+from .summary import summarize
 
 PIPELINE: tuple[type[GraphPass], ...] = (
     FindAttention,  # first: later passes read its sites and never match attention again
@@ -76,7 +77,7 @@ class Pipeline:
         module.recompile()
         if folder is not None:
             self._dump(Path(folder), module)
-        return GraphReport.of(context)
+        return summarize(context)
 
     def _dump(self, folder: Path, module: GraphModule) -> None:
         folder.mkdir(parents=True, exist_ok=True)
