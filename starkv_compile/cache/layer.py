@@ -114,6 +114,7 @@ class StarKVLayer(DynamicLayer):
         index = self._places(stored, new, keys)
         self.seen = self.seen + new
         layout, counts, has_layout = self._layout(index, stored)
+        state = self._state(keys, layout.current)
         arguments = WriteArguments(
             key=keys,
             value=values,
@@ -121,7 +122,7 @@ class StarKVLayer(DynamicLayer):
             novelty=self._novelties(index),
             **layout._asdict(),
             counts=counts,
-            **self._state(keys, layout.current)._asdict(),
+            **state._asdict(),
             seen=self.seen - self.retired,
             has_layout=has_layout,
         )
