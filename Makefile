@@ -3,7 +3,7 @@ PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
 
-.PHONY: help venv demo test test-kernels test-models test-hf test-trt test-torch-trt weights test-weights bench lint clean
+.PHONY: help venv demo test test-kernels test-models test-hf test-trt test-torch-trt weights test-weights bench docs lint clean
 
 help:
 	@echo "make venv    create .venv with everything the project needs"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-torch-trt  what torch-tensorrt converts and builds, without a GPU (installs it)"
 	@echo "make test-weights  the tests on real language models, which it installs"
 	@echo "make bench   measure scoring and compaction against rivals and floors"
+	@echo "make docs    build the documentation into site/; fails on a broken link"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove .venv and all caches"
 
@@ -81,11 +82,15 @@ test-weights: weights
 bench: venv
 	$(BIN)/python -m benchmarks
 
+# The variable hides an advertisement that mkdocs-material prints at each build.
+docs: venv
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 lint: venv
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
 clean:
-	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache demo-output inspect.html
+	rm -rf .venv build dist site *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache demo-output inspect.html
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -100,7 +100,7 @@ def add_plot(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     plot.add_argument("folder", type=Path, metavar="DIR", help="the --out of `bench quality`")
-    plot.add_argument("--out", type=Path, metavar="DIR", default=Path("docs"))
+    plot.add_argument("--out", type=Path, metavar="DIR", default=Path("docs/results"))
     plot.set_defaults(run=_plot)
 
 
