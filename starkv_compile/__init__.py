@@ -8,8 +8,7 @@ transformers.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .config import StarKVConfig
 from .errors import (
@@ -20,6 +19,7 @@ from .errors import (
     StarKVError,
     UnsupportedModel,
 )
+from .lazy import lazy_names
 from .reporting import GraphReport, Report
 
 if TYPE_CHECKING:
@@ -30,26 +30,22 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "compile": "frontend",
-    "compiled": "frontend",
-    "report": "frontend",
-    "last_report": "frontend",
-    "undo": "frontend",
-    "StarKVCache": "cache",
-    "AgentSession": "session",
-}
-"""Which module has a name that is imported when it is first used: these load transformers."""
-
-_MODULES = ("export", "passes", "policies")
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:  # `starkv_compile.passes.apply`, without an import of its own
-        return import_module(f".{name}", __name__)
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+# What loads torch or transformers waits until it is used.
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "compile": "frontend",
+        "compiled": "frontend",
+        "report": "frontend",
+        "last_report": "frontend",
+        "undo": "frontend",
+        "StarKVCache": "cache",
+        "AgentSession": "session",
+        "export": "",
+        "passes": "",
+        "policies": "",
+    },
+)
 
 
 def __dir__() -> list[str]:

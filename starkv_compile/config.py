@@ -250,3 +250,6 @@ class StarKVConfig:
         if self.budget_tokens is not None:
             return self.budget_tokens
         return seen * self.fraction.numerator // self.fraction.denominator
+
+
+__all__ = ["DEFAULT_POLICY", "INNER_BACKENDS", "StarKVConfig"]

@@ -42,3 +42,15 @@ class NonFiniteScores(StarKVError, ArithmeticError):
 
 class MissingPackage(StarKVError, ImportError):
     """A package that this part needs is not installed."""
+
+
+__all__ = [
+    "CacheError",
+    "MissingPackage",
+    "NonFiniteScores",
+    "OptionError",
+    "StarKVError",
+    "UnsupportedModel",
+    "did_you_mean",
+    "root_cause",
+]

@@ -56,3 +56,6 @@ def _how_to_get_tensorrt() -> str:
 
 def _pip_line(release: str) -> str:
     return f"pip install 'starkv-compile[tensorrt-{release.replace('.', '-')}]'"
+
+
+__all__ = ["needs", "needs_tensorrt"]

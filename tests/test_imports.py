@@ -97,6 +97,7 @@ ORDER = (
     "kernels",
     "reporting",
     "validation",
+    "lazy",
     "optional",
     "errors",
 )

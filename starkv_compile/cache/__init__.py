@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_names
+from .size import (
+    cache_bytes,
+    full_bytes,
+    layer_bytes,
+    layer_stats,
+    row_bytes,
+    token_bytes,
+)
 
 if TYPE_CHECKING:
     from .cache import StarKVCache
+    from .layer import StarKVLayer
 
+# These come with transformers, which counting bytes does without.
+__getattr__ = lazy_names(__name__, {"StarKVCache": "cache", "StarKVLayer": "layer"})
 
-def __getattr__(name: str) -> Any:
-    if name != "StarKVCache":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .cache import StarKVCache  # transformers comes with it, which `size` does without
-
-    return StarKVCache
-
-
-__all__ = ["StarKVCache"]
+__all__ = [
+    "StarKVCache",
+    "StarKVLayer",
+    "cache_bytes",
+    "full_bytes",
+    "layer_bytes",
+    "layer_stats",
+    "row_bytes",
+    "token_bytes",
+]

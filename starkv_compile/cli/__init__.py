@@ -1,1 +1,8 @@
 """The command `starkv`. Other packages add commands to it (entry points `starkv.commands`)."""
+
+from __future__ import annotations
+
+from .command_line import main
+from .options import add_method, config_of
+
+__all__ = ["add_method", "config_of", "main"]

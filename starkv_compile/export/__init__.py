@@ -1,7 +1,40 @@
 """Export: the compacting decoder as ONNX graphs, and a runner for them.
 
-    python -m starkv_compile export CHECKPOINT --budget 0.2 --max-seq 16384 -o DIR
+    starkv export CHECKPOINT --budget 0.2 --max-seq 16384 -o DIR
 
 `torch.export` captures the model, the graph passes rewrite what it captured, the ops of ours are
-put in place by their bodies, and `torch.onnx` writes the result. See docs/export.md.
+put in place by their bodies, and `torch.onnx` writes the result. See docs/guides/export.md.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .onnx.manifest import Manifest
+    from .onnx.package import ExportOptions, export_checkpoint, export_model
+    from .runner import OnnxSession, load_model
+
+# `starkv --help` and a plain import do without torch and onnx.
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "ExportOptions": "onnx.package",
+        "Manifest": "onnx.manifest",
+        "OnnxSession": "runner",
+        "export_checkpoint": "onnx.package",
+        "export_model": "onnx.package",
+        "load_model": "runner",
+    },
+)
+
+__all__ = [
+    "ExportOptions",
+    "Manifest",
+    "OnnxSession",
+    "export_checkpoint",
+    "export_model",
+    "load_model",
+]

@@ -10,3 +10,9 @@ Shape legend, used everywhere:
     N  tokens of the current frame, padded to the widest row
     C  capacity: tokens kept in all, window included  D  head dim    E  hidden dim
 """
+
+from __future__ import annotations
+
+from .ops import STARKV
+
+__all__ = ["STARKV"]

@@ -9,7 +9,7 @@ from starkv_lab.agent.checkpoints import SHIPPED
 
 from starkv_compile import StarKVError
 from starkv_compile import optional as packages
-from starkv_compile.cli.main import main
+from starkv_compile.cli import main
 from starkv_compile.export.onnx import package
 from starkv_compile.export.runner import load_model
 from starkv_compile.export.tensorrt import engine, engine_graph

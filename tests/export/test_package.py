@@ -9,7 +9,7 @@ from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from starkv_compile import StarKVConfig, StarKVError
-from starkv_compile.cli.main import main
+from starkv_compile.cli import main
 from starkv_compile.errors import MissingPackage
 from starkv_compile.export.onnx import package
 from starkv_compile.export.onnx.graphs import Graph

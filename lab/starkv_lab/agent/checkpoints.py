@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from starkv_compile.errors import StarKVError
+from starkv_compile import StarKVError
 
 from .vocabulary import END, PAD, TOKEN_ID
 

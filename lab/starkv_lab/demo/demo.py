@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from starkv_compile.errors import StarKVError
+from starkv_compile import StarKVError
 from starkv_compile.optional import needs
 
 from ..agent.checkpoints import agent_folder

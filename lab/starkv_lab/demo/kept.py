@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..agent.world import Cell
 
 if TYPE_CHECKING:
-    from starkv_compile.cache.cache import StarKVCache
+    from starkv_compile import StarKVCache
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from starkv_compile.config import StarKVConfig
-from starkv_compile.frontend.api import compile, undo
+from starkv_compile import StarKVConfig, compile, undo
 
 from ..agent.checkpoints import agent_folder, load_agent
 
@@ -27,7 +26,7 @@ def in_torch(config: StarKVConfig, checkpoint: Path | None) -> Iterator[tuple[An
 
 def in_onnx(folder: Path) -> tuple[Any, Any]:
     """(model, processor) of a folder that `export_agent` wrote."""
-    from starkv_compile.export.runner import load_model
+    from starkv_compile.export import load_model
 
     from ..agent.processor import AgentProcessor
 
@@ -46,8 +45,8 @@ def export_agent(
     """
     from transformers import AutoConfig
 
-    from starkv_compile.export.onnx.manifest import FILE, Manifest
-    from starkv_compile.export.onnx.package import ExportOptions, export_checkpoint
+    from starkv_compile.export import ExportOptions, Manifest, export_checkpoint
+    from starkv_compile.export.onnx.manifest import FILE
 
     source = agent_folder(checkpoint)
     described = AutoConfig.from_pretrained(source, local_files_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from starkv_compile.errors import StarKVError
+from starkv_compile import StarKVError
 
 from ..agent.questions import KINDS, Question, ask
 from ..agent.render import screenshot

@@ -13,10 +13,7 @@ from typing import Any
 import torch
 from transformers.generation.streamers import BaseStreamer
 
-from starkv_compile.cache.cache import StarKVCache
-from starkv_compile.config import StarKVConfig
-from starkv_compile.errors import OptionError
-from starkv_compile.session import AgentSession
+from starkv_compile import AgentSession, OptionError, StarKVCache, StarKVConfig
 from starkv_compile.testing import peak_bytes
 
 from .runtimes import in_onnx, in_torch

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from starkv_compile.errors import StarKVError
+from starkv_compile import StarKVError
 
 from .actions import Action, Point
 from .agentnet_score import best, keys_of, scroll_of

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from starkv_compile.errors import StarKVError
+from starkv_compile import StarKVError
 
 from .actions import DIRECTIONS, Action, Point
 from .android_screen import Element, element_at, elements_of_forest, elements_of_json

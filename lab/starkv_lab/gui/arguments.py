@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from starkv_compile.cli.options import add_method, config_of
+from starkv_compile import OptionError
+from starkv_compile.cli import add_method, config_of
 from starkv_compile.config import INNER_BACKENDS
-from starkv_compile.errors import OptionError
 
 
 def add_gui(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from starkv_compile.errors import OptionError, StarKVError
+from starkv_compile import OptionError, StarKVError
 
 from .agentnet_bench import AGENTNET_BENCH
 from .android_control import ANDROID_CONTROL

@@ -8,11 +8,9 @@ from typing import Any
 
 import torch
 
-from starkv_compile.cache.cache import StarKVCache
-from starkv_compile.config import StarKVConfig
-from starkv_compile.errors import MissingPackage, StarKVError
-from starkv_compile.frontend import api
-from starkv_compile.hf.cache_argument import with_cache
+import starkv_compile
+from starkv_compile import MissingPackage, StarKVCache, StarKVConfig, StarKVError
+from starkv_compile.hf import with_cache
 
 from .families.base import Family
 from .samples import Sample, Size, open_screen
@@ -67,7 +65,7 @@ class GuiModel:
         for name, limit in zip(("shortest_edge", "longest_edge"), pixels, strict=True):
             if limit is not None:
                 images.size = {**dict(images.size), name: limit}
-        api.compile(self.model, config)
+        starkv_compile.compile(self.model, config)
 
     @torch.no_grad()
     def answer(self, sample: Sample, max_new_tokens: int) -> Answer:

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from starkv_compile.errors import StarKVError
+from starkv_compile import StarKVError
 
 from .shards import Shard
 

@@ -10,8 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from starkv_compile.config import StarKVConfig
-from starkv_compile.errors import OptionError
+from starkv_compile import OptionError, StarKVConfig
 
 from ..environment import environment
 from .actions import UnparsableAnswer

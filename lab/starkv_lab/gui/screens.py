@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from starkv_compile.errors import StarKVError
+from starkv_compile import StarKVError
 
 from .actions import Point
 from .samples import Size

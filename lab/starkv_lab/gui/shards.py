@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
-from starkv_compile.errors import OptionError
+from starkv_compile import OptionError
 
 Item = TypeVar("Item")
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from starkv_compile.errors import StarKVError
+from starkv_compile import StarKVError
 
 from ..statistics import Bootstrap, wilson
 from .benchmarks import dataset_of

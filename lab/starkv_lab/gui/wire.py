@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from starkv_compile.errors import StarKVError
+from starkv_compile import StarKVError
 
 Message = dict[int, list["int | bytes"]]
 """By field number: every value in the order written, numbers as unsigned, the rest as bytes."""

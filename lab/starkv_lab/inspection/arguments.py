@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from starkv_compile.cli.options import add_method
+from starkv_compile.cli import add_method
 
 
 def add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -8,9 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from starkv_compile.kernels.ops import score_after_each_axis
-from starkv_compile.kernels.reference.spatial import REFERENCE
-from starkv_compile.kernels.reference.star import Scores
+from starkv_compile.kernels.reference import Scores
 from starkv_compile.policies import Policy, ScoreInputs, ScreenNovelty, StarKV
 
 
@@ -86,8 +84,7 @@ def _star_axes(policy: StarKV, inputs: ScoreInputs) -> list[Axis]:
     """
 
     def scores(**changes: Any) -> Scores:
-        changed = dataclasses.replace(policy, **changes)
-        return score_after_each_axis(REFERENCE, *changed.arguments(inputs))
+        return dataclasses.replace(policy, **changes).after_each_axis(inputs)
 
     attention = scores(boost=0.0, entropy="off").group[0].mean(0)
     boosted = scores(entropy="off").group[0].mean(0)

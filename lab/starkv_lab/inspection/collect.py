@@ -9,13 +9,9 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from starkv_compile.cache.cache import StarKVCache
-from starkv_compile.cache.layer import StarKVLayer
-from starkv_compile.cache.size import token_bytes
-from starkv_compile.config import StarKVConfig
-from starkv_compile.errors import UnsupportedModel
-from starkv_compile.kernels.reference.capacity import layer_capacity, split_capacity
-from starkv_compile.kernels.reference.selection import best_first
+from starkv_compile import StarKVCache, StarKVConfig, UnsupportedModel
+from starkv_compile.cache import StarKVLayer, token_bytes
+from starkv_compile.kernels.reference import best_first, layer_capacity, split_capacity
 from starkv_compile.policies import ScoreInputs
 
 from .axes import Axis, axes_of

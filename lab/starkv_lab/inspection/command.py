@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from starkv_compile.cli.options import config_of
-from starkv_compile.config import StarKVConfig
-from starkv_compile.errors import OptionError, StarKVError
+from starkv_compile import OptionError, StarKVConfig, StarKVError
+from starkv_compile.cli import config_of
 
 from ..demo.ways import MAX_REPLY
 from .collect import collect

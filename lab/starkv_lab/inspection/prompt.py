@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from starkv_compile.errors import OptionError, StarKVError, UnsupportedModel
-from starkv_compile.hf.checkpoints import check_folder, load_pretrained, read_config
+from starkv_compile import OptionError, StarKVError, UnsupportedModel
+from starkv_compile.hf import check_folder, load_pretrained, read_config
 
 from ..agent.checkpoints import load_agent
 from ..agent.questions import Question

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from starkv_compile.cache.cache import StarKVCache
-from starkv_compile.config import StarKVConfig
-from starkv_compile.frontend.api import compile, undo
-from starkv_compile.hf.cache_argument import with_cache
+from starkv_compile import StarKVCache, StarKVConfig, compile, undo
+from starkv_compile.hf import with_cache
 
 from .prompt import Prompt
 

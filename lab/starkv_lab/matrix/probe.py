@@ -9,12 +9,16 @@ from typing import Any
 
 import torch
 
-from starkv_compile.cache.cache import StarKVCache
-from starkv_compile.config import StarKVConfig
-from starkv_compile.errors import UnsupportedModel
-from starkv_compile.frontend.api import compile, report, undo
-from starkv_compile.hf.cache_argument import pop_cache
-from starkv_compile.reporting import Report
+from starkv_compile import (
+    Report,
+    StarKVCache,
+    StarKVConfig,
+    UnsupportedModel,
+    compile,
+    report,
+    undo,
+)
+from starkv_compile.hf import pop_cache
 
 from .prompts import Prompt, make_prompt, said
 from .tiny import tiny_model

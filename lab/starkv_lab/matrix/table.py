@@ -10,7 +10,8 @@ from typing import Any
 import torch
 import transformers
 
-from starkv_compile.errors import OptionError, did_you_mean
+from starkv_compile import OptionError
+from starkv_compile.errors import did_you_mean
 
 from .probe import BUDGET, Row, probe
 from .tiny import families

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from starkv_compile.config import StarKVConfig
-from starkv_compile.errors import OptionError, StarKVError
+from starkv_compile import OptionError, StarKVConfig, StarKVError
 
 from .design import COLUMNS, AnyDesign
 

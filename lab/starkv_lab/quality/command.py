@@ -20,7 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from starkv_compile.errors import OptionError, did_you_mean
+from starkv_compile import OptionError
+from starkv_compile.errors import did_you_mean
 from starkv_compile.policies import POLICIES, policy_names
 
 from ..agent.checkpoints import agent_folder

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from starkv_compile.errors import OptionError
+from starkv_compile import OptionError
 
 from ..agent.questions import KINDS
 from ..demo.turns import Turn, trajectory_turns

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from starkv_compile.cache.cache import StarKVCache
+from starkv_compile import StarKVCache
 
 from ..agent.checkpoints import load_agent
 from .cells import Cell

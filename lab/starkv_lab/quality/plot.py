@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from starkv_compile.errors import MissingPackage
+from starkv_compile import MissingPackage
 
 from .cells import Cell, read_cells
 from .design import Design, Trajectories

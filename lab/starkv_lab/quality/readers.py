@@ -11,13 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from starkv_compile.cache.cache import StarKVCache
-from starkv_compile.config import StarKVConfig
-from starkv_compile.errors import StarKVError
-from starkv_compile.frontend.api import compile, report, undo
-from starkv_compile.hf.cache_argument import with_cache
-from starkv_compile.kernels.ops import STARKV
-from starkv_compile.kernels.reference.capacity import split_capacity
+from starkv_compile import StarKVCache, StarKVConfig, StarKVError, compile, report, undo
+from starkv_compile.hf import with_cache
+from starkv_compile.kernels import STARKV
+from starkv_compile.kernels.reference import split_capacity
 
 from .prompts import Continuation, Prompts
 from .variants import Variant

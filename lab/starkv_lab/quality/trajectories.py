@@ -16,9 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from starkv_compile.config import StarKVConfig
-from starkv_compile.frontend.api import compile, undo
-from starkv_compile.session import AgentSession
+from starkv_compile import AgentSession, StarKVConfig, compile, undo
 
 from ..agent.checkpoints import load_agent
 from ..demo.turns import Turn

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from starkv_compile.config import StarKVConfig
+from starkv_compile import StarKVConfig
 
 BUDGETS = (0.4, 0.2, 0.1, 0.05, 0.03)
 DENSITY = (0.06, 0.15, 0.18, 0.32)

@@ -15,9 +15,7 @@ from typing import Any
 
 import torch
 
-from starkv_compile.config import StarKVConfig
-from starkv_compile.frontend.api import compile, undo
-from starkv_compile.session import AgentSession
+from starkv_compile import AgentSession, StarKVConfig, compile, undo
 
 from ..agent.batches import IGNORE, draw, sample_episodes, sample_plan, write
 from ..agent.checkpoints import load_agent

@@ -18,7 +18,7 @@ from starkv_lab.demo.turns import episode_turns, image_turns
 from starkv_lab.demo.ways import ways
 from transformers import Qwen3VLForConditionalGeneration
 
-from starkv_compile.cli.main import main
+from starkv_compile.cli import main
 from starkv_compile.errors import StarKVError
 
 

@@ -24,7 +24,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
 from lab.tests.support import gui_checkpoints as checkpoints
 from lab.tests.support import published
 from starkv_compile import OptionError, StarKVConfig, StarKVError
-from starkv_compile.cli.main import main
+from starkv_compile.cli import main
 
 RIGHT = {  # of the samples: what the agent, which only clicks, can get right
     "screenspot-v2": (published.screenspot_v2, 6, 6),

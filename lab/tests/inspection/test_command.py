@@ -14,7 +14,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
 
-from starkv_compile.cli.main import main
+from starkv_compile.cli import main
 from starkv_compile.testing import tiny_model
 from starkv_compile.testing.models import IMAGE_TOKEN, VOCABULARY
 

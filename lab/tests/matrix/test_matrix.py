@@ -11,7 +11,7 @@ from starkv_lab.matrix.probe import Row, probe
 from starkv_lab.matrix.table import line
 from starkv_lab.matrix.tiny import families, shrink, tiny_config
 
-from starkv_compile.cli.main import main
+from starkv_compile.cli import main
 from starkv_compile.kernels.ops import STARKV
 from starkv_compile.passes import insert_compaction
 

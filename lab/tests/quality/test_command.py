@@ -10,7 +10,7 @@ from starkv_lab.quality.variants import FULL, VARIANTS
 
 from lab.tests.support.hand_made import cell
 from starkv_compile import OptionError
-from starkv_compile.cli.main import main
+from starkv_compile.cli import main
 
 
 @pytest.fixture

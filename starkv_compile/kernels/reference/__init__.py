@@ -4,7 +4,18 @@ Selection and compaction are exact; scores are float32 whatever the model's dtyp
 """
 
 from .attention import window_attention
-from .selection import gather_kv, select_tokens
+from .capacity import layer_capacity, split_capacity
+from .selection import best_first, gather_kv, select_tokens
 from .spatial import rank_histogram
+from .star import Scores
 
-__all__ = ["gather_kv", "rank_histogram", "select_tokens", "window_attention"]
+__all__ = [
+    "Scores",
+    "best_first",
+    "gather_kv",
+    "layer_capacity",
+    "rank_histogram",
+    "select_tokens",
+    "split_capacity",
+    "window_attention",
+]

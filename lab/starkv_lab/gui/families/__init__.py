@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from starkv_compile.errors import OptionError
+from starkv_compile import OptionError
 
 from .base import Family
 from .opencua import OPENCUA

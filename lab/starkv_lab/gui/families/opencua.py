@@ -10,7 +10,7 @@ import ast
 from collections.abc import Sequence
 from typing import Any
 
-from starkv_compile.errors import OptionError
+from starkv_compile import OptionError
 
 from ..actions import Action, Point, UnparsableAnswer
 from ..samples import Past, Sample

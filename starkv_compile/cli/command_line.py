@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv and argv[0] in OF_THE_LAB and argv[0] not in installed:
             raise MissingPackage(
-                f"{argv[0]!r} is a command of the laboratory: pip install starkv-lab"
+                f"{argv[0]!r} is a command of the laboratory: pip install starkv-lab "
+                "(from a clone of starkv-compile: pip install ./lab)"
             )
         args = _parser(installed).parse_args(argv)
         return args.run(args)
