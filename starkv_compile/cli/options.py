@@ -15,7 +15,7 @@ def add_method(parser: argparse.ArgumentParser) -> None:
         "--policy",
         metavar="NAME",
         default=argparse.SUPPRESS,
-        help=f"a name in docs/policies.md (default: {StarKVConfig.policy})",
+        help=f"a name in docs/guides/policies.md (default: {StarKVConfig.policy})",
     )
     parser.add_argument(
         "--paper", action="store_true", help="the method as released, not this package's defaults"

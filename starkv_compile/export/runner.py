@@ -50,7 +50,7 @@ class OnnxSession(AgentSession):
     a session.
 
     Args:
-        folder: what `python -m starkv_compile export` wrote.
+        folder: what `starkv export` wrote.
         processor: default: the one in the folder.
         provider: "cpu" or "cuda" of ONNX Runtime, or "tensorrt" for the engines in the folder.
         history, keep_text: see `AgentSession`.

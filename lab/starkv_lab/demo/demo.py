@@ -1,4 +1,4 @@
-"""`python -m starkv_compile demo`: one GUI session with a full cache and with compressed ones."""
+"""`starkv demo`: one GUI session with a full cache and with compressed ones."""
 
 from __future__ import annotations
 

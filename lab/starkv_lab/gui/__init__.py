@@ -1,4 +1,4 @@
-"""GUI benchmarks on a model of one's own: `python -m starkv_compile bench gui`.
+"""GUI benchmarks on a model of one's own: `starkv bench gui`.
 
 Reads the published files of ScreenSpot-v2, ScreenSpot-Pro, AndroidControl and AgentNetBench, lets
 a Hugging Face model answer on a compressed cache, and judges by each benchmark's published rule.

@@ -16,7 +16,7 @@ def add_gui(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="a GUI model on ScreenSpot-v2, ScreenSpot-Pro, AndroidControl or AgentNetBench",
         description="Lets a model answer a benchmark's questions on a compressed cache. Cut off, "
         "it goes on where it was: one line of DIR/answers-*.jsonl for each sample. "
-        "docs/gui-benchmarks.md says where the data come from.",
+        "docs/guides/gui-benchmarks.md says where the data come from.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = gui.add_argument

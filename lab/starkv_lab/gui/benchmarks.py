@@ -33,7 +33,7 @@ def fingerprint(dataset: Dataset, folder: Path) -> str:
     if not paths:
         raise StarKVError(
             f"{folder}: no files of {dataset.title} ({', '.join(dataset.files)}); "
-            "docs/gui-benchmarks.md says where they come from"
+            "docs/guides/gui-benchmarks.md says where they come from"
         )
     known = [f"{path.relative_to(folder)} {path.stat().st_size}" for path in paths]
     return hashlib.sha256("\n".join(known).encode()).hexdigest()[:12]

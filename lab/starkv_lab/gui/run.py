@@ -1,4 +1,4 @@
-"""`python -m starkv_compile bench gui`: answer what is missing, then say what it comes to."""
+"""`starkv bench gui`: answer what is missing, then say what it comes to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m starkv_compile inspect`: options to a page."""
+"""`starkv inspect`: options to a page."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ HEADER = """# Families that export
 
 Every family of [models.md](models.md), its tiny model's language part taken through export:
 transformers {transformers}, torch {torch}. Written by
-`python -m starkv_compile models --exports --out docs/export_families.md`.
+`starkv models --exports --out docs/export_families.md`.
 
 {summary}
 

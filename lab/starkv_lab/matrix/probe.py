@@ -60,12 +60,12 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """ "compressed", "left whole", "not tried", or "WRONG"."""
+        """ "compressed", "uncompressed", "not tried", or "WRONG"."""
         if self.failure:
             return "not tried"
         if self.fault or not self.unchanged or not self.right or self.kept != self.expected:
             return "WRONG"
-        return "compressed" if self.rewritten else "left whole"
+        return "compressed" if self.rewritten else "uncompressed"
 
 
 def probe(family: str) -> Row:

@@ -21,7 +21,7 @@ HEADER = """# Models
 Every image-text-to-text family of transformers {transformers}, and some of text alone: a tiny
 model of each, built from the family's own default configuration with one layer of each kind, run
 with a prompt of two images of different shape where the family's inputs can be made here, on
-torch {torch}. Written by `python -m starkv_compile models --out docs/models.md`.
+torch {torch}. Written by `starkv models --out docs/models.md`.
 
 {summary}
 
@@ -29,9 +29,9 @@ torch {torch}. Written by `python -m starkv_compile models --out docs/models.md`
   should, the images' tokens are recognised, with the rows and columns they truly have where the
   layout is "grid" or "positions", and at a budget of 100 % the logits are bit-identical to those
   of the inner backend alone.
-* **images**: two in the prompt; given beside it, to be attended to or to be put in by the model
-  where it likes; or none, where the family's inputs cannot be made here.
-* **left whole**: nothing is compressed, and the output is what it would be without this package.
+* **images**: two in the prompt; "beside": given next to the prompt, and the model attends to them
+  or inserts them where it likes; or none, where the family's inputs cannot be made here.
+* **uncompressed**: nothing is compressed, and the output is what it would be without this package.
 * **not tried**: no tiny model of the family can be built or run here; the reason is transformers'.
 
 | family | | attentions rewritten | tokens kept | images | layout | graph breaks | left, and why |

@@ -27,7 +27,7 @@ def markdown(comparison: Comparison, trajectories: Comparison | None = None) -> 
     """A table of the policies for each budget, and one of the changes to each method."""
     parts = [
         "# Quality: tables",
-        "Made by `python -m starkv_compile bench plot`; `quality.md` says what they mean. Percent "
+        "Made by `starkv bench plot`; `quality.md` says what they mean. Percent "
         "right with 95 % intervals (bootstrap over prompts). Differences are paired: of the same "
         "questions, in points.",
         *_policies(comparison, SHOWN, "{budget:.0%} of the tokens"),

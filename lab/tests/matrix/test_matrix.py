@@ -73,7 +73,7 @@ def test_verdicts(fault):
     good = {"found": 2, "rewritten": 2, "unchanged": True, "kept": 9, "expected": 9}
     assert Row("x", **good).verdict == "compressed"
     assert Row("x", **{**good, **fault}).verdict == "WRONG"
-    assert Row("x", unchanged=True).verdict == "left whole"
+    assert Row("x", unchanged=True).verdict == "uncompressed"
     assert Row("x", failure="no").verdict == "not tried"
 
 

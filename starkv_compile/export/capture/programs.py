@@ -51,7 +51,7 @@ class Program:
 def export_programs(
     model: Any, config: StarKVConfig, max_seq: int, batch: int = 1
 ) -> dict[str, Program]:
-    """`prefill` and `decode` of a Hugging Face model, as docs/export.md describes their ports.
+    """`prefill` and `decode` of a Hugging Face model; docs/guides/export.md describes their ports.
 
     Selection is by threshold: torch-tensorrt leaves a TopK whose k is computed to PyTorch.
 

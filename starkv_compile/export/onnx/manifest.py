@@ -72,7 +72,7 @@ class Manifest:
             found = json.loads((folder / FILE).read_text())
         except (OSError, ValueError) as error:
             raise StarKVError(
-                f"{folder}: no export there ({error}); make one with `python -m starkv_compile "
+                f"{folder}: no export there ({error}); make one with `starkv "
                 f"export CHECKPOINT -o {folder}`"
             ) from error
         if found.get("format") != FORMAT:

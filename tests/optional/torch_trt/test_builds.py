@@ -53,6 +53,8 @@ def test_a_token_is_built(programs, engines, caplog, assumed):
     assert UNSOUND not in caplog.text
 
 
-@pytest.mark.xfail(strict=True, reason="torch-tensorrt 2.13 refuses parts: see docs/export.md")
+@pytest.mark.xfail(
+    strict=True, reason="torch-tensorrt 2.13 refuses parts: see docs/guides/export.md"
+)
 def test_a_prompt_is_built(programs, engines):
     compile_program(programs["prefill"], "cpu", min_block_size=1, assume_dynamic_shape_support=True)
