@@ -3,7 +3,7 @@
 import pytest
 
 from starkv_compile.cli import main
-from starkv_compile.cli.main import GROUP, OF_THE_LAB
+from starkv_compile.cli.command_line import GROUP, OF_THE_LAB
 
 
 class Point:
@@ -18,7 +18,7 @@ def installed(monkeypatch):
     """Pretend that exactly these commands are installed."""
 
     def pretend(*points):
-        monkeypatch.setattr("starkv_compile.cli.main.entry_points", lambda group: points)
+        monkeypatch.setattr("starkv_compile.cli.command_line.entry_points", lambda group: points)
 
     return pretend
 

@@ -67,7 +67,7 @@ def test_names_and_groups():
         chosen(["snapvk"])
 
 
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=str)
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=lambda variant: variant.name)
 def test_every_variant_is_a_configuration(variant):
     assert variant.config(0.1).budget == 0.1
     assert variant.config(0.1).inner == "eager"
