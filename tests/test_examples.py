@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 
-from starkv_compile.testing import Prompt, tiny_inputs, tiny_model
+from starkv_compile.testing import TinyPrompt, tiny_inputs, tiny_model
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -34,7 +34,7 @@ class TinyProcessor:
 
     def __call__(self, text, images, return_tensors):
         assert len(text) == len(images) == 1
-        return BatchFeature(tiny_inputs(self.family, Prompt(grids=((6, 6),))))
+        return BatchFeature(tiny_inputs(self.family, TinyPrompt(grids=((6, 6),))))
 
     def batch_decode(self, rows, skip_special_tokens):
         return [" ".join(map(str, row)) for row in rows.tolist()]
@@ -55,7 +55,7 @@ def test_qwen2_5_vl(monkeypatch, capsys, screenshot_path):
     answer, *report = capsys.readouterr().out.splitlines()
     assert len(answer.split()) == 3
     assert "2 of 2 attentions rewritten" in report[0]
-    tokens = tiny_inputs("qwen2_5_vl", Prompt(grids=((6, 6),)))["input_ids"].shape[1]
+    tokens = tiny_inputs("qwen2_5_vl", TinyPrompt(grids=((6, 6),)))["input_ids"].shape[1]
     kept = [line for line in report if f"{tokens // 5} / {tokens}" in line]
     assert len(kept) == 2
 

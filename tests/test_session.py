@@ -16,11 +16,11 @@ from starkv_lab.agent.world import sample_episode
 
 import starkv_compile
 from starkv_compile import AgentSession, StarKVCache, StarKVConfig
-from starkv_compile.testing import FAMILIES, Prompt, generate, tiny_inputs, tiny_model
+from starkv_compile.testing import FAMILIES, TinyPrompt, generate, tiny_inputs, tiny_model
 from starkv_compile.vision.layout import VisionLayout
 from tests.support.planted import planted_fault
 
-FIRST, SECOND = Prompt(((4, 4),), 12, 1), Prompt(((4, 4), (4, 4)), 10, 2)
+FIRST, SECOND = TinyPrompt(((4, 4),), 12, 1), TinyPrompt(((4, 4), (4, 4)), 10, 2)
 
 
 def two_turns(model, family, cache, tokens=4):
@@ -327,7 +327,7 @@ def test_text_stays_when_no_frame_does():
         tiny_model(family), budget=0.3, policy="starkv", boost=0.0, inner="eager"
     )
     cache = StarKVCache(model.config)
-    generate(model, tiny_inputs(family, Prompt(text=60)), past_key_values=cache)
+    generate(model, tiny_inputs(family, TinyPrompt(text=60)), past_key_values=cache)
     before = [layer.places()[0].tolist() for layer in cache.compressed_layers]
     frame = cache.shared.layout.frame[0].tolist()
     cache.keep_newest_frames(0)
@@ -439,7 +439,7 @@ def test_what_a_session_cannot_do_is_said(agent, tmp_path):
     assert session.cache.get_seq_length() == 0
     cache = StarKVCache(tiny_model("qwen2_5_vl").config)
     compiled = starkv_compile.compile(tiny_model("qwen2_5_vl"), budget=0.3, inner="eager")
-    generate(compiled, tiny_inputs("qwen2_5_vl", Prompt(), Prompt()), past_key_values=cache)
+    generate(compiled, tiny_inputs("qwen2_5_vl", TinyPrompt(), TinyPrompt()), past_key_values=cache)
     with pytest.raises(starkv_compile.CacheError, match="has 2 rows"):
         cache.keep_newest_frames(1)
     with pytest.raises(starkv_compile.CacheError, match="load into a new"):

@@ -21,7 +21,7 @@ import starkv_compile
 from starkv_compile import AgentSession, CacheError, StarKVCache, StarKVConfig
 from starkv_compile.hf.cache_argument import with_cache
 from starkv_compile.policies import POLICIES
-from starkv_compile.testing import Prompt, tiny_inputs, tiny_model
+from starkv_compile.testing import TinyPrompt, tiny_inputs, tiny_model
 
 BUDGETS = (0.2, 0.1)
 SEEDS = (0, 1, 2)
@@ -46,7 +46,7 @@ def padded_batch(options: dict[str, object]) -> list[object]:
     """The same for two prompts of different lengths, and one more turn of text."""
     model = tiny_model("qwen3_vl")
     starkv_compile.compile(model, StarKVConfig.from_options(options))
-    prompts = (Prompt(((4, 6), (4, 6))), Prompt(((4, 6), (4, 6)), text=21, seed=1))
+    prompts = (TinyPrompt(((4, 6), (4, 6))), TinyPrompt(((4, 6), (4, 6)), text=21, seed=1))
     cache = StarKVCache(model.config)
     ids = model.generate(
         **tiny_inputs("qwen3_vl", *prompts), **with_cache(cache), max_new_tokens=6, do_sample=False

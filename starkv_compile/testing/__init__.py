@@ -7,7 +7,7 @@ imported by transformers itself, when told to.
 from __future__ import annotations
 
 from .greedy import generate
-from .inputs import Prompt, tiny_inputs
+from .inputs import TinyPrompt, tiny_inputs
 from .memory import peak_bytes
 from .models import (
     FAMILIES,
@@ -30,7 +30,7 @@ __all__ = [
     "VISION_END",
     "VISION_START",
     "VOCABULARY",
-    "Prompt",
+    "TinyPrompt",
     "generate",
     "peak_bytes",
     "tiny_inputs",

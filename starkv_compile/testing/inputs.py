@@ -11,7 +11,7 @@ from .models import IMAGE_TOKEN, PAD, VISION_END, VISION_START
 
 
 @dataclass(frozen=True)
-class Prompt:
+class TinyPrompt:
     """A prompt of frames, each between two markers, then random text.
 
     grids: (rows, columns) of each frame in merged tokens; LLaVA's are always 4 x 4.
@@ -29,9 +29,9 @@ class Prompt:
         return ids + torch.randint(10, 180, (self.text,), generator=generator).tolist()
 
 
-def tiny_inputs(family: str, *prompts: Prompt) -> dict[str, torch.Tensor]:
+def tiny_inputs(family: str, *prompts: TinyPrompt) -> dict[str, torch.Tensor]:
     """Model inputs for a batch of prompts, padded on the left."""
-    prompts = prompts or (Prompt(),)
+    prompts = prompts or (TinyPrompt(),)
     rows = [prompt.token_ids() for prompt in prompts]
     width = max(map(len, rows))
     ids = torch.tensor([[PAD] * (width - len(row)) + row for row in rows])

@@ -8,7 +8,7 @@ from transformers.cache_utils import StaticCache
 from starkv_compile import StarKVCache, StarKVError
 from starkv_compile.export.capture.ports import Shapes
 from starkv_compile.export.runner import Runtime, load_model
-from starkv_compile.testing import VIDEO_TOKEN, Prompt, generate, tiny_inputs, tiny_model
+from starkv_compile.testing import VIDEO_TOKEN, TinyPrompt, generate, tiny_inputs, tiny_model
 
 FAMILY = "qwen3_vl"
 
@@ -44,7 +44,7 @@ def as_video(inputs):
 
 
 def test_videos(stock, onnx):
-    inputs = as_video(tiny_inputs(FAMILY, Prompt(((4, 4),))))
+    inputs = as_video(tiny_inputs(FAMILY, TinyPrompt(((4, 4),))))
     mine, theirs = (generate(model, inputs, tokens=1).logits[0] for model in (onnx, stock))
     torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
     del inputs["pixel_values_videos"], inputs["video_grid_thw"]
@@ -71,7 +71,7 @@ def test_a_prompt_with_drafts(stock, onnx):
 
 
 def test_images_with_drafts_are_refused(onnx):
-    inputs = tiny_inputs(FAMILY, Prompt(((2, 2),)))
+    inputs = tiny_inputs(FAMILY, TinyPrompt(((2, 2),)))
     with (
         pytest.warns(UserWarning, match="drafted tokens"),
         pytest.raises(StarKVError, match="leave out assistant_model"),
@@ -82,8 +82,8 @@ def test_images_with_drafts_are_refused(onnx):
 def test_direct_calls_count_positions_as_the_model_does(stock, onnx):
     for inputs in (
         tiny_inputs(FAMILY),
-        tiny_inputs(FAMILY, Prompt(((4, 4),), text=9), Prompt(((3, 4), (5, 5)), text=30)),
-        as_video(tiny_inputs(FAMILY, Prompt(((4, 4),)))),
+        tiny_inputs(FAMILY, TinyPrompt(((4, 4),), text=9), TinyPrompt(((3, 4), (5, 5)), text=30)),
+        as_video(tiny_inputs(FAMILY, TinyPrompt(((4, 4),)))),
     ):
         stock.model.rope_deltas = None
         with torch.no_grad():

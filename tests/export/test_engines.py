@@ -15,7 +15,7 @@ from starkv_compile.export.runner import load_model
 from starkv_compile.export.tensorrt import engine, engine_graph
 from starkv_compile.export.tensorrt.engine import EngineError, build_engines
 from starkv_compile.export.tensorrt.profiles import lengths, profile
-from starkv_compile.testing import Prompt, generate, tiny_inputs
+from starkv_compile.testing import TinyPrompt, generate, tiny_inputs
 from tests.support import stand_in_tensorrt
 from tests.support.same import assert_same_cache
 from tests.support.trajectory import steps
@@ -43,7 +43,7 @@ def test_an_agent_on_engines_answers_as_the_compiled_model(exported, folder, ten
     built = build_engines(folder, quiet)
     assert [file.name for file in built] == ["decode.engine", "prefill.engine", "visual.engine"]
     model = load_model(folder, "tensorrt")
-    inputs = tiny_inputs(exported.family, Prompt(((4, 4), (3, 5)), text=20))
+    inputs = tiny_inputs(exported.family, TinyPrompt(((4, 4), (3, 5)), text=20))
     mine, theirs = (generate(m, inputs, tokens=5) for m in (model, exported.compiled))
     assert torch.equal(mine.sequences, theirs.sequences)
     assert_same_cache(mine.past_key_values, theirs.past_key_values, exported.layers)

@@ -5,13 +5,13 @@ import torch
 
 from starkv_compile import StarKVError
 from starkv_compile.export import runner
-from starkv_compile.testing import Prompt, generate, tiny_inputs
+from starkv_compile.testing import TinyPrompt, generate, tiny_inputs
 
 PROMPTS = [
-    [Prompt(((4, 4), (3, 5)), text=20)],
-    [Prompt(((4, 4), (2, 3), (5, 5), (4, 6)), text=150)],
-    [Prompt(((4, 4),), text=20), Prompt(((4, 4),), text=20, seed=1)],
-    [Prompt(((4, 4),), text=9), Prompt(((3, 4), (5, 5)), text=30)],
+    [TinyPrompt(((4, 4), (3, 5)), text=20)],
+    [TinyPrompt(((4, 4), (2, 3), (5, 5), (4, 6)), text=150)],
+    [TinyPrompt(((4, 4),), text=20), TinyPrompt(((4, 4),), text=20, seed=1)],
+    [TinyPrompt(((4, 4),), text=9), TinyPrompt(((3, 4), (5, 5)), text=30)],
 ]
 
 

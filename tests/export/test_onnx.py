@@ -7,18 +7,18 @@ import torch
 
 from starkv_compile import CacheError, StarKVCache, StarKVError
 from starkv_compile.export.onnx.graphs import Graph
-from starkv_compile.testing import Prompt, generate, tiny_inputs
+from starkv_compile.testing import TinyPrompt, generate, tiny_inputs
 from tests.support.same import assert_same_cache
 from tests.support.trajectory import steps
 
 LENGTHS = {
-    "traced": Prompt(((4, 4), (3, 5)), text=20),
-    "one frame": Prompt(((6, 7),), text=12),
-    "many frames": Prompt(((4, 4), (2, 3), (5, 5), (4, 6)), text=150),
-    "text": Prompt((), text=40),
-    "shorter than the window": Prompt((), text=3),
-    "window clipped": Prompt((), text=18),
-    "one token on a frame": Prompt(((1, 1),), text=9),
+    "traced": TinyPrompt(((4, 4), (3, 5)), text=20),
+    "one frame": TinyPrompt(((6, 7),), text=12),
+    "many frames": TinyPrompt(((4, 4), (2, 3), (5, 5), (4, 6)), text=150),
+    "text": TinyPrompt((), text=40),
+    "shorter than the window": TinyPrompt((), text=3),
+    "window clipped": TinyPrompt((), text=18),
+    "one token on a frame": TinyPrompt(((1, 1),), text=9),
 }
 
 
@@ -48,7 +48,7 @@ def test_one_prompt(exported, prompt):
 @pytest.mark.parametrize("exported", ["topk", "novelty"], indirect=True)
 def test_rows_of_a_batch_padded_on_the_left(exported):
     inputs = tiny_inputs(
-        exported.family, Prompt(((4, 4),), text=9), Prompt(((3, 4), (5, 5)), text=30)
+        exported.family, TinyPrompt(((4, 4),), text=9), TinyPrompt(((3, 4), (5, 5)), text=30)
     )
     mine, theirs = (generate(model, inputs) for model in exported.pair)
     assert torch.equal(mine.sequences, theirs.sequences)
@@ -71,7 +71,7 @@ def test_state_of_a_ten_step_trajectory(exported, frames):
 
 
 def test_beams_and_right_padding(exported):
-    inputs = tiny_inputs(exported.family, Prompt(((4, 4),), text=20))
+    inputs = tiny_inputs(exported.family, TinyPrompt(((4, 4),), text=20))
     mine, theirs = (generate(model, inputs, num_beams=3) for model in exported.pair)
     assert torch.equal(mine.sequences, theirs.sequences)
     inputs["attention_mask"][:, -2:] = 0
@@ -81,7 +81,7 @@ def test_beams_and_right_padding(exported):
 
 def test_more_tokens_than_exported_for(exported):
     with pytest.raises(StarKVError, match="--max-seq 402"):
-        generate(exported.onnx, tiny_inputs(exported.family, Prompt((), text=400)))
+        generate(exported.onnx, tiny_inputs(exported.family, TinyPrompt((), text=400)))
 
 
 @pytest.mark.parametrize("tokens", [2, 3, 5, 7, 12, 40])

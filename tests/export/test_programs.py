@@ -17,7 +17,7 @@ from starkv_compile.export.onnx.graphs import open_graph
 from starkv_compile.export.onnx.manifest import Manifest
 from starkv_compile.export.tensorrt.torch_trt import compile_program
 from starkv_compile.passes import fx
-from starkv_compile.testing import Prompt, generate, tiny_inputs, tiny_model
+from starkv_compile.testing import TinyPrompt, generate, tiny_inputs, tiny_model
 from tests.support.same import assert_same_cache
 from tests.support.trajectory import steps
 
@@ -70,9 +70,9 @@ def pair(model, programs, tmp_path, monkeypatch):
 
 
 PROMPTS = {
-    "two frames": [Prompt(((4, 4), (3, 5)), text=20)],
-    "text": [Prompt((), text=40)],
-    "padded": [Prompt(((4, 4),), text=9), Prompt(((3, 4), (5, 5)), text=30)],
+    "two frames": [TinyPrompt(((4, 4), (3, 5)), text=20)],
+    "text": [TinyPrompt((), text=40)],
+    "padded": [TinyPrompt(((4, 4),), text=9), TinyPrompt(((3, 4), (5, 5)), text=30)],
 }
 
 

@@ -12,7 +12,7 @@ from starkv_compile import StarKVCache, StarKVError
 from starkv_compile.export.capture.slots import write_slots
 from starkv_compile.export.runner import OnnxSession
 from starkv_compile.export.tensorrt.trt_rules import refused
-from starkv_compile.testing import Prompt, generate, tiny_inputs
+from starkv_compile.testing import TinyPrompt, generate, tiny_inputs
 from tests.support.same import assert_same_cache
 
 onnx_files = pytest.importorskip("onnx", reason="pip install 'starkv-compile[export]'")
@@ -42,7 +42,7 @@ def turn(model, cache, inputs, replies):
 
 def a_turn(step, family):
     frames = () if step % 3 == 2 else ((4, 4 + step % 2),)
-    return tiny_inputs(family, Prompt(frames, text=6 + 5 * step, seed=step))
+    return tiny_inputs(family, TinyPrompt(frames, text=6 + 5 * step, seed=step))
 
 
 def test_turns_of_one_session(static):
@@ -58,10 +58,10 @@ def test_turns_of_one_session(static):
 
 
 PROMPTS = {
-    "shorter than the window": [Prompt((), text=3)],
-    "many frames": [Prompt(((4, 4), (2, 3), (5, 5), (4, 6)), text=150)],
-    "two alike": [Prompt(((4, 4),), text=20), Prompt(((4, 4),), text=20, seed=1)],
-    "padded": [Prompt(((4, 4),), text=9), Prompt(((3, 4), (5, 5)), text=30)],
+    "shorter than the window": [TinyPrompt((), text=3)],
+    "many frames": [TinyPrompt(((4, 4), (2, 3), (5, 5), (4, 6)), text=150)],
+    "two alike": [TinyPrompt(((4, 4),), text=20), TinyPrompt(((4, 4),), text=20, seed=1)],
+    "padded": [TinyPrompt(((4, 4),), text=9), TinyPrompt(((3, 4), (5, 5)), text=30)],
 }
 
 
@@ -74,7 +74,7 @@ def test_one_prompt(static, prompts):
 
 
 def test_beams(static):
-    inputs = tiny_inputs(static.family, Prompt(((4, 4),), text=20))
+    inputs = tiny_inputs(static.family, TinyPrompt(((4, 4),), text=20))
     mine, theirs = (generate(model, inputs, num_beams=3).sequences for model in static.pair)
     assert torch.equal(mine, theirs)
 
@@ -130,7 +130,7 @@ def test_a_saved_session_goes_on(static, tmp_path):
 
 def test_full_buffers_are_named(static):
     cache = StarKVCache(static.onnx.config)
-    run = turn(static.onnx, cache, tiny_inputs(static.family, Prompt((), text=100)), 200)
+    run = turn(static.onnx, cache, tiny_inputs(static.family, TinyPrompt((), text=100)), 200)
     with pytest.raises(StarKVError, match=f"with {SLOTS} slots: export it again with --slots 129"):
         list(run)
     assert cache.compressed_layers[0].stored == SLOTS

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 import starkv_compile
 from starkv_compile.kernels import compiling
-from starkv_compile.testing import Prompt, generate, tiny_inputs, tiny_model
+from starkv_compile.testing import TinyPrompt, generate, tiny_inputs, tiny_model
 
 Q, K, V = (torch.randn(1, 2, 40, 16) for _ in range(3))
 
@@ -98,7 +98,7 @@ def test_flex_attention_compresses_too(rows, inner):
     Two rows under Inductor are left out: torch 2.13 generates C++ for them that does not compile,
     with or without starkv.
     """
-    prompts = [Prompt(), Prompt(text=19, seed=3)][:rows]
+    prompts = [TinyPrompt(), TinyPrompt(text=19, seed=3)][:rows]
     inputs, kept = tiny_inputs("llava", *prompts), []
     for form in ("sdpa", "flex_attention"):
         model = tiny_model("llava")

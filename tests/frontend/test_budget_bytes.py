@@ -11,7 +11,7 @@ from transformers import DynamicCache
 import starkv_compile
 from starkv_compile import OptionError, StarKVCache, StarKVConfig
 from starkv_compile.passes import apply
-from starkv_compile.testing import LAYERS, Prompt, generate, tiny_inputs, tiny_model
+from starkv_compile.testing import LAYERS, TinyPrompt, generate, tiny_inputs, tiny_model
 
 TOKEN = LAYERS * 2 * 2 * 16 * 4  # layers, keys and values, KV heads, head dim, float32
 BUDGET = 25 * TOKEN + TOKEN // 2
@@ -46,7 +46,7 @@ def test_rows_of_a_batch_share_it():
     """Also where their number is a symbol of a graph that was compiled for another one."""
     model = starkv_compile.compile(tiny_model("qwen3_vl"), budget_bytes=3 * BUDGET, inner="eager")
     for rows in (1, 2, 3):
-        inputs = tiny_inputs("qwen3_vl", *[Prompt(((4, 4),), 60, seed=i) for i in range(rows)])
+        inputs = tiny_inputs("qwen3_vl", *[TinyPrompt(((4, 4),), 60, seed=i) for i in range(rows)])
         cache = generate(model, inputs, 1).past_key_values
         assert len(cache.layers[0].keys) == rows
         assert_spent(cache, 3 * BUDGET, rows * TOKEN)

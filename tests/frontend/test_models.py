@@ -5,7 +5,7 @@ import torch
 
 import starkv_compile
 from starkv_compile import StarKVCache, StarKVConfig
-from starkv_compile.testing import FAMILIES, LAYERS, Prompt, generate, tiny_inputs, tiny_model
+from starkv_compile.testing import FAMILIES, LAYERS, TinyPrompt, generate, tiny_inputs, tiny_model
 
 WAYS = ("torch.compile", "model.compile", "starkv_compile.compile")
 
@@ -78,7 +78,7 @@ def test_the_decoder_called_by_itself_is_left_alone():
     model = tiny_model("llava")
     for way in WAYS:
         enter(way, model, budget=0.3, inner="eager")
-        ids = tiny_inputs("llava", Prompt((), 40))["input_ids"]
+        ids = tiny_inputs("llava", TinyPrompt((), 40))["input_ids"]
         cache = model.get_decoder()(input_ids=ids).past_key_values
         assert not isinstance(cache, StarKVCache)
         assert cache.get_seq_length() == ids.shape[1]
@@ -119,20 +119,20 @@ def test_kept_rows_equal_the_originals(family):
 def test_no_recompile_after_the_second_length(inner):
     model = starkv_compile.compile(tiny_model("qwen3_vl"), budget=0.3, inner=inner)
     generate(model, tiny_inputs("qwen3_vl"), tokens=6)
-    generate(model, tiny_inputs("qwen3_vl", Prompt(text=41, seed=1)), tokens=6)
+    generate(model, tiny_inputs("qwen3_vl", TinyPrompt(text=41, seed=1)), tokens=6)
     report = starkv_compile.report(model)
     graphs = len(report.graphs)
     assert graphs == 2, "one for prompts, one for decoding"
     with torch._dynamo.config.patch(error_on_recompile=True):
         for grids, text in ((((4, 4),), 60), (((3, 5), (4, 4), (2, 6)), 35)):
-            generate(model, tiny_inputs("qwen3_vl", Prompt(grids, text)), tokens=9)
+            generate(model, tiny_inputs("qwen3_vl", TinyPrompt(grids, text)), tokens=9)
     assert len(report.graphs) == graphs
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_left_padded_batch(family):
     """Row i of a batch equals row i alone, at the same number of tokens kept."""
-    prompts = Prompt(), Prompt(grids=((4, 4),), text=16, seed=3)
+    prompts = TinyPrompt(), TinyPrompt(grids=((4, 4),), text=16, seed=3)
     model = starkv_compile.compile(tiny_model(family), budget_tokens=16, inner="eager")
     inputs = tiny_inputs(family, *prompts)
     both = generate(model, inputs)
@@ -154,7 +154,7 @@ def test_left_padded_batch(family):
 
 def test_padding_kept_where_real_tokens_run_out_is_zero_and_masked():
     family = "qwen2_5_vl"
-    prompts = Prompt(grids=((4, 4),), text=40), Prompt(grids=(), text=10, seed=2)
+    prompts = TinyPrompt(grids=((4, 4),), text=40), TinyPrompt(grids=(), text=10, seed=2)
     model = starkv_compile.compile(tiny_model(family), budget=0.5, inner="eager")
     inputs = tiny_inputs(family, *prompts)
     out = generate(model, inputs)
@@ -172,7 +172,7 @@ def test_padding_kept_where_real_tokens_run_out_is_zero_and_masked():
 @pytest.mark.parametrize("grids", [(), ((2, 2),)], ids=["text", "image"])
 def test_short_prompts(grids, text):
     family = "qwen2_5_vl"
-    inputs = tiny_inputs(family, Prompt(grids, text))
+    inputs = tiny_inputs(family, TinyPrompt(grids, text))
     seen = inputs["input_ids"].shape[1]
     model = starkv_compile.compile(tiny_model(family), budget=0.2, inner="eager")
     out = generate(model, inputs)
@@ -186,7 +186,7 @@ def test_short_prompts(grids, text):
 def test_text_only_prompt():
     family = "qwen2_5_vl"
     model = starkv_compile.compile(tiny_model(family), budget=0.2, inner="eager")
-    out = generate(model, tiny_inputs(family, Prompt((), 60)))
+    out = generate(model, tiny_inputs(family, TinyPrompt((), 60)))
     assert starkv_compile.report(model).layout == "text"
     assert out.past_key_values.layers[0].kept.shape[1] == 12
     assert out.past_key_values.layers[0].state[1].tolist() == [0], "no frame was profiled"
@@ -234,7 +234,7 @@ def test_caches_that_cannot_be_shortened_are_left_whole(kind):
         assert torch.equal(out.sequences, expected.sequences)
         return
     starkv_compile.undo(compiled)
-    cache = generate(model, tiny_inputs(family, Prompt((), 9)), tokens=1).past_key_values
+    cache = generate(model, tiny_inputs(family, TinyPrompt((), 9)), tokens=1).past_key_values
     assert type(cache) is DynamicCache
     compiled = starkv_compile.compile(model, budget=0.2, inner="eager")
     ids = torch.cat([torch.zeros(1, 11, dtype=torch.long), torch.full((1, 9), 7)], dim=1)
@@ -268,9 +268,9 @@ def test_report_before_compile_says_what_to_do():
 
 def test_a_decoder_on_its_own():
     decoder = tiny_model("llava").get_decoder()
-    full = decoder(input_ids=tiny_inputs("llava", Prompt((), 40))["input_ids"])
+    full = decoder(input_ids=tiny_inputs("llava", TinyPrompt((), 40))["input_ids"])
     starkv_compile.compile(decoder, budget=0.3, inner="eager")
-    out = decoder(input_ids=tiny_inputs("llava", Prompt((), 40))["input_ids"])
+    out = decoder(input_ids=tiny_inputs("llava", TinyPrompt((), 40))["input_ids"])
     assert torch.equal(out.last_hidden_state, full.last_hidden_state)
     assert [layer.stored for layer in out.past_key_values.layers] == [12] * LAYERS
     starkv_compile.undo(decoder)
@@ -280,9 +280,9 @@ def test_a_decoder_on_its_own():
 def test_sessions_do_not_leak_into_each_other():
     family = "qwen2_5_vl"
     model = starkv_compile.compile(tiny_model(family), budget=0.3, inner="eager")
-    alone = generate(model, tiny_inputs(family, Prompt(seed=5)))
-    generate(model, tiny_inputs(family, Prompt(grids=((3, 7),), seed=6)))
-    again = generate(model, tiny_inputs(family, Prompt(seed=5)))
+    alone = generate(model, tiny_inputs(family, TinyPrompt(seed=5)))
+    generate(model, tiny_inputs(family, TinyPrompt(grids=((3, 7),), seed=6)))
+    again = generate(model, tiny_inputs(family, TinyPrompt(seed=5)))
     assert torch.equal(alone.sequences, again.sequences)
     for left, right in zip(alone.past_key_values.layers, again.past_key_values.layers, strict=True):
         assert torch.equal(left.kept, right.kept)

@@ -10,10 +10,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 import starkv_compile
 from starkv_compile import StarKVCache
 from starkv_compile.frontend import backend
-from starkv_compile.testing import LAYERS, Prompt, generate, tiny_inputs, tiny_model
+from starkv_compile.testing import LAYERS, TinyPrompt, generate, tiny_inputs, tiny_model
 
 FAMILY, BUDGET, TOKENS, ROOM = "qwen3_vl", 0.3, 9, 4
-PADDED = (Prompt(), Prompt(((4, 4),), 16, seed=3))
+PADDED = (TinyPrompt(), TinyPrompt(((4, 4),), 16, seed=3))
 
 
 def compiled(family=FAMILY, room=ROOM, model=None, **options):
@@ -131,7 +131,7 @@ def test_a_later_turn_takes_the_tokens_out_and_makes_new_buffers():
     def turns(room):
         torch._dynamo.reset()
         model, results = compiled(room=room), []
-        cache, ids = StarKVCache(model.config), tiny_inputs(FAMILY, Prompt((), 40))["input_ids"]
+        cache, ids = StarKVCache(model.config), tiny_inputs(FAMILY, TinyPrompt((), 40))["input_ids"]
         for words in (20, 1):
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
             results.append(generate(model, inputs, 6, past_key_values=cache))
@@ -307,7 +307,7 @@ def test_a_model_no_longer_compiled_goes_on():
 
 def test_an_attention_without_a_mask_grows_instead_and_says_so():
     AttentionInterface.register("maskless", sdpa_attention_forward)
-    inputs = tiny_inputs(FAMILY, Prompt((), 40))
+    inputs = tiny_inputs(FAMILY, TinyPrompt((), 40))
     models = [tiny_model(FAMILY) for _ in range(2)]
     for model in models:
         model.model.language_model.set_attn_implementation("maskless")

@@ -15,7 +15,7 @@ import torch
 import starkv_compile
 from starkv_compile import CacheError, NonFiniteScores, StarKVCache
 from starkv_compile.frontend.call import Attachment
-from starkv_compile.testing import Prompt, generate, tiny_inputs, tiny_model
+from starkv_compile.testing import TinyPrompt, generate, tiny_inputs, tiny_model
 from tests.support.planted import planted_fault
 
 FAMILY = "llava"
@@ -43,7 +43,7 @@ def assert_same(left, right):
     ids=["all padding", "between tokens", "on the left and between"],
 )
 def test_padding_that_no_cache_could_account_for_is_refused(model, row, match):
-    inputs = tiny_inputs(FAMILY, Prompt((), 40), Prompt((), 40, seed=1))
+    inputs = tiny_inputs(FAMILY, TinyPrompt((), 40), TinyPrompt((), 40, seed=1))
     expected = generate(model, inputs)
     inputs["attention_mask"][1] = torch.tensor(row)
     with pytest.raises(CacheError, match=match):
@@ -56,7 +56,7 @@ def test_padding_that_no_cache_could_account_for_is_refused(model, row, match):
 def test_a_key_that_is_not_finite_is_kept_and_harms_no_other_row(value):
     """The model's answer is lost in that row, as without starkv; the count and order are not."""
     model = tiny_model(FAMILY)
-    inputs = tiny_inputs(FAMILY, Prompt((), 40), Prompt((), 40, seed=1))
+    inputs = tiny_inputs(FAMILY, TinyPrompt((), 40), TinyPrompt((), 40, seed=1))
     starkv_compile.compile(model, budget=0.3, inner="eager")
     expected = generate(model, inputs)
 
@@ -92,7 +92,7 @@ def test_in_debug_mode_it_is_an_error_that_names_the_layer():
 
 @pytest.mark.parametrize("mode", ["inference_mode", "no_grad", "autocast"])
 def test_under_torchs_modes(model, mode):
-    inputs = tiny_inputs(FAMILY, Prompt((), 40))
+    inputs = tiny_inputs(FAMILY, TinyPrompt((), 40))
     plain = tiny_model(FAMILY)
     context = {
         "inference_mode": torch.inference_mode,
@@ -113,7 +113,7 @@ def test_under_torchs_modes(model, mode):
 @pytest.mark.parametrize("fault", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("call", [1, 3], ids=["in the prompt", "while decoding"])
 def test_after_a_fault_in_the_middle_the_next_call_is_right(model, fault, call):
-    inputs = tiny_inputs(FAMILY, Prompt((), 40))
+    inputs = tiny_inputs(FAMILY, TinyPrompt((), 40))
     expected = generate(model, inputs)
     settings = torch._dynamo.config.recompile_limit
     with planted_fault(model.lm_head, fault, call):
@@ -125,7 +125,7 @@ def test_after_a_fault_in_the_middle_the_next_call_is_right(model, fault, call):
 
 def test_dynamo_may_forget_everything_in_the_middle_of_a_session(model):
     def session(forget):
-        cache, ids = StarKVCache(model.config), tiny_inputs(FAMILY, Prompt((), 40))["input_ids"]
+        cache, ids = StarKVCache(model.config), tiny_inputs(FAMILY, TinyPrompt((), 40))["input_ids"]
         for turn in range(2):
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
             out = generate(model, inputs, past_key_values=cache)
@@ -138,7 +138,7 @@ def test_dynamo_may_forget_everything_in_the_middle_of_a_session(model):
 
 def test_a_copy_of_a_compiled_model_is_the_model_itself(model):
     """Not compiled: its cache is whole till it is compiled, and the original stays as it was."""
-    inputs = tiny_inputs(FAMILY, Prompt((), 40))
+    inputs = tiny_inputs(FAMILY, TinyPrompt((), 40))
     expected = generate(tiny_model(FAMILY), inputs)
     ours = generate(model, inputs)
     twin = copy.deepcopy(model)
@@ -150,7 +150,7 @@ def test_a_copy_of_a_compiled_model_is_the_model_itself(model):
 
 
 def test_a_compiled_model_is_pickled_as_the_model_it_is(model):
-    inputs = tiny_inputs(FAMILY, Prompt((), 40))
+    inputs = tiny_inputs(FAMILY, TinyPrompt((), 40))
     expected = generate(tiny_model(FAMILY), inputs)
     loaded = pickle.loads(pickle.dumps(model))
     out = generate(loaded, inputs)
@@ -184,7 +184,7 @@ def test_a_cache_is_pickled_with_its_session(model):
 @pytest.mark.parametrize("inner", ["eager", "aot_eager"])
 def test_a_call_that_records_gradients(inner):
     """The answer is as differentiable as without starkv, and the cache is compressed."""
-    inputs, gradients, out = tiny_inputs(FAMILY, Prompt((), 40)), [], None
+    inputs, gradients, out = tiny_inputs(FAMILY, TinyPrompt((), 40)), [], None
     for compiled in (False, True):
         model = tiny_model(FAMILY)
         if compiled:
@@ -221,7 +221,7 @@ def test_a_model_that_is_its_own_decoder_is_gone_when_nobody_holds_it():
 def test_buffers_made_in_inference_mode_are_written_outside():
     model = tiny_model(FAMILY)
     starkv_compile.compile(model, budget=0.3, inner="eager", decode_tokens=8)
-    cache, inputs = StarKVCache(model.config), tiny_inputs(FAMILY, Prompt((), 40))
+    cache, inputs = StarKVCache(model.config), tiny_inputs(FAMILY, TinyPrompt((), 40))
     with torch.inference_mode():
         first = generate(model, inputs, past_key_values=cache).sequences
     longer = torch.nn.functional.pad(first, (0, 20), value=7)
@@ -238,7 +238,7 @@ def test_models_of_one_class_do_not_use_up_each_others_recompilations(monkeypatc
         model = tiny_model(FAMILY)
         starkv_compile.compile(model, policy=policy, budget=0.3, inner="eager")
         with torch._dynamo.config.patch(recompile_limit=3):
-            generate(model, tiny_inputs(FAMILY, Prompt((), 40)))
+            generate(model, tiny_inputs(FAMILY, TinyPrompt((), 40)))
         assert starkv_compile.report(model).refusals == []
         assert all(layer.stored < layer.seen for layer in starkv_compile.report(model).layers)
 
@@ -246,7 +246,7 @@ def test_models_of_one_class_do_not_use_up_each_others_recompilations(monkeypatc
 def test_a_prompt_past_dynamos_limit_is_left_whole_with_the_way_out(monkeypatch):
     monkeypatch.setattr("starkv_compile.frontend.call.GRAPHS", 1)
     torch._dynamo.reset()
-    inputs, policies = tiny_inputs(FAMILY, Prompt((), 40)), ("tova", "snapkv")
+    inputs, policies = tiny_inputs(FAMILY, TinyPrompt((), 40)), ("tova", "snapkv")
     expected = generate(tiny_model(FAMILY), inputs)
 
     def compiled(policy):

@@ -20,7 +20,7 @@ from transformers.masking_utils import eager_mask
 
 import starkv_compile
 from starkv_compile import StarKVCache
-from starkv_compile.testing import IMAGE_TOKEN, VIDEO_TOKEN, Prompt, tiny_inputs, tiny_model
+from starkv_compile.testing import IMAGE_TOKEN, VIDEO_TOKEN, TinyPrompt, tiny_inputs, tiny_model
 
 FAMILY, BUDGET, TOKENS = "qwen2_5_vl", 0.3, 6
 
@@ -129,11 +129,14 @@ def test_one_prompt(mode):
 
 
 PROMPTS = {
-    "no image": [Prompt((), 60)],
-    "thirty images": [Prompt(((2, 2),) * 30, 20)],
-    "padded rows": [Prompt(), Prompt(((4, 4),), 16, seed=3)],
-    "images of different sizes": [Prompt(((4, 4), (2, 6)), 20), Prompt(((3, 5),), 33, seed=2)],
-    "a row without an image": [Prompt(), Prompt((), 30, seed=4)],
+    "no image": [TinyPrompt((), 60)],
+    "thirty images": [TinyPrompt(((2, 2),) * 30, 20)],
+    "padded rows": [TinyPrompt(), TinyPrompt(((4, 4),), 16, seed=3)],
+    "images of different sizes": [
+        TinyPrompt(((4, 4), (2, 6)), 20),
+        TinyPrompt(((3, 5),), 33, seed=2),
+    ],
+    "a row without an image": [TinyPrompt(), TinyPrompt((), 30, seed=4)],
 }
 
 
@@ -149,7 +152,7 @@ def test_prompts_of_every_shape(name, mode):
 
 @pytest.mark.parametrize("drafts", ["prompt lookup", "assistant"])
 def test_drafts_beside_a_prompt_keep_it_whole_and_say_so(drafts):
-    inputs = tiny_inputs(FAMILY, Prompt((), 40))
+    inputs = tiny_inputs(FAMILY, TinyPrompt((), 40))
     inputs["input_ids"][:, 21:] = inputs["input_ids"][:, :21]  # something to look up
     options = {"prompt_lookup_num_tokens": 4}
     if drafts == "assistant":
@@ -163,7 +166,7 @@ def test_drafts_beside_a_prompt_keep_it_whole_and_say_so(drafts):
 
 def test_drafts_are_appended_to_a_compressed_cache_and_rolled_back():
     """As `generate` verifies them: a chunk whose every logit is wanted, then `crop`."""
-    inputs = tiny_inputs("llava", Prompt((), 40))
+    inputs = tiny_inputs("llava", TinyPrompt((), 40))
     model = starkv_compile.compile(tiny_model("llava"), budget=BUDGET, inner="eager")
     expected = run(model, inputs)
     greedy = expected.sequences[0, -TOKENS:]
@@ -183,7 +186,7 @@ def test_drafts_are_appended_to_a_compressed_cache_and_rolled_back():
 
 
 def test_a_prompt_passed_again_with_drafts_is_refused():
-    inputs = tiny_inputs("llava", Prompt((), 40))
+    inputs = tiny_inputs("llava", TinyPrompt((), 40))
     model = starkv_compile.compile(tiny_model("llava"), budget=BUDGET, inner="eager")
     cache = StarKVCache(model.config)
     first = run(model, inputs, max_new_tokens=1, past_key_values=cache).sequences
@@ -209,7 +212,7 @@ def capacity(tokens):
 
 
 def test_embeddings_instead_of_tokens():
-    inputs = tiny_inputs(FAMILY, Prompt((), 60))
+    inputs = tiny_inputs(FAMILY, TinyPrompt((), 60))
     model = starkv_compile.compile(tiny_model(FAMILY), budget=BUDGET, inner="eager")
     by_tokens = run(model, inputs).sequences[:, 62:]
     with torch.no_grad():
@@ -222,7 +225,7 @@ def test_embeddings_instead_of_tokens():
 
 def test_video():
     """Frames of a video are frames."""
-    inputs = tiny_inputs(FAMILY, Prompt(((4, 4), (4, 4)), 30))
+    inputs = tiny_inputs(FAMILY, TinyPrompt(((4, 4), (4, 4)), 30))
     inputs["input_ids"][inputs["input_ids"] == IMAGE_TOKEN] = VIDEO_TOKEN
     video = {
         **inputs,
@@ -271,7 +274,7 @@ def test_streaming():
 
 def test_turns_on_one_cache():
     """What each turn dropped stays dropped in the next; turns may be shorter than the window."""
-    inputs = tiny_inputs(FAMILY, Prompt((), 40))
+    inputs = tiny_inputs(FAMILY, TinyPrompt((), 40))
 
     def turns(model, cache):
         results = []

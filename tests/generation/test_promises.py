@@ -10,10 +10,17 @@ import torch
 
 import starkv_compile
 from starkv_compile import StarKVCache, StarKVConfig
-from starkv_compile.testing import IMAGE_TOKEN, LAYERS, Prompt, generate, tiny_inputs, tiny_model
+from starkv_compile.testing import (
+    IMAGE_TOKEN,
+    LAYERS,
+    TinyPrompt,
+    generate,
+    tiny_inputs,
+    tiny_model,
+)
 
 FAMILY, BUDGET = "llava", 0.3
-TEXT = Prompt((), 40)
+TEXT = TinyPrompt((), 40)
 LENGTH, KEPT = 42, StarKVConfig(budget=BUDGET).capacity(42)
 
 

@@ -10,7 +10,7 @@ import starkv_compile
 from starkv_compile.hf.packed_rows import is_packed, known_as_unpacked
 from starkv_compile.kernels.ops import STARKV
 from starkv_compile.passes import apply
-from starkv_compile.testing import Prompt, generate, tiny_inputs, tiny_model
+from starkv_compile.testing import TinyPrompt, generate, tiny_inputs, tiny_model
 from tests.support.one_layer import CONFIG, Attention, D, G, H, S, X, capture
 
 OPS = torch.library.Library("starkv_test_flash_attn2", "DEF")
@@ -138,7 +138,7 @@ def inputs_of(*prompts):
 
 @pytest.mark.parametrize("rows", [1, 2])
 def test_a_model_keeps_the_same_tokens_as_with_sdpa(rows, flash_attention_2):
-    inputs, caches = inputs_of(*(Prompt(seed=i) for i in range(rows))), []
+    inputs, caches = inputs_of(*(TinyPrompt(seed=i) for i in range(rows))), []
     for implementation in ("flash_attention_2", "sdpa"):
         torch._dynamo.utils.counters.clear()
         model = model_with(implementation)
@@ -155,7 +155,7 @@ def test_a_model_keeps_the_same_tokens_as_with_sdpa(rows, flash_attention_2):
 
 
 def test_padded_batches_are_left_whole_with_the_way_out(flash_attention_2):
-    inputs = inputs_of(Prompt(), Prompt(text=14, seed=1))
+    inputs = inputs_of(TinyPrompt(), TinyPrompt(text=14, seed=1))
     expected = generate(model_with("flash_attention_2"), inputs)
     model = model_with("flash_attention_2")
     starkv_compile.compile(model, budget=0.3, inner="eager")

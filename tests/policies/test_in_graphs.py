@@ -7,7 +7,7 @@ import starkv_compile
 from starkv_compile import CacheError, StarKVCache, StarKVConfig
 from starkv_compile.passes import Pipeline, apply
 from starkv_compile.policies import POLICIES
-from starkv_compile.testing import Prompt, tiny_inputs, tiny_model
+from starkv_compile.testing import TinyPrompt, tiny_inputs, tiny_model
 from starkv_compile.vision.layout import VisionLayout
 from tests.support.marked_layer import LAYOUT, MarkedLayer, marked_inputs, places_of
 from tests.support.one_layer import Attention, D, G, S, X, capture
@@ -85,7 +85,7 @@ def full_keys(model, inputs):
 def test_sets_by_head_on_a_model():
     """Two turns, then a batch with padding: each head's keys are of the places it says."""
     model, family = tiny_model("llava"), "llava"
-    prompts = Prompt(), Prompt(((4, 4),), 12, seed=3)
+    prompts = TinyPrompt(), TinyPrompt(((4, 4),), 12, seed=3)
     inputs = tiny_inputs(family, *prompts)
     whole = full_keys(model, inputs)
     starkv_compile.compile(model, policy="snapkv", **CONFIG)

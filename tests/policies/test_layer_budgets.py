@@ -11,7 +11,7 @@ import starkv_compile
 from starkv_compile import CacheError, OptionError, StarKVCache, StarKVConfig
 from starkv_compile.kernels.reference.capacity import layer_capacity
 from starkv_compile.passes import Pipeline, apply
-from starkv_compile.testing import LAYERS, Prompt, generate, tiny_inputs, tiny_model
+from starkv_compile.testing import LAYERS, TinyPrompt, generate, tiny_inputs, tiny_model
 from tests.support.one_layer import Attention, E, capture
 
 
@@ -163,7 +163,7 @@ def test_padding_and_layers_of_different_length_do_not_go_together():
     model = starkv_compile.compile(
         tiny_model("llava"), layer_budgets=(1, 3), budget=0.4, inner="eager"
     )
-    inputs = tiny_inputs("llava", Prompt(), Prompt(((4, 4),), 12, seed=3))
+    inputs = tiny_inputs("llava", TinyPrompt(), TinyPrompt(((4, 4),), 12, seed=3))
     with pytest.warns(UserWarning, match="one mask cannot hide in all of them"):
         cache = generate(model, inputs, 2).past_key_values
     assert [layer.get_seq_length() for layer in cache.layers] == [

@@ -7,7 +7,7 @@ import torch
 import starkv_compile
 from starkv_compile import StarKVCache, StarKVConfig
 from starkv_compile.policies import registry
-from starkv_compile.testing import Prompt, tiny_inputs, tiny_model
+from starkv_compile.testing import TinyPrompt, tiny_inputs, tiny_model
 from tests.support.docs import code_blocks, defined_by
 from tests.support.one_layer import Attention, X, capture
 
@@ -23,7 +23,7 @@ def places(model):
     """What each layer keeps of a prompt of two screens and some text."""
     cache = StarKVCache(model.config)
     with torch.no_grad():
-        model(**tiny_inputs("qwen2_vl", Prompt()), past_key_values=cache)
+        model(**tiny_inputs("qwen2_vl", TinyPrompt()), past_key_values=cache)
     return [layer.places()[0].tolist() for layer in cache.compressed_layers]
 
 

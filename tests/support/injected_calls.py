@@ -10,7 +10,7 @@ import torch
 import transformers.testing_utils  # imports what TRANSFORMERS_TEST_BACKEND names
 from transformers import T5Config, T5ForConditionalGeneration
 
-from starkv_compile.testing import Prompt, tiny_inputs, tiny_model
+from starkv_compile.testing import TinyPrompt, tiny_inputs, tiny_model
 
 
 def call(model, inputs, **options):
@@ -39,11 +39,11 @@ def outputs(prepare=lambda model: None):
     yield "images", call(model, tiny_inputs("qwen2_5_vl"))
     model = tiny_model("llava")
     prepare(model)
-    prompt = tiny_inputs("llava", Prompt((), 40))
+    prompt = tiny_inputs("llava", TinyPrompt((), 40))
     prompt["input_ids"][:, 21:] = prompt["input_ids"][:, :21]  # something to look up
     for name, options in MODES.items():
         yield name, call(model, prompt, **options)
-    batch = tiny_inputs("llava", Prompt(), Prompt(((4, 4),), 12, seed=3))
+    batch = tiny_inputs("llava", TinyPrompt(), TinyPrompt(((4, 4),), 12, seed=3))
     yield "left-padded batch", call(model, batch)
     first = call(model, prompt)
     ids = torch.cat([first.sequences, first.sequences[:, :9]], dim=1)

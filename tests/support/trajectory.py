@@ -3,7 +3,7 @@
 import torch
 
 from starkv_compile import StarKVCache
-from starkv_compile.testing import Prompt, tiny_inputs
+from starkv_compile.testing import TinyPrompt, tiny_inputs
 
 
 def steps(model, family, count):
@@ -11,7 +11,7 @@ def steps(model, family, count):
     cache, seen = StarKVCache(model.config), 0
     for step in range(count):
         frames = () if step % 4 == 3 else ((4, 4 + step % 2),)
-        new = tiny_inputs(family, Prompt(frames, text=5 + 3 * step, seed=step))
+        new = tiny_inputs(family, TinyPrompt(frames, text=5 + 3 * step, seed=step))
         ids = new.pop("input_ids")
         places = torch.arange(seen, seen + ids.shape[1]).expand(4, 1, -1)
         new.pop("attention_mask")

@@ -6,7 +6,7 @@ import torch
 from starkv_compile.cache.cache import StarKVCache
 from starkv_compile.cache.chunk import describe_chunk
 from starkv_compile.kernels.reference.layout import layout_from_image_mask, layout_from_positions
-from starkv_compile.testing import Prompt, tiny_inputs, tiny_model
+from starkv_compile.testing import TinyPrompt, tiny_inputs, tiny_model
 
 GRIDS = ((4, 4), (3, 5), (2, 6))
 
@@ -30,7 +30,7 @@ def described(frame, row, column):
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 @pytest.mark.parametrize("source", ["grid", "positions"])
 def test_multimodal_rope_models(family, source):
-    model, prompt = tiny_model(family), Prompt(GRIDS, 11)
+    model, prompt = tiny_model(family), TinyPrompt(GRIDS, 11)
     inputs = tiny_inputs(family, prompt)
     if source == "positions":
         positions, _ = model.model.get_rope_index(
@@ -49,7 +49,7 @@ def test_multimodal_rope_models(family, source):
 def test_left_padding_is_no_frame():
     family = "qwen2_5_vl"
     model = tiny_model(family)
-    inputs = tiny_inputs(family, Prompt(GRIDS, 11), Prompt(((4, 4),), 5))
+    inputs = tiny_inputs(family, TinyPrompt(GRIDS, 11), TinyPrompt(((4, 4),), 5))
     positions, _ = model.model.get_rope_index(
         inputs["input_ids"],
         inputs["mm_token_type_ids"],
@@ -62,7 +62,7 @@ def test_left_padding_is_no_frame():
 
 def test_square_guess_where_nothing_tells_the_shape():
     model = tiny_model("llava")
-    prompt = Prompt(((4, 4), (4, 4)), 6)
+    prompt = TinyPrompt(((4, 4), (4, 4)), 6)
     cache = StarKVCache(model.config)
     describe_chunk(cache, model, tiny_inputs("llava", prompt))
     layout = cache.shared.layout
@@ -84,7 +84,7 @@ def test_later_chunks_count_frames_on():
     family = "qwen2_5_vl"
     model = tiny_model(family)
     cache = StarKVCache(model.config)
-    first, second = Prompt(((4, 4),), 3), Prompt(((2, 2), (3, 3)), 4)
+    first, second = TinyPrompt(((4, 4),), 3), TinyPrompt(((2, 2), (3, 3)), 4)
     describe_chunk(cache, model, tiny_inputs(family, first))
     seen = 2 + 18 + 3 + 5  # five tokens were generated in between
     for layer in cache.compressed_layers:
@@ -103,8 +103,8 @@ def test_a_turn_without_a_frame_keeps_the_pattern_as_wide():
     family = "qwen2_5_vl"
     model = tiny_model(family)
     cache = StarKVCache(model.config)
-    describe_chunk(cache, model, tiny_inputs(family, Prompt(((4, 4),), 3)))
-    describe_chunk(cache, model, tiny_inputs(family, Prompt((), 3)))
+    describe_chunk(cache, model, tiny_inputs(family, TinyPrompt(((4, 4),), 3)))
+    describe_chunk(cache, model, tiny_inputs(family, TinyPrompt((), 3)))
     assert cache.shared.layout.current.tolist() == [[-1] * 16]
 
 
@@ -118,7 +118,7 @@ def test_embeddings_alone_leave_the_layout_unknown():
 def test_counts_are_of_the_tokens_that_a_budget_counts():
     """No padding; replies are text; what is rolled back is not counted."""
     model = tiny_model("qwen2_5_vl")
-    inputs = tiny_inputs("qwen2_5_vl", Prompt(GRIDS[:1], 11), Prompt(GRIDS, 4))
+    inputs = tiny_inputs("qwen2_5_vl", TinyPrompt(GRIDS[:1], 11), TinyPrompt(GRIDS, 4))
     padding = (inputs["attention_mask"] == 0).sum(1)
     assert int(padding.max()) > 0
     cache = StarKVCache(model.config)
@@ -143,7 +143,7 @@ def test_counts_are_of_the_tokens_that_a_budget_counts():
 
 def test_positions_of_other_rows_are_not_the_prompts():
     """As transformers 5.17 passes them with the second chunk of a prompt: of no row."""
-    model, inputs = tiny_model("qwen2_5_vl"), tiny_inputs("qwen2_5_vl", Prompt(((4, 4),), 6))
+    model, inputs = tiny_model("qwen2_5_vl"), tiny_inputs("qwen2_5_vl", TinyPrompt(((4, 4),), 6))
     del inputs["image_grid_thw"]
     inputs["position_ids"] = torch.zeros(4, 0, inputs["input_ids"].shape[1], dtype=torch.int64)
     cache = StarKVCache(model.config)

@@ -16,7 +16,7 @@ from starkv_compile.policies import ScoreInputs
 
 from .axes import Axis, axes_of
 from .capture import capture
-from .prompt import Prompt
+from .prompt import InspectedPrompt
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Inspection:
     token_bytes: of one token in each. axes: values [layers, L], NaN where a token has no score.
     """
 
-    prompt: Prompt
+    prompt: InspectedPrompt
     config: StarKVConfig
     frame: torch.Tensor
     row: torch.Tensor
@@ -58,7 +58,7 @@ class Inspection:
 
 
 @torch.no_grad()
-def collect(prompt: Prompt, config: StarKVConfig, shares: Sequence[float]) -> Inspection:
+def collect(prompt: InspectedPrompt, config: StarKVConfig, shares: Sequence[float]) -> Inspection:
     """Run the prompt once and rank its tokens for each budget.
 
     Ranks and axes are what the package's own selection and scores make of the values that the

@@ -13,7 +13,7 @@ from starkv_compile.cli import config_of
 from ..demo.ways import MAX_REPLY
 from .collect import collect
 from .page import render
-from .prompt import Prompt, checkpoint_prompt, episode_prompt, images_prompt
+from .prompt import InspectedPrompt, checkpoint_prompt, episode_prompt, images_prompt
 from .replies import replies
 
 FRAMES = 4  # of a generated episode
@@ -76,7 +76,7 @@ class InspectOptions:
             return self.reply
         return MAX_REPLY if self.model is None else 0
 
-    def load(self) -> Prompt:
+    def load(self) -> InspectedPrompt:
         """What is inspected. Raises `StarKVError` as the functions of `prompt` do."""
         if self.model is not None:
             return checkpoint_prompt(self.model, self.images, self.prompt or "")

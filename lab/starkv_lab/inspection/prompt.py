@@ -30,7 +30,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class InspectedPrompt:
     """One prompt and its model, which is not compiled.
 
     inputs: of its `generate`, one row. text: what comes after the pictures. asked: the question
@@ -50,7 +50,7 @@ class Prompt:
         return [self.tokenizer.decode([token]) for token in self.inputs["input_ids"][0].tolist()]
 
 
-def episode_prompt(frames: int, seed: int, agent: Path | None = None) -> Prompt:
+def episode_prompt(frames: int, seed: int, agent: Path | None = None) -> InspectedPrompt:
     """The demo's episode as one prompt: all its screenshots, then the last one's question.
 
     Raises:
@@ -66,7 +66,7 @@ def episode_prompt(frames: int, seed: int, agent: Path | None = None) -> Prompt:
 
 def images_prompt(
     paths: Sequence[Path], question: str | None = None, agent: Path | None = None
-) -> Prompt:
+) -> InspectedPrompt:
     """Screenshots of one's own for the agent; by default it is asked what is in the last's middle.
 
     Raises:
@@ -77,7 +77,7 @@ def images_prompt(
 
 def _agent_prompt(
     turns: Sequence[Turn], agent: Path | None, needed: set[tuple[int, Cell]] | None = None
-) -> Prompt:
+) -> InspectedPrompt:
     model, processor = load_agent(agent)
     pictures, content = [], []
     for number, turn in enumerate(turns):
@@ -91,7 +91,7 @@ def _agent_prompt(
     )
 
 
-def checkpoint_prompt(checkpoint: Path, paths: Sequence[Path], text: str) -> Prompt:
+def checkpoint_prompt(checkpoint: Path, paths: Sequence[Path], text: str) -> InspectedPrompt:
     """Screenshots, then text, for a Hugging Face model from its folder; on a GPU if there is one.
 
     Raises:
@@ -137,7 +137,7 @@ def _prompt(
     name: str,
     pictures: Sequence[Picture],
     content: list[dict[str, Any]],
-) -> Prompt:
+) -> InspectedPrompt:
     message = [{"role": "user", "content": content}]
     try:
         text = processor.apply_chat_template(message, add_generation_prompt=True)
@@ -145,6 +145,6 @@ def _prompt(
         raise StarKVError(f"{name}: {error}") from error
     images = [picture.image for picture in pictures]
     inputs = processor(text=[text], images=images, return_tensors="pt").to(model.device)
-    return Prompt(
+    return InspectedPrompt(
         model, name, processor.tokenizer, dict(inputs), tuple(pictures), content[-1]["text"]
     )

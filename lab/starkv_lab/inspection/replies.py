@@ -8,10 +8,10 @@ from dataclasses import replace
 from starkv_compile import StarKVCache, StarKVConfig, compile, undo
 from starkv_compile.hf import with_cache
 
-from .prompt import Prompt
+from .prompt import InspectedPrompt
 
 
-def reply_at(prompt: Prompt, config: StarKVConfig, share: float, tokens: int) -> str:
+def reply_at(prompt: InspectedPrompt, config: StarKVConfig, share: float, tokens: int) -> str:
     """The greedy reply of at most so many tokens, the cache compressed to `share`; 1: full.
 
     Its first token comes from the full cache whatever the share, as with any prompt.
@@ -31,7 +31,7 @@ def reply_at(prompt: Prompt, config: StarKVConfig, share: float, tokens: int) ->
 
 
 def replies(
-    prompt: Prompt, config: StarKVConfig, shares: Sequence[float], tokens: int
+    prompt: InspectedPrompt, config: StarKVConfig, shares: Sequence[float], tokens: int
 ) -> tuple[str, ...]:
     """The full cache's reply, then that at each share; () where no tokens are asked for."""
     if tokens == 0:

@@ -20,7 +20,7 @@ from starkv_compile import (
 )
 from starkv_compile.hf import pop_cache
 
-from .prompts import Prompt, make_prompt, said
+from .prompts import FamilyInputs, make_prompt, said
 from .tiny import tiny_model
 
 BUDGET, REPLY = 0.3, 4
@@ -86,7 +86,7 @@ def probe(family: str) -> Row:
             return Row(family, fault=said(error))
 
 
-def _probe(family: str, model: Any, prompt: Prompt, plain: Any) -> Row:
+def _probe(family: str, model: Any, prompt: FamilyInputs, plain: Any) -> Row:
     whole, _ = _compiled(model, prompt, 1.0)
     torch._dynamo.utils.counters.clear()
     output, told = _compiled(model, prompt, BUDGET)
@@ -114,7 +114,7 @@ def _probe(family: str, model: Any, prompt: Prompt, plain: Any) -> Row:
     return replace(row, seen=seen, kept=kept, expected=expected, right=right)
 
 
-def _generate(model: Any, prompt: Prompt) -> Any:
+def _generate(model: Any, prompt: FamilyInputs) -> Any:
     with torch.no_grad():
         return model.generate(
             **prompt.arguments,
@@ -125,7 +125,7 @@ def _generate(model: Any, prompt: Prompt) -> Any:
         )
 
 
-def _plain(model: Any, prompt: Prompt) -> Any:
+def _plain(model: Any, prompt: FamilyInputs) -> Any:
     """Compiled by the same inner backend, without starkv: what a budget of 1.0 must equal."""
     torch._dynamo.reset()
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
@@ -138,7 +138,7 @@ def _plain(model: Any, prompt: Prompt) -> Any:
         decoder._compiled_call_impl = None
 
 
-def _compiled(model: Any, prompt: Prompt, budget: float) -> tuple[Any, Report]:
+def _compiled(model: Any, prompt: FamilyInputs, budget: float) -> tuple[Any, Report]:
     torch._dynamo.reset()
     compile(model, budget=budget, inner="eager")
     try:
@@ -161,7 +161,7 @@ def _stored(cache: StarKVCache, rewritten: int) -> tuple[int, int | None, int]:
     return seen, expected if kept.count(expected) == rewritten else None, expected
 
 
-def _layout_is_right(cache: StarKVCache, prompt: Prompt) -> bool:
+def _layout_is_right(cache: StarKVCache, prompt: FamilyInputs) -> bool:
     """Whether the cache knows the images: as many frames and tokens, and their true grids."""
     layout = cache.shared.layout
     if layout is None:

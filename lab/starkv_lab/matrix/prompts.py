@@ -17,7 +17,7 @@ VISION_CONFIGS = ("vision_config", "vision_tower_config", "vq_config", "vit_conf
 
 
 @dataclass(frozen=True)
-class Prompt:
+class FamilyInputs:
     """Arguments of `generate`, and what the images are.
 
     tokens: image tokens of each image; none where the family was given text alone. grids: rows
@@ -32,12 +32,12 @@ class Prompt:
     why_no_image: str = ""
 
 
-def make_prompt(family: str, model: Any) -> Prompt:
+def make_prompt(family: str, model: Any) -> FamilyInputs:
     """With two images where the family's inputs can be told from its signature, else text."""
     try:
         return _with_images(family, model)
     except Exception as error:  # whatever a family's vision tower raises on inputs not its own
-        return Prompt(_arguments(model, _words(WORDS)), why_no_image=said(error))
+        return FamilyInputs(_arguments(model, _words(WORDS)), why_no_image=said(error))
 
 
 def said(error: Exception) -> str:
@@ -46,10 +46,12 @@ def said(error: Exception) -> str:
     return f"{type(error).__name__}: {reason}"
 
 
-def _with_images(family: str, model: Any) -> Prompt:
+def _with_images(family: str, model: Any) -> FamilyInputs:
     config = model.config
     if family in ASIDE:
-        return Prompt({**_arguments(model, _words(WORDS)), **_given(ASIDE[family])}, aside=True)
+        return FamilyInputs(
+            {**_arguments(model, _words(WORDS)), **_given(ASIDE[family])}, aside=True
+        )
     marker = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
     if marker is None:
         raise ValueError("no image_token_id")
@@ -70,7 +72,7 @@ def _with_images(family: str, model: Any) -> Prompt:
         *[marker] * tokens[1],
         *_words(AFTER),
     ]
-    return Prompt({**_arguments(model, words), **images}, tokens, grids)
+    return FamilyInputs({**_arguments(model, words), **images}, tokens, grids)
 
 
 def _images(config: Any, known: Any) -> dict[str, torch.Tensor]:

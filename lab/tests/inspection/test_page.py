@@ -13,7 +13,7 @@ from PIL import Image
 from starkv_lab.inspection.axes import Axis
 from starkv_lab.inspection.collect import Budget, Inspection
 from starkv_lab.inspection.page import MAX_WIDTH, data_uri, packed, page_data, render
-from starkv_lab.inspection.prompt import Picture, Prompt
+from starkv_lab.inspection.prompt import InspectedPrompt, Picture
 
 from lab.tests.support.inspection_prompts import Numbers
 from starkv_compile import StarKVConfig
@@ -52,7 +52,7 @@ def made(pictures, rows, columns, layers, text, heads=1, rankings=1):
         Axis(name, name.title(), "", False, v) for name, v in zip(names, values, strict=True)
     )
     inputs = {"input_ids": torch.arange(length)[None]}
-    prompt = Prompt(None, "a model", Numbers(), inputs, tuple(pictures), "which?")
+    prompt = InspectedPrompt(None, "a model", Numbers(), inputs, tuple(pictures), "which?")
     return Inspection(
         prompt,
         StarKVConfig(),

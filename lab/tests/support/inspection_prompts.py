@@ -1,9 +1,9 @@
 """Prompts for tiny models, as `inspection.prompt` makes them for real ones."""
 
 from PIL import Image
-from starkv_lab.inspection.prompt import Picture, Prompt
+from starkv_lab.inspection.prompt import Picture
 
-from starkv_compile.testing import Prompt as Tokens
+from starkv_compile.testing import TinyPrompt as Tokens
 from starkv_compile.testing import tiny_inputs, tiny_model
 
 
@@ -20,6 +20,6 @@ def tiny_prompt(family, grids=((4, 5), (3, 4)), text=20):
         Picture(f"picture {i}", Image.new("RGB", (columns * 9, rows * 9), (30, 90, 160)))
         for i, (rows, columns) in enumerate(grids)
     ]
-    return Prompt(
+    return InspectedPrompt(
         tiny_model(family), f"tiny {family}", Numbers(), inputs, tuple(pictures), "which?"
     )
