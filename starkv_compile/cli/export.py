@@ -86,11 +86,10 @@ def _export(args: argparse.Namespace) -> int:
         )
     )
     print(f"written: {folder}")
-    from ..export.tensorrt.trt_rules import (
-        report,  # imports onnx: `export_checkpoint` says if it is missing
-    )
+    # It imports onnx: `export_checkpoint` has said so if that is missing.
+    from ..export.tensorrt.trt_rules import refused_lines
 
-    for line in report(folder, args.max_seq):
+    for line in refused_lines(folder, args.max_seq):
         print(line)
     if args.engine:
         from ..export.tensorrt.engine import build_engines

@@ -6,7 +6,7 @@ onnx = pytest.importorskip("onnx", reason="pip install 'starkv-compile[export]'"
 
 from onnx import TensorProto, helper  # noqa: E402
 
-from starkv_compile.export.tensorrt.trt_rules import refused, report  # noqa: E402
+from starkv_compile.export.tensorrt.trt_rules import refused, refused_lines  # noqa: E402
 
 
 def model(op, inputs, outputs=1, constants=(), dtype=TensorProto.FLOAT, domain="", **attributes):
@@ -76,10 +76,10 @@ def test_nodes_of_subgraphs_are_looked_at():
 
 @pytest.mark.parametrize("exported", ["topk", "threshold"], indirect=True)
 def test_nothing_is_against_exported_graphs(exported):
-    assert report(exported.folder, 3840) == []
+    assert refused_lines(exported.folder, 3840) == []
 
 
 def test_topk_is_refused_beyond_its_limit(exported):
-    lines = report(exported.folder, 3841)
+    lines = refused_lines(exported.folder, 3841)
     assert lines
     assert all(line.startswith("prefill") and "TopK" in line for line in lines)

@@ -1,7 +1,7 @@
 """Prompts for tiny models, as `inspection.prompt` makes them for real ones."""
 
 from PIL import Image
-from starkv_lab.inspection.prompt import Picture
+from starkv_lab.inspection.prompt import InspectedPrompt, Picture
 
 from starkv_compile.testing import TinyPrompt as Tokens
 from starkv_compile.testing import tiny_inputs, tiny_model

@@ -166,7 +166,7 @@ def refused(model: onnx.ModelProto, longest: int) -> list[Refusal]:
     ]
 
 
-def report(folder: Path, longest: int) -> list[str]:
+def refused_lines(folder: Path, longest: int) -> list[str]:
     """A line for each kind of refused node in each graph of the folder."""
     lines = []
     for file in sorted(folder.glob("*.onnx")):
