@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from ..errors import CacheError
 from ..vision.layout import VisionLayout
 from .frames import keep_newest_frames
-from .layer import StarKVLayer, fixed_address
+from .layer import ONE_PROMPT, StarKVLayer, fixed_address
 from .size import cache_bytes, full_bytes
 from .state import SharedState
 
@@ -58,7 +58,7 @@ class StarKVCache(DynamicCache):
     @property
     def full_nbytes(self) -> int:
         """Bytes of the compressed layers, had every token that they have seen been stored."""
-        return full_bytes(self)
+        return full_bytes(self.compressed_layers)
 
     @property
     def is_compileable(self) -> bool:
@@ -116,7 +116,10 @@ class StarKVCache(DynamicCache):
             CacheError: several batch rows, whose frames may differ in size, or layers that store
                 different numbers of tokens; nothing is changed.
         """
-        keep_newest_frames(self, frames, text_from)
+        if self.is_uneven:
+            raise CacheError(f"keep_newest_frames: {ONE_PROMPT}")
+        layers = [layer for layer in self.compressed_layers if layer.stored]
+        keep_newest_frames(layers, self.shared, frames, text_from)
 
     def fork(self) -> StarKVCache:
         """A second session that goes on from here; neither notices what the other one adds.
