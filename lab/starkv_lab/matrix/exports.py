@@ -107,10 +107,9 @@ def _export(model: Any) -> str:
 
     decoder = Decoder(model)
     shapes = describe(model, decoder)
-    inputs, outputs = prefill_ports(shapes)
-    each = (len(outputs) - 1) // len(shapes.layers)
     with traceable(decoder.decoder), tempfile.TemporaryDirectory() as folder:
-        cut_prompt(Prefill(decoder, shapes).eval(), inputs, each, StarKVConfig(budget=0.3))
+        prompt = Prefill(decoder, shapes).eval()
+        cut_prompt(prompt, prefill_ports(shapes), StarKVConfig(budget=0.3))
         write_decode(decoder, shapes, OPSET, Weights(Path(folder)))
         return _fault(decoder, shapes, Path(folder) / "decode.onnx")
 
@@ -132,21 +131,20 @@ def _why_no_tower(model: Any) -> str:
 def _fault(decoder: Decoder, shapes: Shapes, file: Path) -> str:
     from starkv_compile.export.onnx.graphs import Graph
 
-    ports, _ = decode_ports(shapes)
+    ports = decode_ports(shapes).inputs
     sizes = {"batch": 2, "stored": STORED, "seen": 3 * STORED}
     torch.manual_seed(0)
     feeds = {
         port.name: torch.randn(port.shape(sizes)).to(port.dtype)
+        if port.name.startswith("past.")
+        else torch.ones(port.shape(sizes), dtype=port.dtype)
         for port in ports
-        if "." in port.name
     }
-    for port in ports[:3]:
-        feeds[port.name] = torch.ones(port.shape(sizes), dtype=port.dtype)
     feeds["input_ids"].random_(FIRST_WORD, LAST_WORD)
     feeds["position_ids"] *= 3 * STORED - 1
     mine = Graph(file)(feeds)["logits"]
     with torch.no_grad():
-        theirs = Decode(decoder, shapes)([feeds[port.name] for port in ports])[0]
+        theirs = Decode(decoder, shapes)(feeds)["logits"]
     apart = float((mine - theirs).abs().max() / theirs.abs().max())
     return "" if apart <= FAR else f"logits of a further token differ by {apart:.1%}"
 
