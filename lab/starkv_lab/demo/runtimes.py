@@ -46,15 +46,13 @@ def export_agent(
     from transformers import AutoConfig
 
     from starkv_compile.export import ExportOptions, Manifest, export_checkpoint
-    from starkv_compile.export.onnx.manifest import FILE
 
     source = agent_folder(checkpoint)
     described = AutoConfig.from_pretrained(source, local_files_only=True)
     most = described.get_text_config(decoder=True).max_position_embeddings
     if config.keeps_everything:
         config = dataclasses.replace(config, budget=StarKVConfig.budget, budget_tokens=most)
-    there = (folder / FILE).is_file() and Manifest.read(folder)
-    if there and there.config == config:
+    if Manifest.is_in(folder) and Manifest.read(folder).config == config:
         return
     options = ExportOptions(
         checkpoint=source, out=folder, config=config, max_seq=most, select="topk"

@@ -17,16 +17,18 @@ from typing import Any
 
 import torch
 
-from starkv_compile.config import StarKVConfig
-from starkv_compile.errors import UnsupportedModel
-from starkv_compile.export.capture.decoder import (
+from starkv_compile import StarKVConfig, UnsupportedModel
+from starkv_compile.export.capture import (
     Decode,
     Decoder,
     Prefill,
+    Shapes,
+    cut_graph,
+    decode_ports,
     describe,
+    prefill_ports,
     traceable,
 )
-from starkv_compile.export.capture.ports import Shapes, decode_ports, prefill_ports
 from starkv_compile.optional import needs
 
 from .prompts import said
@@ -100,25 +102,20 @@ def table(rows: Sequence[ExportRow]) -> str:
 
 def _export(model: Any) -> str:
     """What is wrong with the graph of a further token, if anything is."""
-    from starkv_compile.export.capture.capture import cut_prompt
-    from starkv_compile.export.onnx.onnx_graph import OPSET
-    from starkv_compile.export.onnx.package import write_decode
-    from starkv_compile.export.onnx.weights import Weights
+    from starkv_compile.export.onnx import OPSET, Weights, write_decode
 
     decoder = Decoder(model)
     shapes = describe(model, decoder)
     with traceable(decoder.decoder), tempfile.TemporaryDirectory() as folder:
         prompt = Prefill(decoder, shapes).eval()
-        cut_prompt(prompt, prefill_ports(shapes), StarKVConfig(budget=0.3))
+        cut_graph(prompt, prefill_ports(shapes), StarKVConfig(budget=0.3))
         write_decode(decoder, shapes, OPSET, Weights(Path(folder)))
         return _fault(decoder, shapes, Path(folder) / "decode.onnx")
 
 
 def _why_no_tower(model: Any) -> str:
     """Why the vision tower is not exported; empty if it is, or there is none."""
-    from starkv_compile.export.onnx.onnx_graph import OPSET
-    from starkv_compile.export.onnx.visual import export_visual
-    from starkv_compile.export.onnx.weights import Weights
+    from starkv_compile.export.onnx import OPSET, Weights, export_visual
 
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -129,7 +126,7 @@ def _why_no_tower(model: Any) -> str:
 
 
 def _fault(decoder: Decoder, shapes: Shapes, file: Path) -> str:
-    from starkv_compile.export.onnx.graphs import Graph
+    from starkv_compile.export.onnx import Graph
 
     ports = decode_ports(shapes).inputs
     sizes = {"batch": 2, "stored": STORED, "seen": 3 * STORED}

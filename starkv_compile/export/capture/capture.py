@@ -108,7 +108,7 @@ def port_names(program: ExportedProgram) -> tuple[list[str], list[str]]:
 
 
 @dataclass(frozen=True)
-class CutPrompt:
+class CutGraph:
     """A prompt's graph, rewritten and cut. outputs: names of what it returns, in order. answer: its
     first part. parts: what each layer's cache reads alone, the same function in all."""
 
@@ -119,12 +119,12 @@ class CutPrompt:
     report: GraphReport
 
 
-def cut_prompt(
+def cut_graph(
     module: torch.nn.Module,
     ports: GraphPorts,
     config: StarKVConfig,
     largest: Mapping[str, int] | None = None,
-) -> CutPrompt:
+) -> CutGraph:
     """A prompt's program, its cache writes compacted by the graph passes, cut into parts.
 
     Args:
@@ -152,7 +152,7 @@ def cut_prompt(
                 f"layer {layer} is scored by another graph than layer 0; only models whose layers "
                 "are alike can be exported"
             )
-    return CutPrompt(whole, returns, answer, parts, report)
+    return CutGraph(whole, returns, answer, parts, report)
 
 
 def capture_prompt(
@@ -162,13 +162,13 @@ def capture_prompt(
     select: str,
     max_seq: int,
 ) -> Captured:
-    """`cut_prompt`'s parts as programs.
+    """`cut_graph`'s parts as programs.
 
     Args:
         select: the form of selection, a name in `select.SELECTIONS`.
         max_seq: tokens that a session may see.
     """
-    cut = cut_prompt(module, ports, config)
+    cut = cut_graph(module, ports, config)
     answer, compact = cut.answer, cut.parts[0]
     names = {node: name for name, node in (*answer.reads.items(), *answer.gives.items())}
     lengths = _names_of_lengths(answer.reads, ports.inputs)

@@ -22,7 +22,7 @@ from ...kernels.reference.capacity import every_length
 from ...passes import fx
 from ..onnx.package import check_config
 from ..tensorrt.profiles import Length, lengths
-from .capture import bodies, cut_prompt, export_program, port_names, put_in_place
+from .capture import bodies, cut_graph, export_program, port_names, put_in_place
 from .decoder import Decode, Decoder, Prefill, describe, traceable
 from .grouped import share_heads
 from .ports import GraphPorts, Port, Shapes, decode_ports, prefill_ports
@@ -98,7 +98,7 @@ def _prefill(
     largest: dict[str, int],
 ) -> Program:
     ports = prefill_ports(shapes)
-    cut = cut_prompt(Prefill(decoder, shapes).eval(), ports, config, largest)
+    cut = cut_graph(Prefill(decoder, shapes).eval(), ports, config, largest)
     put_in_place(cut.whole, bodies("threshold", max_seq))
     return _program(cut.whole, cut.outputs, ports, ranges, largest)
 

@@ -61,6 +61,11 @@ class Manifest:
         }
         (folder / FILE).write_text(json.dumps(described, indent=1) + "\n")
 
+    @staticmethod
+    def is_in(folder: Path) -> bool:
+        """Whether an export was written to the folder."""
+        return (folder / FILE).is_file()
+
     @classmethod
     def read(cls, folder: Path) -> Manifest:
         """From a folder that `write` was given.
