@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from starkv_compile.cli import share_of
 from starkv_compile.config import INNER_BACKENDS
 
 from .gui.arguments import add_gui
@@ -48,7 +49,7 @@ def add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help="screenshots of the generated episode (default: 4; the agent knows up to 5)",
     )
     add("--seed", type=int, default=0, help="which episode is generated")
-    add("--budget", type=float, default=0.2, help="share of the tokens seen that stays cached")
+    add("--budget", default="0.2", help="share of the tokens seen that stays cached: 0.2 or 20%%")
     add(
         "--inner",
         choices=INNER_BACKENDS,
@@ -92,7 +93,7 @@ def _demo(args: argparse.Namespace) -> int:
             question=getattr(args, "question", None),
             frames=getattr(args, "frames", None),
             seed=args.seed,
-            budget=args.budget,
+            budget=share_of(args.budget),
             inner=args.inner,
             out=args.out,
             agent=getattr(args, "agent", None),

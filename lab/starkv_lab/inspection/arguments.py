@@ -37,7 +37,7 @@ def add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="what that model is told after the screenshots")
     add_method(inspect)
     add("--budget", metavar="P,Q", default="40,20,10,5",
-        help="percent of the tokens that stay, one or more to choose from")
+        help="percent of the tokens that stay: 20 or 20%%; the page offers each of them")
     add("--reply", type=int, metavar="N", default=argparse.SUPPRESS,
         help="tokens of a reply, from the full cache and at each budget; 0 for none (default: 12 "
         "of the agent; 0 with --model, as each costs another prefill)")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from starkv_compile import OptionError, StarKVConfig, StarKVError
-from starkv_compile.cli import config_of
+from starkv_compile.cli import config_of, share_of
 
 from ..demo.ways import MAX_REPLY
 from .collect import collect
@@ -87,16 +86,13 @@ class InspectOptions:
 
 
 def _share(text: str) -> float:
-    try:
-        percent = float(text)
-    except ValueError:
-        percent = math.nan
-    if not 1 <= percent < 100:
+    share = share_of(text, "percent")
+    if not 0.01 <= share < 1:
         raise OptionError(
-            f"--budget {text.strip()!r}: expected percent of the tokens, at least 1 and less than "
-            "100, such as --budget 40,20,10,5"
+            f"--budget {text.strip()!r}: expected at least 1 and less than 100 percent of the "
+            "tokens, such as --budget 40,20,10,5"
         )
-    return round(percent / 100, 12)
+    return share
 
 
 def run_inspect(options: InspectOptions) -> Path:
