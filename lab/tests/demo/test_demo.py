@@ -168,9 +168,12 @@ def test_default_question_is_in_the_agents_words(tmp_path):
         (["--budget", "150%"], "budget=1.5: expected a number"),
         (["--budget", "x"], "budget 'x': expected a share such as 0.2, or with a percent sign 20%"),
         (["--frames", "0"], "1 to 8 screenshots"),
-        (["--question", "click step 1 red star"], "--question goes with --image"),
-        (["--image", "a.png", "--frames", "2"], "--frames is for a generated episode"),
-        (["--exported", "a"], "--exported goes with --runtime onnx"),
+        (
+            ["--question", "click step 1 red star"],
+            "--question needs --image: a generated",
+        ),
+        (["--image", "a.png", "--frames", "2"], "--frames needs a generated episode"),
+        (["--exported", "a"], "--exported needs --runtime onnx"),
         (["--agent", "nowhere"], "python -m starkv_lab.training.train --out FOLDER"),
     ],
 )

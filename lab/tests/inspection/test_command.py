@@ -173,7 +173,7 @@ def test_a_checkpoint_with_a_true_grid(capsys, tmp_path, monkeypatch):
             "'screen_novelty', 'starkv'",
         ),
         (["--policy", "tova", "--paper"], "--paper is a form of policy 'starkv'"),
-        (["--frames", "9"], "frames=9: the agent is shown 1 to 8"),
+        (["--frames", "9"], "frames=9: expected 1 to 8 screenshots"),
         (["--question", "where"], "--question goes with --image"),
         (["--image", "a.png", "--seed", "2"], "--frames and --seed are for a generated episode"),
         (["--prompt", "click"], "--prompt goes with --model"),
