@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
+
+from starkv_compile.cli import share_of
 
 
 def add_quality(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -53,10 +54,9 @@ def _add_common(parser: argparse.ArgumentParser, budgets: str) -> None:
     )
     add(
         "--budgets",
-        type=percents,
         metavar="P,Q",
         default=budgets,
-        help="percent of the tokens seen",
+        help="percent of the tokens seen that stay cached: 20 or 20%%",
     )
     add("--seed", type=int, default=0, help="of screens and questions")
     add("--threads", type=int, default=1)
@@ -88,7 +88,8 @@ def _trajectories(args: argparse.Namespace) -> int:
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     """What was given, under the names that the options have as well."""
-    return {name: value for name, value in vars(args).items() if name != "run"}
+    given = {name: value for name, value in vars(args).items() if name != "run"}
+    return {**given, "budgets": percents(args.budgets)}
 
 
 def add_plot(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -121,5 +122,9 @@ def numbers(text: str) -> list[int]:
 
 
 def percents(text: str) -> list[float]:
-    """20 is 0.2, exactly as written."""
-    return [float(Fraction(number) / 100) for number in text.split(",")]
+    """Shares of the tokens: 20 and 20% are 0.2.
+
+    Raises:
+        OptionError: one is no number.
+    """
+    return [share_of(number, "percent") for number in text.split(",")]
