@@ -1,4 +1,4 @@
-"""`python -m starkv_compile`: the command `starkv` where its script is not on the PATH."""
+"""`python -m starkv_compile` runs the command `starkv`, also if its script is not on the PATH."""
 
 from __future__ import annotations
 

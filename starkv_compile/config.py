@@ -1,4 +1,4 @@
-"""What to keep and how to score: one frozen object, validated when it is made."""
+"""The configuration of the backend: one frozen object that checks its values when it is made."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ INNER_BACKENDS = ("inductor", "aot_eager", "eager", "tensorrt")
 DEFAULT_POLICY = "screen_novelty"
 
 LAYER_STEPS = 1000
-"""Into how many parts the largest of `layer_budgets` is rounded: whole numbers on any length."""
+"""The whole number that the largest of `layer_budgets` becomes. The others keep their ratio to it,
+rounded, so that capacities need whole numbers only."""
 
 
 class _PolicyField:
-    """The field `policy`: takes an instance or a name, and gives the instance."""
+    """The field `policy`. It accepts an instance or a name, and returns the instance."""
 
     @overload
     def __get__(self, config: None, owner: type[StarKVConfig]) -> str: ...
@@ -53,51 +54,52 @@ def _bytes_hint(value: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class StarKVConfig:
-    """Options of the `starkv` backend. What tokens score is up to the policy, which has its own.
+    """Options of the `starkv` backend. The policy scores the tokens and has its own options.
 
-    The default policy is ours; `StarKVConfig.paper()` is the published method as released
-    (arXiv 2606.01790).
+    The default policy comes from this project. `StarKVConfig.paper()` is STaR-KV as its authors
+    released it (arXiv 2606.01790).
 
     Raises:
         OptionError: a value is impossible.
     """
 
     budget: float = number(0.2, above=0, most=1, hint=_budget_hint)
-    """Share of all tokens seen that stays in the cache, window included: 0 < budget <= 1."""
+    """Share of all tokens seen that stays in the cache, the window included: 0 < budget <= 1."""
 
     budget_tokens: int | None = integer(None, least=2)
-    """Keep at most this many tokens a layer, whatever the length. In place of `budget`."""
+    """Each layer keeps at most this many tokens, at any prompt length. Replaces `budget`."""
 
     budget_bytes: int | None = integer(None, least=1, hint=_bytes_hint)
-    """After a prompt the keys and values of all compressed layers and batch rows together hold at
-    most this many bytes, those that `decode_tokens` adds included. In place of `budget` and
-    `budget_tokens`. Layers that are not compressed (sliding windows) do not count; nor does what is
-    decoded without `decode_tokens`, until the next prompt."""
+    """After a prompt, the keys and values of all compressed layers and batch rows together hold at
+    most this many bytes, free slots of `decode_tokens` included. Replaces `budget` and
+    `budget_tokens`. Two things do not count: layers that stay uncompressed (sliding windows), and
+    tokens decoded without `decode_tokens`, until the next prompt."""
 
     layer_budgets: tuple[float, ...] | None = None
-    """How much each compressed layer keeps in proportion to the others, first to last, beyond its
-    window; the total is that of the budget. None: as much each, unless the policy has a rule. One
-    prompt a cache, without padding."""
+    """One number above 0 for each compressed layer, first to last. Beyond the window, layers keep
+    tokens in these proportions; the total is that of the budget. None: all layers keep the same
+    number, unless the policy has a rule. A cache with this option takes one prompt, without
+    padding."""
 
     decode_tokens: int | None = integer(None, least=1)
-    """Decode in buffers with room for this many tokens, at fixed addresses, whose shape does not
-    change from token to token; a full one is replaced by one with as much room again. None: the
-    cache grows by one token at a time."""
+    """Decoding writes into buffers with room for this many tokens. Their addresses and shapes stay
+    the same from token to token. A full buffer is replaced by one with as much room again. None:
+    the cache grows by one token at a time."""
 
     window: int = integer(8, least=1, most=64)
-    """Last tokens, always kept, whose queries do the scoring [W]. 1 to 64."""
+    """Number of last tokens that always stay, and whose queries score the others [W]. 1 to 64."""
 
     policy: _PolicyField = _PolicyField()
-    """How tokens are scored: a `starkv_compile.policies.Policy`, or the name of one with its
-    default options."""
+    """The policy that scores the tokens: a `starkv_compile.policies.Policy`, or the name of one
+    with its default options."""
 
     inner: str = choice("inductor", INNER_BACKENDS)
-    """Backend that compiles the rewritten graph: "inductor", "aot_eager", "eager", or "tensorrt",
-    which is torch-tensorrt's."""
+    """Backend that compiles the rewritten graph: "inductor", "aot_eager", "eager", or "tensorrt"
+    (torch-tensorrt)."""
 
     debug: bool = flag(False)
-    """Raise `NonFiniteScores`, naming the layer, when a query or key is NaN or infinite. Costs
-    host synchronisations; works with inner="eager"."""
+    """Raises `NonFiniteScores`, which names the layer, when a query or key is NaN or infinite.
+    Needs inner="eager" and costs host synchronisations."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -106,8 +108,8 @@ class StarKVConfig:
         if self.decode_tokens is not None and self.is_uneven:
             why = "layer_budgets" if self.layer_budgets else f"policy={self.policy.name!r}"
             raise OptionError(
-                f"decode_tokens={self.decode_tokens} with {why}: layers hold different numbers of "
-                "tokens, and one slot is not the next one's in all of them; leave out decode_tokens"
+                f"decode_tokens={self.decode_tokens} with {why}: layers store different numbers of "
+                "tokens, but buffers need the same next slot in all layers; leave out decode_tokens"
             )
         if self.debug and self.inner != "eager":
             raise OptionError(
@@ -133,19 +135,29 @@ class StarKVConfig:
         if len(given) > 1:
             first, other = given[:2]
             raise OptionError(
-                f"{first}={getattr(self, first)} with {other}={getattr(self, other)}: one budget "
-                f"at a time; leave out {other}"
+                f"{first}={getattr(self, first)} with {other}={getattr(self, other)}: a "
+                f"configuration has one budget; leave out {other}"
             )
 
     @classmethod
     def paper(cls, **changes: Any) -> StarKVConfig:
-        """The method as its authors released it, with `changes`, flat options, on top."""
+        """Returns STaR-KV as its authors released it (arXiv 2606.01790).
+
+        Args:
+            changes: flat options, which override those of the release.
+
+        Raises:
+            OptionError: an option is unknown or impossible.
+        """
         paper = {"policy": "starkv", "entropy": "global", "grid": "square"}
         return cls.from_options({**paper, **changes})
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any] | None) -> StarKVConfig:
-        """From the flat `options` of `torch.compile`: this class's and the policy's in one mapping.
+        """Returns the configuration for the flat `options` of `torch.compile`.
+
+        Args:
+            options: values of this class and of the policy, in one mapping. None: the defaults.
 
         Raises:
             OptionError: an option is unknown or impossible, or the policy does not read it.
@@ -160,9 +172,10 @@ class StarKVConfig:
         return cls(**{**kept, "policy": policy})
 
     def to_options(self) -> dict[str, Any]:
-        """The values that differ from the defaults, as flat `options` for `torch.compile`.
+        """Returns the values that differ from the defaults, as flat `options` for `torch.compile`.
 
-        A policy that is not registered is an option as it is.
+        If the class of the policy is not registered under a name, the option `policy` is the
+        instance.
         """
         from .policies import name_of
 
@@ -174,7 +187,7 @@ class StarKVConfig:
         return {**options, **named, **self.policy.changed_options()}
 
     def describe(self) -> dict[str, Any]:
-        """Every value, defaults too, in one flat mapping that can be written as JSON."""
+        """Returns every value, defaults included, in one flat mapping that fits into JSON."""
         own = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
@@ -183,7 +196,7 @@ class StarKVConfig:
         return {**own, "policy": self.policy.name, **dataclasses.asdict(self.policy)}
 
     def _changes(self) -> dict[str, Any]:
-        """The values that differ from the defaults, the policy left out."""
+        """The values that differ from the defaults, without the policy."""
         return {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
@@ -192,12 +205,12 @@ class StarKVConfig:
 
     @property
     def keeps_everything(self) -> bool:
-        """Whether this configuration leaves every graph and cache as it is."""
+        """Whether every token stays in the cache. Then graphs stay as they are."""
         return self.budget == 1.0 and self.budget_tokens is None and self.budget_bytes is None
 
     @property
     def leaves_cache(self) -> bool:
-        """Whether the cache may stay the library's own."""
+        """Whether the cache can stay the default one of transformers."""
         return self.keeps_everything and self.decode_tokens is None
 
     @property
@@ -207,7 +220,7 @@ class StarKVConfig:
 
     @property
     def scoring_window(self) -> int:
-        """How many of the last tokens score the others and are kept: the policy's, or `window`."""
+        """Number of last tokens that score the others and stay: the policy's, or `window`."""
         return self.policy.fixed_window or self.window
 
     @property
@@ -216,7 +229,7 @@ class StarKVConfig:
         return self.layer_budgets is not None or self.policy.uneven
 
     def layer_weights(self, layers: int) -> tuple[int, ...]:
-        """Where it is: what each layer keeps beyond its window, in proportion.
+        """Returns what each layer keeps beyond its window, in proportion, where `is_uneven`.
 
         Raises:
             OptionError: `layer_budgets` is for another number of layers.
@@ -232,19 +245,24 @@ class StarKVConfig:
         return tuple(max(1, round(LAYER_STEPS * budget / max(given))) for budget in given)
 
     def capacity(self, seen: int, token_bytes: int | None = None) -> int:
-        """Tokens to keep of `seen`, window included: floor(seen * budget), or `budget_tokens`.
+        """Returns how many of `seen` tokens stay, the window included.
 
-        Integer arithmetic only: `seen` may be a symbolic length.
+        That is floor(seen * budget), or `budget_tokens`, or what `budget_bytes` has room for. The
+        arithmetic is on integers only, because `seen` may be a symbolic length.
 
         Args:
-            token_bytes: bytes of one token in all compressed layers and batch rows, which
-                `budget_bytes` is counted in.
+            seen: tokens of the session so far.
+            token_bytes: bytes of one token in all compressed layers and batch rows. Needed with
+                `budget_bytes` only.
+
+        Raises:
+            OptionError: `budget_bytes` without `token_bytes`.
         """
         if self.budget_bytes is not None:
             if token_bytes is None:
                 raise OptionError(
-                    f"budget_bytes={self.budget_bytes}: how many tokens these are depends on the "
-                    "model; use budget_tokens where there is none"
+                    f"budget_bytes={self.budget_bytes}: the number of tokens depends on the model, "
+                    "and there is no model here; use budget_tokens"
                 )
             return self.budget_bytes // token_bytes - (self.decode_tokens or 0)
         if self.budget_tokens is not None:

@@ -1,4 +1,4 @@
-"""One class per mistake a caller can make. All of them are `StarKVError`."""
+"""The errors of this package, one class for each kind of mistake. All are `StarKVError`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 
 class StarKVError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base class of every error that this package raises on purpose."""
 
 
 def root_cause(error: BaseException) -> str:
-    """The kind and first line of what an error was first raised from, in one line."""
+    """Returns class and first line of the error that started a chain of causes, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     said = next((line for line in str(error).splitlines() if line.strip()), "")
@@ -19,7 +19,7 @@ def root_cause(error: BaseException) -> str:
 
 
 def did_you_mean(given: object, known: Iterable[str]) -> str:
-    """A question with the nearest of `known` and a space, or nothing where none is near."""
+    """Returns a question with the nearest name of `known` and a space, or "" if no name is near."""
     near = difflib.get_close_matches(str(given), list(known), n=1)
     return f"did you mean {near[0]!r}? " if near else ""
 
@@ -29,19 +29,19 @@ class OptionError(StarKVError, ValueError):
 
 
 class UnsupportedModel(StarKVError):
-    """Nothing of the model, or of this use of it, can be compressed rightly."""
+    """The model, or this use of it, cannot be compressed without wrong results."""
 
 
 class CacheError(StarKVError, RuntimeError):
-    """An operation that a compressed cache cannot do without giving wrong results."""
+    """A compressed cache cannot do this operation without wrong results."""
 
 
 class NonFiniteScores(StarKVError, ArithmeticError):
-    """Debug mode met queries or keys that are not finite; the message names the layer."""
+    """With `debug=True`, a query or key was NaN or infinite. The message names the layer."""
 
 
 class MissingPackage(StarKVError, ImportError):
-    """A package that this part needs is not installed."""
+    """A package that this feature needs is not installed. The message says how to install it."""
 
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first used."""
+"""Names of a package that are imported at their first use."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 
 def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """The function `__getattr__` of `package`.
+    """Returns the function `__getattr__` of `package`.
 
     Args:
-        homes: by name, the module that has it, relative to the package; "" where the name is a
-            module itself.
+        package: full name of the package.
+        homes: for each name, the module that has it, relative to the package. "" if the name is
+            itself a module.
     """
 
     def find(name: str) -> Any:

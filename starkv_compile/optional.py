@@ -1,4 +1,4 @@
-"""Packages that only some parts need, imported when they do."""
+"""Imports of packages that only some features need."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from .errors import MissingPackage
 
 TENSORRT = {"2.11": "10.15", "2.13": "11.0", "2.14": "11.1"}
-"""By release of torch: the TensorRT of the torch-tensorrt made for it. Each pair has an extra; a
-torch-tensorrt cannot be installed with another torch."""
+"""For each release of torch, the TensorRT release that its torch-tensorrt uses. Each pair has an
+extra of this package. A release of torch-tensorrt needs exactly its own release of torch."""
 
 TORCH_TENSORRT_SETTINGS: dict[str, Any] = {
     # Its default takes any mask for a causal one, which loses the masks of padded rows.
@@ -19,11 +19,15 @@ TORCH_TENSORRT_SETTINGS: dict[str, Any] = {
     # Ten bits of mantissa would keep other tokens.
     "disable_tf32": True,
 }
-"""Settings that every call of torch-tensorrt needs, as a backend and for exported programs."""
+"""Settings that every call of torch-tensorrt needs, both as a backend and for exported programs."""
 
 
 def needs(name: str) -> Any:
-    """The module `name`, or one sentence on how to get it."""
+    """Returns the module `name`.
+
+    Raises:
+        MissingPackage: it is not installed. The message gives the command that installs it.
+    """
     try:
         return import_module(name)
     except ImportError as error:
@@ -33,7 +37,11 @@ def needs(name: str) -> Any:
 
 
 def needs_tensorrt(name: str) -> Any:
-    """The module `name` of TensorRT's or torch-tensorrt's, or one sentence on how to get it."""
+    """Returns the module `name` of TensorRT or torch-tensorrt.
+
+    Raises:
+        MissingPackage: it cannot be imported. The message gives the command that installs it.
+    """
     try:
         return import_module(name)
     except Exception as error:  # it is imported with whatever its libraries or a driver raise
@@ -46,10 +54,10 @@ def needs_tensorrt(name: str) -> Any:
 def _how_to_get_tensorrt() -> str:
     release = ".".join(torch.__version__.split(".")[:2])
     if release in TENSORRT:
-        return f"for this torch, {release}, with TensorRT {TENSORRT[release]}: {_pip_line(release)}"
+        return f"torch {release} needs TensorRT {TENSORRT[release]}: {_pip_line(release)}"
     newest = max(TENSORRT)
     return (
-        f"torch-tensorrt has no release for this torch, {release}; there is one for each of "
+        f"torch-tensorrt has no release for torch {release}; it has releases for torch "
         f"{', '.join(TENSORRT)}: {_pip_line(newest)}"
     )
 

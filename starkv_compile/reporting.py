@@ -1,4 +1,4 @@
-"""What was found, rewritten or left alone and why, and what it saved: for people to read."""
+"""Reports for people: which attentions were rewritten or skipped, why, and the bytes saved."""
 
 from __future__ import annotations
 
@@ -7,8 +7,16 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class SiteReport:
-    """One attention of one graph. `reason` is set where it was skipped, `note` where less than
-    everything was used."""
+    """One attention of one graph.
+
+    Attributes:
+        index: its number in the graph.
+        form: how the graph computes it, such as "sdpa".
+        node: its node in the graph.
+        rewritten: whether scores and a compaction were inserted.
+        reason: why it was skipped, with the way out; None if it was rewritten.
+        note: which input of the scores was missing; None if there were all.
+    """
 
     index: int
     form: str
@@ -24,10 +32,14 @@ class SiteReport:
 
 @dataclass(frozen=True)
 class GraphReport:
-    """One graph: its decoder attentions, and how many others were seen and left.
+    """What the passes found in one graph.
 
-    decode_sites: attentions of a single query, which only append. encoder_sites: attentions
-    without causality or mask, as in vision towers. failure: why the passes gave up, if they did.
+    Attributes:
+        sites: the decoder attentions of a prompt, a `SiteReport` each.
+        decode_sites: number of attentions of a single query, which only append.
+        encoder_sites: number of attentions without causality or mask, as in vision towers.
+        notes: remarks about the whole graph.
+        failure: the error that stopped the passes, or None.
     """
 
     sites: tuple[SiteReport, ...] = ()
@@ -41,23 +53,32 @@ class GraphReport:
         lines += [f"  {site}" for site in self.sites if not site.rewritten or site.note]
         lines += [f"  note: {note}" for note in self.notes]
         if not (self.found or self.decode_sites or self.encoder_sites):
-            lines.append("  no attention recognised: looked for scaled_dot_product_attention, its")
+            lines.append("  no attention found. The passes know scaled_dot_product_attention, its")
             lines.append("  kernels, flex_attention, FlashAttention's ops, and a softmax between")
             lines.append("  two matrix products")
         return "\n".join(lines)
 
     @property
     def found(self) -> int:
+        """Number of decoder attentions of a prompt."""
         return len(self.sites)
 
     @property
     def rewritten(self) -> int:
+        """Number of those that were rewritten."""
         return sum(site.rewritten for site in self.sites)
 
 
 @dataclass(frozen=True)
 class LayerStats:
-    """One layer's cache: tokens stored of tokens seen; bytes now, and of one token in all rows."""
+    """The cache of one layer in numbers.
+
+    Attributes:
+        stored: tokens that the layer stores.
+        seen: tokens that the layer has seen.
+        nbytes: bytes of the storages that hold its keys and values.
+        token_bytes: bytes of one token in all batch rows.
+    """
 
     stored: int
     seen: int
@@ -66,16 +87,23 @@ class LayerStats:
 
     @property
     def full_nbytes(self) -> int:
-        """Bytes, had every token seen been stored."""
+        """Bytes that the layer would take if it stored every token seen."""
         return self.seen * self.token_bytes
 
 
 @dataclass
 class Report:
-    """All graphs compiled for a model, and its last compressed cache.
+    """All graphs compiled for a model, and the numbers of its last compressed cache.
 
-    budget_bytes: the option, where it is given. refusals: uses of the model that were left
-    uncompressed, each once, with the way out.
+    `print(report)` shows it as a table.
+
+    Attributes:
+        budget_bytes: the option, or None.
+        graphs: one `GraphReport` for each graph.
+        refusals: why uses of the model stayed uncompressed, with the way out; each reason once.
+        layers: one `LayerStats` for each compressed layer of the last cache.
+        layout: where rows and columns of the visual tokens come from: "grid", "positions",
+            "square", "text" or "none".
     """
 
     budget_bytes: int | None = None
@@ -86,7 +114,7 @@ class Report:
 
     @property
     def prompt_graphs(self) -> list[GraphReport]:
-        """Graphs that hold decoder attention of a whole prompt."""
+        """Graphs that contain the decoder attention of a prompt."""
         return [graph for graph in self.graphs if graph.found]
 
     @property
@@ -103,7 +131,7 @@ class Report:
         lines = []
         for i, graph in enumerate(self.prompt_graphs):
             lines.append(f"prompt graph {i}: {graph}")
-        lines += [f"passes gave up: {g.failure}" for g in self.graphs if g.failure]
+        lines += [f"the passes failed: {g.failure}" for g in self.graphs if g.failure]
         lines += [f"left uncompressed: {reason}" for reason in self.refusals]
         if self.layers:
             lines.append(f"vision layout: {_LAYOUTS[self.layout]}")
@@ -118,18 +146,17 @@ class Report:
             )
             if self.budget_bytes is not None:
                 lines.append(
-                    f"budget {self.budget_bytes:19,d} bytes, of which a token takes "
-                    f"{self.token_bytes:,d}"
+                    f"budget {self.budget_bytes:19,d} bytes; a token takes {self.token_bytes:,d}"
                 )
         if not lines and self.graphs:
-            return f"{len(self.graphs)} graphs compiled, none with a cache to compress"
+            return f"{len(self.graphs)} graphs compiled; none of them has a cache to compress"
         return "\n".join(lines) or "nothing compiled yet: call the model once"
 
 
 _LAYOUTS = {
     "grid": "from the processor's grid",
     "positions": "from M-RoPE positions",
-    "square": "square guessed: nothing told the frames' shape",
+    "square": "frames taken as squares, because their shape is unknown",
     "text": "no frames",
     "none": "read from the graph, or text only",
 }

@@ -1,4 +1,4 @@
-"""An agent's trajectory on one cache: each step prefills only what is new."""
+"""The steps of an agent on one cache. Each step prefills only what is new."""
 
 from __future__ import annotations
 
@@ -26,23 +26,25 @@ _OWN = (
     "_frames",
     "_starts",
 )
-"""What `save` writes beside the messages and the cache."""
+"""What `save` writes in addition to the messages and the cache."""
 
 
 class AgentSession:
-    """Steps of one agent, its past kept compressed in one `StarKVCache`.
+    """Steps of one agent that share one `StarKVCache`.
 
-    Without it a GUI agent rebuilds the prompt with its last screenshots at every step and
-    prefills them all again. Positions go on from the uncompressed length; for M-RoPE models they
-    are computed here, since `generate` cannot compute them from the new images alone.
+    Each step prefills only its new tokens. Without a session, a GUI agent rebuilds its prompt at
+    every step and prefills its last screenshots again. Positions continue from the uncompressed
+    length. For M-RoPE models the session computes them, because `generate` cannot compute them
+    from the new images alone.
 
     Args:
-        model: compiled with starkv (or not: then nothing is dropped).
+        model: compiled with starkv. On an uncompiled model a session works and drops nothing.
         processor: the model's Hugging Face processor.
-        history: how many of the newest screenshots are remembered; older ones leave the cache
-            whole. None: all of them.
-        keep_text: whether the text of their turns stays. If not, it leaves with them, but for what
-            stands before the session's first screenshot: a system prompt, a task.
+        history: how many of the newest screenshots stay. All tokens of older ones leave the
+            cache. None: all screenshots stay.
+        keep_text: whether the text of the turns of older screenshots stays. If False, it leaves
+            with them. Text before the session's first screenshot (a system prompt, a task) always
+            stays.
 
     Raises:
         OptionError: history is less than 1, or keep_text is False without a history.
@@ -52,11 +54,11 @@ class AgentSession:
         self, model: Any, processor: Any, history: int | None = None, keep_text: bool = True
     ) -> None:
         if history is not None and history < 1:
-            raise OptionError(f"history={history}: a session remembers at least 1 screenshot")
+            raise OptionError(f"history={history}: expected at least 1 screenshot, or None for all")
         if history is None and not keep_text:
             raise OptionError(
-                "keep_text=False: text leaves with its screenshots, and history=None keeps them "
-                "all; give history=5"
+                "keep_text=False with history=None: text leaves together with its screenshots, but "
+                "history=None keeps all screenshots; give a history, such as history=5"
             )
         self.model, self.processor = model, processor
         self.history, self.keep_text = history, keep_text
@@ -70,29 +72,31 @@ class AgentSession:
         self._grid: torch.Tensor | None = None
 
     def step(self, content: list[dict[str, Any]], **generate: Any) -> str:
-        """One user turn, answered.
+        """Answers one user turn.
+
+        A step that raises or is interrupted leaves the session as it was before. There is one
+        exception: if the model also caches in layers of another kind, the session cannot be
+        restored, and it ends.
 
         Args:
             content: parts of the message, {"type": "text", "text": ...} or
                 {"type": "image", "image": PIL image}.
-            generate: for `model.generate`, such as max_new_tokens.
+            generate: arguments for `model.generate`, such as max_new_tokens.
 
         Returns:
-            The reply, special tokens left out.
-
-        A step that raises, an interrupted one too, leaves the session as it was. (Where another
-        kind of layer caches as well, which cannot be kept so, the session ends with it.)
+            The reply without special tokens.
 
         Raises:
-            OptionError: content is no such list or has more images than are remembered, or
-                generate asks for several replies.
-            CacheError: the session has ended so.
+            OptionError: content is not such a list or has more images than `history`, or generate
+                asks for several replies.
+            UnsupportedModel: the processor gives several rows.
+            CacheError: an earlier step failed and ended the session.
         """
         _check_turn(content, generate, self.history)
         if self.failed:
             raise CacheError(
-                "an earlier step of this session failed part-way, and this model's cache cannot be "
-                "taken back to before it; begin a new session, or load a saved one"
+                "an earlier step of this session failed, and this model's cache cannot be restored "
+                "to its state before that step; begin a new session, or load a saved one"
             )
         try:
             before = self.fork()
@@ -139,7 +143,7 @@ class AgentSession:
         return self.processor.batch_decode(reply, skip_special_tokens=True)[0]
 
     def _make_way(self, images: int) -> None:
-        """Let the screenshots that `images` new ones push out of the history leave the cache."""
+        """Removes the screenshots that `images` new ones push out of the history."""
         start = 0 if self.input_ids is None else self.input_ids.shape[1]
         self._starts += [start] * images
         if self.history is None:
@@ -150,7 +154,7 @@ class AgentSession:
         self.cache.keep_newest_frames(frames, text_from)
 
     def _count_frames(self, images: int) -> None:
-        """How many frames of the layout each new image is: a processor may cut it into tiles."""
+        """Notes how many frames each new image has: a processor may cut an image into tiles."""
         layout = self.cache.shared.layout
         if layout is None or not images:
             return
@@ -158,43 +162,62 @@ class AgentSession:
         self._frames += [added // images] * (images - 1) + [added - added // images * (images - 1)]
 
     def fork(self) -> AgentSession:
-        """A second session with this past, to try something on; neither notices the other."""
+        """Returns a second session with the same past. Steps of one do not change the other.
+
+        Raises:
+            CacheError: the model also caches in layers of another kind, which cannot be copied.
+        """
         twin = copy.copy(self)
         twin.cache, twin._messages = self.cache.fork(), list(self._messages)
         twin._frames, twin._starts = list(self._frames), list(self._starts)
         return twin
 
     def save(self, file: Path | str) -> None:
-        """Write the session to `file`; `AgentSession.load` goes on from it, in any process."""
+        """Writes the session to `file`. `AgentSession.load` continues it, in any process.
+
+        Raises:
+            CacheError: the model also caches in layers of another kind, which cannot be saved.
+        """
         own = {name: getattr(self, name) for name in _OWN}
         torch.save({**own, "_messages": self._messages, "cache": self.cache.state_dict()}, file)
 
     @classmethod
     def load(cls, file: Path | str, model: Any, processor: Any) -> AgentSession:
-        """The session that `save` wrote. `model` and `processor` as it was made with."""
+        """Returns the session that `save` wrote.
+
+        Args:
+            file: what `save` wrote.
+            model: the same model as before.
+            processor: the same processor as before.
+
+        Raises:
+            OptionError: the file holds something else.
+        """
         state = torch.load(file, map_location=model.device, weights_only=True)
         session = cls(model, processor)
         session._restore(state)
         return session
 
     def _restore(self, state: dict[str, Any]) -> None:
-        """Take what `save` wrote in the place of what a new session holds.
+        """Replaces the contents of a new session by what `save` wrote.
 
         Raises:
-            OptionError: it is something else.
+            OptionError: `state` is something else.
         """
         wanted = {*_OWN, "_messages", "cache"}
         if not isinstance(state, dict) or state.keys() != wanted:
             found = ", ".join(map(str, state)) if isinstance(state, dict) else type(state).__name__
-            raise OptionError(f"not a session that AgentSession.save wrote, but {found:.90}")
+            raise OptionError(
+                f"the file holds {found:.90}; expected a session that AgentSession.save wrote"
+            )
         self.cache.load_state_dict(state.pop("cache"))
         self.__dict__.update(state)
 
     def _prompt(self, message: dict[str, Any]) -> str:
-        """The text of a new turn: what the chat template puts after the last reply.
+        """Returns the text of a new turn: what the chat template writes after the last reply.
 
-        Rendered with the whole conversation, so that a template which opens every chat with a
-        system prompt does so once, and closes a reply that was cut off.
+        The template renders the whole conversation. So it writes a system prompt only once, and
+        it closes a reply that was cut off.
         """
         render = self.processor.apply_chat_template
         if not self._messages:
@@ -210,17 +233,19 @@ class AgentSession:
         return text
 
     def _append(self, new: Any) -> torch.Tensor:
-        """All token ids of the session so far; token types and grids are kept alongside."""
+        """Returns all token ids of the session so far, and notes token types and grids."""
         ids = new["input_ids"]
         if len(ids) != 1:
-            raise UnsupportedModel(f"a session has one row, the processor gave {len(ids)}")
+            raise UnsupportedModel(
+                f"the processor gave {len(ids)} rows; expected 1, as a session has one row"
+            )
         types, grid = new.get("mm_token_type_ids"), new.get("image_grid_thw")
         self._types = _join(self._types, types, dim=1)
         self._grid = _join(self._grid, grid, dim=0)
         return ids if self.input_ids is None else torch.cat([self.input_ids, ids], dim=1)
 
     def _positions(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-        """[4, 1, L] position ids (text, then M-RoPE) where the model wants them."""
+        """Returns [4, 1, L] position ids (text, then M-RoPE) if the model takes them."""
         core: Any = getattr(self.model, "model", None)
         if self._types is None or not hasattr(core, "get_rope_index"):
             return {}
@@ -231,7 +256,7 @@ class AgentSession:
 
 
 def _check_turn(content: Any, generate: dict[str, Any], history: int | None) -> None:
-    """Raise `OptionError` for what is not one user turn with one reply, and remembered whole."""
+    """Raises `OptionError` unless it is one turn with one reply, whose images fit `history`."""
     whole = isinstance(content, list) and bool(content)
     for part in content if whole else ():
         kind = part.get("type") if isinstance(part, dict) else None
@@ -244,23 +269,24 @@ def _check_turn(content: Any, generate: dict[str, Any], history: int | None) -> 
     images = sum(part["type"] == "image" for part in content)
     if history is not None and images > history:
         raise OptionError(
-            f"{images} images in a turn of a session with history={history}: it could not "
-            f"remember them all; give history={images} or more"
+            f"{images} images in one turn with history={history}: the session cannot keep them "
+            f"all; give history={images} or more"
         )
     for name in ("num_beams", "num_return_sequences"):
         if generate.get(name, 1) != 1:
             raise OptionError(
-                f"{name}={generate[name]}: a session has one row; try several replies on forks"
+                f"{name}={generate[name]}: a session gives one reply; for several, call step on "
+                "several forks"
             )
     if generate.get("return_dict_in_generate"):
         raise OptionError(
-            "return_dict_in_generate=True: step returns the reply; its tokens are the last of "
-            "session.input_ids, the cache is session.cache"
+            "return_dict_in_generate=True: step returns the reply as text; leave it out. The "
+            "reply's tokens are the last of session.input_ids, and the cache is session.cache"
         )
 
 
 def _without_pictures(message: dict[str, Any]) -> dict[str, Any]:
-    """All that a chat template reads: it puts the same tokens for any picture."""
+    """The message without its pictures. A chat template writes the same tokens for any picture."""
     parts = [{k: v for k, v in p.items() if k in ("type", "text")} for p in message["content"]]
     return {**message, "content": parts}
 

@@ -1,4 +1,4 @@
-"""Dataclass fields that check their value, and say what is expected where it is impossible.
+"""Dataclass fields that check their values. An error says which values are possible.
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -21,7 +21,8 @@ Check = Callable[[str, Any], None]
 """Raises `OptionError` for a field's name and value."""
 
 Hint = Callable[[Any], str]
-"""What to write instead of an impossible value: a text that starts with a space, or nothing."""
+"""Returns what to write instead of an impossible value: a text that starts with a space, or an
+empty text."""
 
 
 def number(
@@ -32,7 +33,7 @@ def number(
     most: float | None = None,
     hint: Hint = lambda value: "",
 ) -> Any:
-    """A field for a finite number: more than `above`, or at least `least`; at most `most`."""
+    """A field for a finite number: more than `above` or at least `least`, and at most `most`."""
     low = f"more than {above}" if above is not None else f"at least {least}"
     allowed = f"a number, {low}" + (f", at most {most}" if most is not None else "")
 
@@ -95,7 +96,7 @@ def flag(default: bool) -> Any:
 
 
 def check_fields(instance: Any) -> None:
-    """Check every field of a dataclass that was made by a function above.
+    """Checks every field that a function of this module made.
 
     Raises:
         OptionError: a value is impossible.
@@ -107,7 +108,7 @@ def check_fields(instance: Any) -> None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is a finite int or float. True and False are none."""
+    """Whether `value` is a finite int or float. True and False do not count."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return number and math.isfinite(value)
 

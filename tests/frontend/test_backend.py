@@ -88,7 +88,7 @@ def test_report_reads_well():
     assert "2 of 2 attentions rewritten" in text
     assert "17 / 68" in text
     assert "(25.0%)" in text
-    assert "square guessed" in text
+    assert "frames taken as squares" in text
 
 
 @pytest.mark.parametrize(("rows", "inner"), [(1, "eager"), (2, "eager"), (1, "inductor")])

@@ -39,7 +39,7 @@ def test_what_is_stored_is_what_was_allowed(family, way):
     cache = generate(called, tiny_inputs(family), 1).past_key_values
     assert_spent(cache, BUDGET, TOKEN)
     told = str(starkv_compile.report(model))
-    assert f"{BUDGET:,d} bytes, of which a token takes {TOKEN:,d}" in told
+    assert f"{BUDGET:,d} bytes; a token takes {TOKEN:,d}" in told
 
 
 def test_rows_of_a_batch_share_it():
@@ -156,7 +156,7 @@ def test_only_a_whole_number_of_bytes(value):
     ],
 )
 def test_one_budget_at_a_time(given):
-    with pytest.raises(OptionError, match=f"one budget at a time; leave out {[*given][1]}"):
+    with pytest.raises(OptionError, match=f"has one budget; leave out {[*given][1]}"):
         StarKVConfig(**given)
 
 
