@@ -93,7 +93,7 @@ def _demo(args: argparse.Namespace) -> int:
     # Torch reads these when it is imported. Without them its profiler prints messages of its own.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    from starkv_lab.demo.demo import DemoOptions, run_demo  # imports torch, which --help should not
+    from .demo.demo import DemoOptions, run_demo  # imports torch, which --help should not
 
     run_demo(
         DemoOptions(
@@ -129,7 +129,7 @@ def add_models(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _models(args: argparse.Namespace) -> int:
-    from starkv_lab.matrix.table import run_models  # imports torch, which --help should not
+    from .matrix.command import run_models  # imports torch, which --help should not
 
     return run_models(args.families, args.out, args.exports)
 

@@ -4,7 +4,8 @@
     recipes   what single families need beside that: data only
     prompts   two images of different shape, and text around them, as any family takes them
     probe     one family run with a full and a compressed cache
-    table     all of them as docs/models.md
+    command   tries all of them
+    markdown  docs/models.md
     exports   the same for docs/export_families.md: one family's language part through export
 
 Families come from the library's own auto-mapping, so a new one shows up by itself.

@@ -31,8 +31,8 @@ from starkv_compile.export.capture import (
 )
 from starkv_compile.optional import needs
 
+from .markdown import headed
 from .prompts import said
-from .table import headed
 from .tiny import FIRST_WORD, LAST_WORD, tiny_model
 
 STORED = 12

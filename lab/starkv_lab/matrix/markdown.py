@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-from starkv_compile import OptionError
-from starkv_compile.errors import did_you_mean
-
-from .probe import BUDGET, Row, probe
-from .tiny import families
+from .probe import BUDGET, Row
 
 HEADER = """# Models
 
@@ -37,46 +32,6 @@ torch {torch}. Written by `starkv models --out docs/models.md`.
 | family | | attentions rewritten | tokens kept | images | layout | graph breaks | left, and why |
 | --- | --- | --- | --- | --- | --- | --- | --- |
 """
-
-
-def run_models(names: Sequence[str], out: Path | None, exports: bool = False) -> int:
-    """Try the families `names`, or all; print their lines as they come. 1 if one is wrong.
-
-    exports: through export instead of compilation.
-    """
-    known = families()
-    unknown = sorted(set(names) - set(known))
-    if unknown:
-        raise OptionError(
-            f"{unknown[0]!r} is no family of transformers {transformers.__version__}: "
-            f"{did_you_mean(unknown[0], known)}known are {', '.join(sorted(known))}"
-        )
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # it comments on default configurations
-    try:
-        if exports:
-            from .exports import probe_export, table
-
-            return _run(names or [*known], out, probe_export, str, table)
-        return _run(names or [*known], out, probe, line, markdown)
-    finally:
-        transformers.logging.set_verbosity(level)
-
-
-def _run(
-    names: Sequence[str],
-    out: Path | None,
-    probe: Callable[[str], Any],
-    line: Callable[[Any], str],
-    table: Callable[[list[Any]], str],
-) -> int:
-    rows = []
-    for name in names:
-        rows.append(probe(name))
-        print(line(rows[-1]), flush=True)
-    if out is not None:
-        out.write_text(table(rows))
-    return int(any(row.verdict == "WRONG" for row in rows))
 
 
 def markdown(rows: Sequence[Row]) -> str:
