@@ -164,7 +164,7 @@ def test_padding_and_layers_of_different_length_do_not_go_together():
         tiny_model("llava"), layer_budgets=(1, 3), budget=0.4, inner="eager"
     )
     inputs = tiny_inputs("llava", TinyPrompt(), TinyPrompt(((4, 4),), 12, seed=3))
-    with pytest.warns(UserWarning, match="one mask cannot hide in all of them"):
+    with pytest.warns(UserWarning, match="no single mask could hide the padding in all layers"):
         cache = generate(model, inputs, 2).past_key_values
     assert [layer.get_seq_length() for layer in cache.layers] == [
         inputs["input_ids"].shape[1] + 1
