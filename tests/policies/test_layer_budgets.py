@@ -153,7 +153,7 @@ def test_a_model_with_a_pyramid():
 
     starkv_compile.compile(model, policy="pyramidkv", budget=0.4, inner="eager")
     ids = torch.cat([first, torch.arange(20, 30)[None]], 1)
-    with pytest.raises(CacheError, match="it takes tokens one at a time"):
+    with pytest.raises(CacheError, match="the cache takes one token at a time"):
         model(input_ids=ids[:, -10:], past_key_values=cache)
     with pytest.raises(CacheError, match="different numbers of tokens"):
         cache.keep_newest_frames(1)
