@@ -3,12 +3,14 @@ PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
 
-.PHONY: help venv demo test test-kernels test-models test-hf test-trt test-torch-trt weights test-weights bench docs lint clean
+.PHONY: help venv demo test test-all test-alone types wheels test-kernels test-models test-hf test-trt test-torch-trt weights test-weights bench docs lint clean
 
 help:
 	@echo "make venv    create .venv with everything the project needs"
 	@echo "make demo    run the shipped agent with a full and a compressed cache"
-	@echo "make test    run the tests"
+	@echo "make test    run the tests, but for the slow ones (marked: over ten seconds)"
+	@echo "make test-all  run all tests"
+	@echo "make test-alone  run every test file in a process of its own"
 	@echo "make test-kernels  Triton's kernels: run by its interpreter, and compiled for every GPU"
 	@echo "make test-models   try every model family again; fails where docs/models.md is stale"
 	@echo "make test-hf   transformers' own tests of generation, run through starkv (needs a network)"
@@ -18,6 +20,8 @@ help:
 	@echo "make bench   measure scoring and compaction against rivals and floors"
 	@echo "make docs    build the documentation into site/; fails on a broken link"
 	@echo "make lint    ruff and mypy"
+	@echo "make types   mypy and pyright on a user's program (pyright comes from npm)"
+	@echo "make wheels  build both wheels and try them in a bare environment"
 	@echo "make clean   remove .venv and all caches"
 
 venv: .venv/.installed
@@ -35,10 +39,17 @@ demo: venv
 	$(BIN)/starkv demo
 
 # By file: what a file's tests share is made once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 test: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+	$(PYTEST) -m "not slow"
 
-# Kernels are told how to run when they are defined: each way needs a process of its own.
+test-all: venv
+	$(PYTEST)
+
+test-alone: venv
+	tools/test_alone.sh $(JOBS)
+
+# A kernel learns when it is defined how it will run: each way needs a process of its own.
 test-kernels: venv
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/kernels/interpreted
 	$(BIN)/python tools/kernel_resources.py
@@ -91,6 +102,14 @@ lint: venv
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
+# A user's program, seen by both type checkers as an installed package would be.
+types: venv
+	MYPYPATH=. $(BIN)/python -m mypy --strict --follow-imports=silent tests/typing/user_code.py
+	$(BIN)/python -m pyright --pythonpath $(BIN)/python tests/typing
+
+wheels: venv
+	$(BIN)/python tools/check_wheels.py
+
 clean:
-	rm -rf .venv build dist site *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache demo-output inspect.html
+	rm -rf .venv build lab/build dist site *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache demo-output inspect.html
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

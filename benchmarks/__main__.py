@@ -11,6 +11,7 @@ import torch
 from rich.progress import Progress
 from starkv_lab.environment import environment
 
+from starkv_compile.cli import share_of
 from starkv_compile.kernels.compiling import in_process
 
 from .contenders import CONTENDERS, Work, pipeline
@@ -24,7 +25,7 @@ def main() -> None:
     parser.add_argument("--screen", nargs="+", choices=SCREENS, default=["1080p"])
     parser.add_argument("--frames", nargs="+", type=int, default=[1, 5])
     parser.add_argument("--window", nargs="+", type=int, default=[8])
-    parser.add_argument("--budget", nargs="+", type=float, default=[0.2])
+    parser.add_argument("--budget", nargs="+", default=["0.2"], help="shares: 0.2 or 20%%")
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
@@ -39,7 +40,7 @@ def main() -> None:
         for screen in args.screen
         for frames in args.frames
         for window in args.window
-        for budget in args.budget
+        for budget in map(share_of, args.budget)
         for dtype in args.dtype
     ]
     names = [name for name in CONTENDERS if name == "ours" or name in (args.only or CONTENDERS)]

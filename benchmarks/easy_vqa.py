@@ -207,7 +207,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--policies", type=names, metavar="A,B", default="policy")
-    add("--budgets", type=percents, metavar="P,Q", default="40,20,10,5")
+    add("--budgets", metavar="P,Q", default="40,20,10,5", help="percent: 20 or 20%%")
     add("--images", type=int, metavar="N", default=500, help="of the 1,000 of the test split")
     add("--seed", type=int, default=0, help="of the model and of which question comes first")
     add("--threads", type=int, default=1)
@@ -216,7 +216,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     design = EasyVqa(args.images, args.seed)
     options = BenchOptions(
-        policies=args.policies, budgets=args.budgets, threads=args.threads, out=args.out
+        policies=args.policies, budgets=percents(args.budgets), threads=args.threads, out=args.out
     )
     variants = chosen(options.policies)
     folder = args.out / f"model-{args.seed}"

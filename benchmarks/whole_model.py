@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 import starkv_compile
 from starkv_compile import StarKVConfig
 from starkv_compile.cache.size import cache_bytes
+from starkv_compile.cli import share_of
 from starkv_compile.testing import peak_bytes
 
 from .layers import SCREENS, TEXT
@@ -187,11 +188,12 @@ def main() -> None:
     parser.add_argument("--screen", choices=SCREENS, default="1440p")
     parser.add_argument("--frames", type=int, default=5)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--budget", type=float, default=0.2)
+    parser.add_argument("--budget", default="0.2", help="share of the tokens: 0.2 or 20%%")
     parser.add_argument("--new-tokens", type=int, default=33)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--inner", default="inductor")
     args = parser.parse_args()
+    share = share_of(args.budget)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     config = (tiny if args.tiny else full_size)(args.model)
@@ -207,7 +209,7 @@ def main() -> None:
         inputs = prompt(config, args.screen, args.frames, batch, device)
         inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
         found = {}
-        for budget in (1.0, args.budget):
+        for budget in (1.0, share):
             starkv_compile.compile(model, StarKVConfig(budget=budget, inner=args.inner))
             found[budget] = run = measure(model, inputs, args.new_tokens, args.rounds)
             starkv_compile.undo(model)
@@ -217,7 +219,7 @@ def main() -> None:
                 f"{run.cache / 1e6:9.1f} {run.peak / 1e6:9.1f}",
                 flush=True,
             )
-        full, ours = found[1.0], found[args.budget]
+        full, ours = found[1.0], found[share]
         print(
             f"ratio {'':6s} {ours.first / full.first:13.3f} {ours.rate / full.rate:9.2f} "
             f"{ours.cache / full.cache:9.3f} {ours.peak / full.peak:9.3f}"

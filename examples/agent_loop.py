@@ -21,6 +21,7 @@ from starkv_lab.agent.render import screenshot
 from starkv_lab.agent.world import sample_episode
 
 import starkv_compile
+from starkv_compile.cli import share_of
 
 
 def load(name: str | None) -> tuple[Any, Any]:
@@ -40,14 +41,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Several agent steps on one compressed cache.")
     parser.add_argument("--model", help="a checkpoint; default: the shipped agent")
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--budget", type=float, default=0.3)
+    parser.add_argument("--budget", default="0.3", help="share of the tokens: 0.2 or 20%%")
     parser.add_argument("--tokens", type=int, default=16, help="length of a reply, at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--inner", default="inductor", help='"eager" needs no C++ compiler')
     args = parser.parse_args(argv)
 
     model, processor = load(args.model)
-    starkv_compile.compile(model, budget=args.budget, inner=args.inner)
+    starkv_compile.compile(model, budget=share_of(args.budget), inner=args.inner)
     session = starkv_compile.AgentSession(model, processor)
 
     rng = random.Random(args.seed)

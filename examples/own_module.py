@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from starkv_compile import StarKVConfig
+from starkv_compile.cli import share_of
 from starkv_compile.passes import apply
 
 VOCABULARY, WIDTH, HEADS, KV_HEADS, HEAD = 100, 64, 4, 2, 16
@@ -47,7 +48,7 @@ class Decoder(torch.nn.Module):
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Rewrite the exported graph of a plain nn.Module.")
-    parser.add_argument("--budget", type=float, default=0.25)
+    parser.add_argument("--budget", default="0.25", help="share of the tokens: 0.2 or 20%%")
     parser.add_argument("--tokens", type=int, default=64, help="length of the prompt")
     args = parser.parse_args(argv)
 
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     graph = program.module()
 
     logits, key, value = graph(prompt)
-    report = apply(graph, StarKVConfig(budget=args.budget))
+    report = apply(graph, StarKVConfig(budget=share_of(args.budget)))
     same_logits, short_key, short_value = graph(prompt)
 
     print(f"attentions rewritten: {report.rewritten} of {report.found}")

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 import starkv_compile
+from starkv_compile.cli import share_of
 
 CHECKPOINT = "ByteDance-Seed/UI-TARS-1.5-7B"  # a Qwen2.5-VL
 
@@ -34,13 +35,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("image", help="path of the screenshot")
     parser.add_argument("question", nargs="?", default="Describe what is on this screen.")
     parser.add_argument("--model", default=CHECKPOINT)
-    parser.add_argument("--budget", type=float, default=0.2)
+    parser.add_argument("--budget", default="0.2", help="share of the tokens: 0.2 or 20%%")
     parser.add_argument("--tokens", type=int, default=128, help="length of the answer, at most")
     parser.add_argument("--inner", default="inductor", help='"eager" needs no C++ compiler')
     args = parser.parse_args(argv)
 
     model, processor = load(args.model)
-    starkv_compile.compile(model, budget=args.budget, inner=args.inner)
+    starkv_compile.compile(model, budget=share_of(args.budget), inner=args.inner)
 
     image = Image.open(args.image).convert("RGB")
     content = [{"type": "image"}, {"type": "text", "text": args.question}]

@@ -19,6 +19,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from starkv_compile.cli import share_of
+
 SOURCE = "https://github.com/huggingface/transformers"
 FAMILIES = ("llama", "mistral", "gemma3", "llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 SUITE = (
@@ -91,13 +93,14 @@ def run_suite(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--budget", type=float, default=1.0)
+    parser.add_argument("--budget", default="1.0", help="share of the tokens: 0.2 or 20%%")
     parser.add_argument("--inner", default="eager")
     parser.add_argument("--folder", type=Path, help="where the clone is or goes; else a new one")
     parser.add_argument("--source", default=SOURCE, help="the repository, or a mirror of it")
     parser.add_argument("--summary", type=Path, help="what became of the calls, as JSON")
     parser.add_argument("pytest", nargs="*", help="more arguments for pytest, after --")
     args = parser.parse_args()
+    budget = share_of(args.budget)
     version = importlib.metadata.version("transformers")
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary) / "transformers"
@@ -109,7 +112,7 @@ def main() -> int:
                 file=sys.stderr,
             )
             return CANNOT_FETCH
-        return run_suite(folder, args.budget, args.inner, args.summary, args.pytest)
+        return run_suite(folder, budget, args.inner, args.summary, args.pytest)
 
 
 if __name__ == "__main__":

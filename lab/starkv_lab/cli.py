@@ -1,4 +1,4 @@
-"""The commands that the laboratory adds to `starkv`. Imports no torch, so that --help is quick."""
+"""Adds the laboratory's commands to `starkv`. Imports no torch, so that --help is quick."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from starkv_compile.cli import share_of
 from starkv_compile.config import INNER_BACKENDS
 
 from .gui.arguments import add_gui
@@ -18,10 +19,11 @@ __all__ = ["add_bench", "add_demo", "add_inspect", "add_models"]  # the entry po
 def add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     demo = commands.add_parser(
         "demo",
-        help="run the embedded GUI agent with a full and a compressed cache, side by side",
-        description="Runs the embedded GUI agent through a session of screenshots three ways: full "
-        "cache, the paper's method, and this package's defaults. Prints answers and costs, and "
-        "draws what each layer keeps of each screenshot.",
+        help="run the shipped GUI agent with a full cache and with two compressed caches",
+        description="Runs the shipped GUI agent through one session of screenshots with three "
+        "caches: full, compressed by the paper's method, and compressed by this package's "
+        "defaults. The command prints the answers and their costs, and draws which parts of each "
+        "screenshot each layer keeps.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = demo.add_argument
@@ -31,60 +33,67 @@ def add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         action="append",
         metavar="FILE",
         default=argparse.SUPPRESS,
-        help="a screenshot of yours in place of a generated episode; may be given again",
+        help="use your screenshot instead of a generated episode; may be given several times",
     )
     add(
         "--question",
         metavar="TEXT",
         default=argparse.SUPPRESS,
-        help="what to ask about each --image, in the agent's words "
-        "(default: what is in its middle)",
+        help="question about each --image, in the agent's words "
+        "(default: which element is in its middle)",
     )
     add(
         "--frames",
         type=int,
         metavar="N",
         default=argparse.SUPPRESS,
-        help="screenshots of the generated episode (default: 4; the agent knows up to 5)",
+        help="number of screenshots in the generated episode (default: 4; the agent was trained "
+        "on up to 5)",
     )
-    add("--seed", type=int, default=0, help="which episode is generated")
-    add("--budget", type=float, default=0.2, help="share of the tokens seen that stays cached")
+    add("--seed", type=int, default=0, help="seed of the generated episode")
+    add("--budget", default="0.2", help="share of the tokens seen that stays cached: 0.2 or 20%%")
     add(
         "--inner",
         choices=INNER_BACKENDS,
         default="eager",
-        help="backend under starkv; eager because inductor compiles for minutes on few cores",
+        help="backend that compiles the rewritten graphs; inductor takes minutes on few cores",
     )
-    add("--out", type=Path, metavar="DIR", default=Path("demo-output"), help="for the pictures")
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        default=Path("demo-output"),
+        help="folder for the pictures",
+    )
     add(
         "--agent",
         type=Path,
         metavar="DIR",
         default=argparse.SUPPRESS,
-        help="checkpoint folder of the agent (default: the one shipped)",
+        help="checkpoint folder of the agent (default: the shipped agent)",
     )
     add(
         "--runtime",
         choices=("torch", "onnx"),
         default="torch",
-        help="onnx: exported first, some minutes, then run by ONNX Runtime",
+        help="onnx: export the agent first, which takes minutes, then run it in ONNX Runtime",
     )
     add(
         "--exported",
         type=Path,
         metavar="DIR",
         default=argparse.SUPPRESS,
-        help="with --runtime onnx: keep the graphs there, and use those that are "
-        "(default: a temporary folder)",
+        help="with --runtime onnx: write the graphs to this folder, or use the graphs that it "
+        "already holds (default: a temporary folder)",
     )
     demo.set_defaults(run=_demo)
 
 
 def _demo(args: argparse.Namespace) -> int:
-    # Torch reads these when it is imported; without them its profiler reports on itself.
+    # Torch reads these when it is imported. Without them its profiler prints messages of its own.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    from starkv_lab.demo.demo import DemoOptions, run_demo  # imports torch, which --help should not
+    from .demo.demo import DemoOptions, run_demo  # imports torch, which --help should not
 
     run_demo(
         DemoOptions(
@@ -92,7 +101,7 @@ def _demo(args: argparse.Namespace) -> int:
             question=getattr(args, "question", None),
             frames=getattr(args, "frames", None),
             seed=args.seed,
-            budget=args.budget,
+            budget=share_of(args.budget),
             inner=args.inner,
             out=args.out,
             agent=getattr(args, "agent", None),
@@ -106,26 +115,27 @@ def _demo(args: argparse.Namespace) -> int:
 def add_models(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     models = commands.add_parser(
         "models",
-        help="try every model family that the installed transformers ships",
-        description="Builds a tiny random model of each family and runs it with a full and a "
-        "compressed cache. Prints what is compressed, and what is not and why. All of them take "
-        "some ten minutes. Exit code 1 if a family is wrong.",
+        help="try every model family of the installed transformers",
+        description="Builds a tiny random model of each family, and runs it with a full and with a "
+        "compressed cache. The command prints which families are compressed, and for the others "
+        "the reason. All families take about ten minutes. The exit code is 1 if a family gives "
+        "wrong results.",
     )
     add = models.add_argument
-    add("families", nargs="*", metavar="FAMILY", help="only these, such as qwen2_5_vl")
-    add("--out", type=Path, metavar="FILE", help="write the table there, as Markdown")
-    add("--exports", action="store_true", help="their export instead, as far as it depends on them")
+    add("families", nargs="*", metavar="FAMILY", help="try only these families, such as qwen2_5_vl")
+    add("--out", type=Path, metavar="FILE", help="write the table to this file, as Markdown")
+    add("--exports", action="store_true", help="try the export of each family instead")
     models.set_defaults(run=_models)
 
 
 def _models(args: argparse.Namespace) -> int:
-    from starkv_lab.matrix.table import run_models  # imports torch, which --help should not
+    from .matrix.command import run_models  # imports torch, which --help should not
 
     return run_models(args.families, args.out, args.exports)
 
 
 def add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    bench = commands.add_parser("bench", help="measure what a compressed cache still answers")
+    bench = commands.add_parser("bench", help="measure how well compressed caches answer")
     kinds = bench.add_subparsers(required=True, metavar="KIND")
     add_quality(kinds)
     add_trajectories(kinds)

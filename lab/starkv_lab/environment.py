@@ -1,4 +1,4 @@
-"""What a measured number depends on."""
+"""Describes the machine and the versions that a measured number depends on."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ HERE = Path(__file__).resolve()
 
 
 def environment(device: str = "cpu") -> dict[str, str | int]:
-    """Versions, processor and GPU ("none" on the device "cpu").
+    """Returns versions, processor and GPU. The GPU is "none" where `device` is "cpu".
 
-    commit: of the checkout that this package runs from; of an installed package its version.
+    "commit" is the commit of the checkout that this package runs from. An installed package has
+    none, so its version stands there.
     """
     gpu = torch.cuda.get_device_name() if device == "cuda" else "none"
     return {
@@ -31,16 +32,17 @@ def environment(device: str = "cpu") -> dict[str, str | int]:
 
 
 def commit_of(file: Path) -> str:
-    """The commit of the checkout that tracks `file`; "" where none does, or git is missing.
+    """Returns the commit of the checkout that tracks `file`.
 
-    A package installed below some other project's checkout is not that project's commit.
+    Returns "" where git is missing or no checkout tracks the file. A package that is installed
+    inside another project's checkout does not count as that project's commit.
     """
     tracked = _git(file.parent, "ls-files", "--error-unmatch", file.name)
     return _git(file.parent, "describe", "--always", "--dirty") if tracked else ""
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    """What git prints; "" where it fails."""
+    """What git prints, or "" where it fails."""
     try:
         done = subprocess.run(
             ["git", *arguments], cwd=folder, capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""How far a share can be off: Wilson's interval, and a bootstrap over prompts."""
+"""95 % intervals of measured shares: Wilson's interval, and a bootstrap over prompts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Z = 1.96  # 95 %
 
 
 class Interval(NamedTuple):
-    """An estimate and its 95 % interval."""
+    """Holds an estimate and its 95 % interval."""
 
     value: float
     low: float
@@ -23,10 +23,10 @@ class Interval(NamedTuple):
 
 
 def wilson(right: int, of: int) -> tuple[float, float]:
-    """95 % interval of a share of independent trials.
+    """Returns Wilson's 95 % interval (low, high) of the share `right / of` of independent trials.
 
     Raises:
-        ValueError: there were none.
+        ValueError: `of` is less than 1.
     """
     if of < 1:
         raise ValueError(f"{right} of {of}: a share needs at least one trial")
@@ -37,10 +37,10 @@ def wilson(right: int, of: int) -> tuple[float, float]:
 
 
 class Bootstrap:
-    """The same resamples of P prompts for everything that is compared, hence paired.
+    """Draws resamples of P prompts once, so that all comparisons use the same resamples.
 
-    A prompt is drawn with all its questions: they share screens and a cache, so they are not
-    independent.
+    A resample takes a prompt with all its questions. Those share screens and a cache, so they are
+    not independent.
     """
 
     def __init__(self, prompts: int, resamples: int = RESAMPLES, seed: int = 0) -> None:
@@ -50,9 +50,13 @@ class Bootstrap:
         self._drawn = drawn.astype(np.float64)  # [R, P]: how often each prompt is in a resample
 
     def mean(self, values: np.ndarray, weights: np.ndarray) -> Interval:
-        """Weighted mean of `values` over all questions. Both [P, Q]; a weight 0 leaves one out.
+        """Returns the weighted mean of `values` over all questions, with its interval.
 
-        For a difference, `values` are the differences of two variants' questions.
+        To compare two variants, pass the differences of their values.
+
+        Args:
+            values: [P, Q], one value for each question.
+            weights: [P, Q]. A question with weight 0 does not count.
 
         Raises:
             ValueError: every weight is 0.

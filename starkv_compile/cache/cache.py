@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from ..errors import CacheError
 from ..vision.layout import VisionLayout
 from .frames import keep_newest_frames
-from .layer import StarKVLayer, fixed_address
+from .layer import ONE_PROMPT, StarKVLayer, fixed_address
 from .size import cache_bytes, full_bytes
 from .state import SharedState
 
@@ -61,7 +61,7 @@ class StarKVCache(DynamicCache):
     @property
     def full_nbytes(self) -> int:
         """Bytes that the compressed layers would take if they stored every token seen."""
-        return full_bytes(self)
+        return full_bytes(self.compressed_layers)
 
     @property
     def is_compileable(self) -> bool:
@@ -127,7 +127,10 @@ class StarKVCache(DynamicCache):
             CacheError: the cache has several batch rows, whose frames may differ in size, or its
                 layers store different numbers of tokens. The cache stays as it is.
         """
-        keep_newest_frames(self, frames, text_from)
+        if self.is_uneven:
+            raise CacheError(f"keep_newest_frames: {ONE_PROMPT}")
+        layers = [layer for layer in self.compressed_layers if layer.stored]
+        keep_newest_frames(layers, self.shared, frames, text_from)
 
     def fork(self) -> StarKVCache:
         """Returns a second cache that continues from here. Neither one changes the other.

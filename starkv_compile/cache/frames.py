@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 
 from ..errors import CacheError
-from .layer import ONE_PROMPT
-
-if TYPE_CHECKING:
-    from .cache import StarKVCache
+from .layer import StarKVLayer
+from .state import SharedState
 
 
-def keep_newest_frames(cache: StarKVCache, frames: int, text_from: int) -> None:
-    """The body of `StarKVCache.keep_newest_frames`, which documents it."""
-    if cache.is_uneven:
-        raise CacheError(f"keep_newest_frames: {ONE_PROMPT}")
-    layout = cache.shared.layout
-    if layout is None or cache.get_seq_length() == 0:
+def keep_newest_frames(
+    layers: Sequence[StarKVLayer], shared: SharedState, frames: int, text_from: int
+) -> None:
+    """The body of `StarKVCache.keep_newest_frames`, which documents it.
+
+    layers: those that store tokens, each as many as the others.
+    """
+    layout = shared.layout
+    if layout is None or not layers:
         return
+    seen = layers[0].seen
     if len(layout.frame) != 1:
         raise CacheError(
             f"keep_newest_frames: the cache has {len(layout.frame)} rows, whose frames may "
             "differ in size; give each session a cache of its own"
         )
-    layout.truncate(cache.get_seq_length())  # a prompt that failed may have described more
-    layout.pad_text(cache.get_seq_length())  # the reply is text
+    layout.truncate(seen)  # a prompt that failed may have described more
+    layout.pad_text(seen)  # the reply is text
     frame, counted = layout.frame[0], layout.counted[0]
     visual = frame >= 0
     dropped = visual & (frame < int(frame.max()) + 1 - frames)
     dropped[:text_from] |= ~visual[:text_from]
     dropped = (dropped | ~counted) & visual.cumsum(0).bool()
-    layers = [layer for layer in cache.compressed_layers if layer.stored]
     leaving = int((dropped & counted).sum())
-    if not leaving or not layers:
+    if not leaving:
         return
     layout.counted = layout.counted & ~dropped
     places = [layer.places()[0] for layer in layers]

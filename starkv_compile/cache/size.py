@@ -5,6 +5,7 @@ Every number of bytes in a report, a budget or a benchmark comes from here.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,6 @@ import torch
 from ..reporting import LayerStats
 
 if TYPE_CHECKING:
-    from .cache import StarKVCache
     from .layer import StarKVLayer
 
 
@@ -46,15 +46,15 @@ def token_bytes(layer: StarKVLayer) -> int:
     return layer.keys.shape[0] * row_bytes(layer.keys, layer.values) if layer.stored else 0
 
 
-def full_bytes(cache: StarKVCache) -> int:
-    """Bytes that the compressed layers would take if they stored every token seen."""
-    return sum(layer.seen * token_bytes(layer) for layer in cache.compressed_layers)
+def full_bytes(layers: Iterable[StarKVLayer]) -> int:
+    """Bytes that the layers would take if they stored every token seen."""
+    return sum(layer.seen * token_bytes(layer) for layer in layers)
 
 
-def layer_stats(cache: StarKVCache) -> list[LayerStats]:
-    """The numbers of each compressed layer that stores tokens."""
+def layer_stats(layers: Iterable[StarKVLayer]) -> list[LayerStats]:
+    """The numbers of each layer that stores tokens."""
     return [
         LayerStats(layer.stored, layer.seen, layer_bytes(layer), token_bytes(layer))
-        for layer in cache.compressed_layers
+        for layer in layers
         if layer.stored
     ]

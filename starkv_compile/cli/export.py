@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import add_method, config_of
+from .options import add_method, config_of, share_of
 
 
 def add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -21,7 +21,7 @@ def add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add = export.add_argument
     add("checkpoint", type=Path, metavar="CHECKPOINT", help="folder that save_pretrained wrote")
     add("-o", "--out", type=Path, metavar="DIR", required=True, help="new folder to write")
-    add("--budget", type=float, default=0.2, help="share of the tokens seen that stays cached")
+    add("--budget", default="0.2", help="share of the tokens seen that stays cached: 0.2 or 20%%")
     add(
         "--budget-tokens",
         type=int,
@@ -73,7 +73,7 @@ def _export(args: argparse.Namespace) -> int:
     config = config_of(
         getattr(args, "policy", None),
         args.paper,
-        budget=args.budget,
+        budget=share_of(args.budget),
         budget_tokens=getattr(args, "budget_tokens", None),
     )
     folder = export_checkpoint(

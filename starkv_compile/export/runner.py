@@ -24,9 +24,10 @@ from ..cache.layer import StarKVLayer
 from ..errors import CacheError, StarKVError, UnsupportedModel
 from ..hf.cache_argument import pop_cache, with_cache
 from ..hf.packed_rows import is_packed
+from ..kernels.reference.star import State
 from ..session import AgentSession
 from ..vision.image_shapes import note_shapes
-from .capture.ports import Shapes, prefill_ports
+from .capture.ports import Shapes, deepstack, fields_of, of_layer
 from .onnx.graphs import open_graph
 from .onnx.manifest import Manifest
 
@@ -34,9 +35,6 @@ NARROWEST = 2
 """Least width of `current` and `pattern`: a length of 1 is a case of its own in traced graphs."""
 
 OTHER_OUTPUTS = ("output_hidden_states", "output_attentions", "output_router_logits")
-
-PRESENT = ("key", "value", "kept", "novelty", "mi", "mi_steps", "pattern", "pattern_count")
-"""What a prompt's graph gives back of each layer."""
 
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 """What the tower encodes, and the argument it comes in."""
@@ -355,25 +353,26 @@ class Runtime:
                     "the session keeps another set of tokens for each head (policy 'snapkv' or one "
                     "like it), which exported graphs do not; go on with it in torch"
                 )
-            mi, mi_steps, pattern, pattern_count = layer.state
             if self.shapes.slots:  # no runtime writes these in place: `past` may be a view of them
-                feeds |= {f"buffer.{i}.key": layer.keys, f"buffer.{i}.value": layer.values}
-            feeds |= {
-                f"past.{i}.key": layer.keys[:, :, : layer.stored],
-                f"past.{i}.value": layer.values[:, :, : layer.stored],
-                f"past.{i}.kept": layer.places(),
-                f"past.{i}.novelty": layer.novelties(),
-                f"past.{i}.mi": mi,
-                f"past.{i}.mi_steps": mi_steps,
-                f"past.{i}.pattern_count": pattern_count,
-                f"past.{i}.pattern": F.pad(pattern, (0, width - pattern.shape[-1])),
+                feeds |= of_layer("buffer", i, {"key": layer.keys, "value": layer.values})
+            state = State(*layer.state)
+            room = width - state.pattern.shape[-1]
+            past = {
+                "key": layer.keys[:, :, : layer.stored],
+                "value": layer.values[:, :, : layer.stored],
+                "kept": layer.places(),
+                "novelty": layer.novelties(),
+                **state._replace(pattern=F.pad(state.pattern, (0, room)))._asdict(),
             }
+            feeds |= of_layer("past", i, past)
         found = self._prefill(feeds)
         for i, layer in enumerate(layers):
-            layer.keys, layer.values, layer.kept, layer.novelty, *state = (
-                found[f"present.{i}.{name}"] for name in PRESENT
-            )
-            layer.state = (*state[:2], state[2][..., : layout.current.shape[1]], state[3])
+            present = fields_of("present", i, found)
+            state = State(*(present[name] for name in State._fields))
+            pattern = state.pattern[..., : layout.current.shape[1]]
+            layer.keys, layer.values = present["key"], present["value"]
+            layer.kept, layer.novelty = present["kept"], present["novelty"]
+            layer.state = tuple(state._replace(pattern=pattern))
             layer.seen = layout.seen
             if self.shapes.slots:
                 layer.filled = layer.kept.shape[1]
@@ -415,8 +414,14 @@ class Runtime:
             layer.keys, layer.values = key, value
             layer.kept = torch.zeros(batch, 0, dtype=torch.int64)
             zero = torch.zeros(batch, dtype=torch.int64)
-            mi = torch.zeros(batch, shape.heads)
-            layer.state = (mi, zero, torch.zeros(batch, shape.heads, 1), zero)
+            layer.state = tuple(
+                State(
+                    mi=torch.zeros(batch, shape.heads),
+                    mi_steps=zero,
+                    pattern=torch.zeros(batch, shape.heads, 1),
+                    pattern_count=zero,
+                )
+            )
         return cache.compressed_layers
 
     def _further(self, cache: StarKVCache, feeds: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -455,9 +460,8 @@ class Runtime:
                 )
             return {}
         wide = (*ids.shape, self.shapes.hidden)
-        dense = [
-            torch.zeros(wide, dtype=self.shapes.dtype) for _ in range(1 + self.shapes.deepstack)
-        ]
+        names = ["image_embeds", *deepstack(self.shapes.deepstack)]
+        dense = {name: torch.zeros(wide, dtype=self.shapes.dtype) for name in names}
         for kind, pixels in PIXELS.items():
             places = ids == _token(model, kind)
             encoded = (named.get("mm_encoder_outputs") or {}).get(kind)
@@ -469,14 +473,9 @@ class Runtime:
                     raise StarKVError(f"the prompt has {kind} tokens, but no {pixels} came with it")
                 continue
             parts = [encoded.pooler_output, *getattr(encoded, "deepstack_features", [])]
-            for whole, part in zip(dense, parts, strict=True):
+            for whole, part in zip(dense.values(), parts, strict=True):
                 _scatter(whole, part, places, kind)
-        names = [port.name for port in prefill_ports(self.shapes)[0]]
-        wanted = [n for n in names if n == "image_embeds" or n.startswith("deepstack.")]
-        return {
-            "image_mask": _visual_tokens(model, ids),
-            **dict(zip(wanted, dense, strict=True)),
-        }
+        return {"image_mask": _visual_tokens(model, ids), **dense}
 
 
 def _token(model: Any, kind: str) -> int:

@@ -112,7 +112,7 @@ class Attachment:
 
     def _read_cache(self, cache: StarKVCache) -> None:
         """Take the numbers of `cache` into the report."""
-        self.report.layers = layer_stats(cache)
+        self.report.layers = layer_stats(cache.compressed_layers)
         layout = cache.shared.layout
         self.report.layout = "none" if layout is None else layout.grid
 

@@ -44,7 +44,7 @@ def decode(cache, tokens):
 
 
 def test_a_token_takes_the_same_in_a_buffer_with_free_slots(cache):
-    assert (full_bytes(cache), cache.full_nbytes) == (LAYERS * SEEN * TOKEN,) * 2
+    assert (full_bytes(cache.compressed_layers), cache.full_nbytes) == (LAYERS * SEEN * TOKEN,) * 2
     decode(cache, 3)
     layer = cache.layers[0]
     assert (layer.stored, layer.keys.shape[2], layer.seen) == (KEPT + 3, KEPT + ROOM, SEEN + 3)
@@ -61,7 +61,7 @@ def test_stored_bytes_count_the_free_slots(cache):
 
 def test_a_layer_in_a_report(cache):
     decode(cache, 1)
-    for layer in layer_stats(cache):
+    for layer in layer_stats(cache.compressed_layers):
         assert (layer.stored, layer.seen) == (KEPT + 1, SEEN + 1)
         assert (layer.nbytes, layer.token_bytes) == ((KEPT + ROOM) * TOKEN, TOKEN)
         assert layer.full_nbytes == (SEEN + 1) * TOKEN
@@ -69,7 +69,7 @@ def test_a_layer_in_a_report(cache):
 
 def test_an_empty_cache_takes_nothing():
     cache = StarKVCache(tiny_model("llava").config)
-    assert (cache.nbytes, cache.full_nbytes, layer_stats(cache)) == (0, 0, [])
+    assert (cache.nbytes, cache.full_nbytes, layer_stats(cache.compressed_layers)) == (0, 0, [])
 
 
 def test_a_cache_of_the_library():

@@ -15,10 +15,12 @@ class Select(torch.nn.Module):
         super().__init__()
         self.form = form
 
-    def forward(self, scores, real):
+    def forward(self, ports):
+        real = ports["real"]
         length = real.shape[1]
         window = torch.sym_max(1, torch.sym_min(WINDOW, length // 5 - 2))
-        return self.form(scores[:, : length - window], real, length, window, length // 5)
+        scores = ports["scores"][:, : length - window]
+        return {"kept": self.form(scores, real, length, window, length // 5)}
 
 
 @pytest.mark.parametrize("name", SELECTIONS)
@@ -36,10 +38,8 @@ def test_every_length_of_one_graph(name, tmp_path):
         Port("real", ("batch", "seen"), torch.bool),
     ]
     with every_length():
-        program = export_program(Select(SELECTIONS[name]), ports, as_list=False)
-    save(
-        to_onnx(program, ["scores", "real"], ["kept"]), tmp_path / "select.onnx", Weights(tmp_path)
-    )
+        program = export_program(Select(SELECTIONS[name]), ports)
+    save(to_onnx(program), tmp_path / "select.onnx", Weights(tmp_path))
     graph = Graph(tmp_path / "select.onnx")
     torch.manual_seed(0)
     for length in (6, 16, 31, 500):

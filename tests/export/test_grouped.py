@@ -32,15 +32,17 @@ class Attention(torch.nn.Module):
         super().__init__()
         self.options = options
 
-    def forward(self, query, key, value, mask=None):
-        key, value = (repeat_kv(t, HEADS // GROUPS) for t in (key, value))
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, **self.options)
+    def forward(self, ports):
+        key, value = (repeat_kv(ports[name], HEADS // GROUPS) for name in ("key", "value"))
+        found = F.scaled_dot_product_attention(
+            ports["query"], key, value, attn_mask=ports.get("mask"), **self.options
+        )
+        return {"found": found}
 
 
 def written(module, ports, folder):
-    program = export_program(module, ports, as_list=False)
     file = folder / "graph.onnx"
-    save(to_onnx(program, [p.name for p in ports], ["found"]), file, Weights(folder))
+    save(to_onnx(export_program(module, ports)), file, Weights(folder))
     return file
 
 
@@ -66,15 +68,16 @@ CASES = {
 @pytest.mark.parametrize(("mask", "options"), CASES.values(), ids=CASES)
 def test_as_torch_and_no_key_repeated(mask, options, tmp_path):
     torch.manual_seed(0)
-    inputs = [torch.randn(2, *shape) for shape in ((6, 5, 8), (2, 9, 8), (2, 9, 9))]
+    shapes = {"query": (6, 5, 8), "key": (2, 9, 8), "value": (2, 9, 9)}
+    inputs = {name: torch.randn(2, *shape) for name, shape in shapes.items()}
     ports = [QUERY, KEY, VALUE]
     if mask is not None:
-        inputs.append(mask)
+        inputs["mask"] = mask
         ports.append(Port("mask", ("batch", mask.shape[1], "new", "seen"), mask.dtype))
     module = Attention(**options)
     file = written(module, ports, tmp_path)
-    found = Graph(file)(dict(zip((p.name for p in ports), inputs, strict=True)))["found"]
-    expected = module(*inputs)
+    found = Graph(file)(inputs)["found"]
+    expected = module(inputs)["found"]
     assert found.isfinite().all()
     sees = slice(None) if mask is None else slice(1, None)
     torch.testing.assert_close(found[:, :, sees], expected[:, :, sees], atol=1e-6, rtol=1e-5)

@@ -29,6 +29,8 @@ def run(capsys, *arguments):
         (["nowhere"], "nowhere: there is no checkpoint (config.json is missing)"),
         ([SHIPPED, "--budget", "1.0"], "budget=1.0 keeps everything"),
         ([SHIPPED, "--budget", "20"], "budget=20.0"),
+        ([SHIPPED, "--budget", "100%"], "budget=1.0 keeps everything"),
+        ([SHIPPED, "--budget", "x"], "budget 'x': expected a share such as 0.2"),
         ([SHIPPED, "--max-seq", "4"], "max_seq=4: expected at least 16"),
         ([SHIPPED, "--max-seq", "9000"], "max_seq=9000: the model has positions for 8192 tokens"),
         ([SHIPPED, "--max-seq", "9000"], "--max-seq 8192 or less"),

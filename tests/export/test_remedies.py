@@ -6,6 +6,7 @@ import torch
 from starkv_compile.export.capture.capture import export_program
 from starkv_compile.export.capture.carve import carve
 from starkv_compile.export.capture.ports import Port
+from starkv_compile.passes import fx
 
 
 class Module(torch.nn.Module):
@@ -14,8 +15,8 @@ class Module(torch.nn.Module):
         self.function = function
         self.weight = torch.nn.Parameter(torch.ones(1))
 
-    def forward(self, values):
-        return self.function(values * self.weight)
+    def forward(self, ports):
+        return {"found": self.function(ports["values"] * self.weight)}
 
 
 def in_onnx(function, port, values, folder):
@@ -26,8 +27,8 @@ def in_onnx(function, port, values, folder):
     from starkv_compile.export.onnx.onnx_graph import save, tidy, to_onnx
     from starkv_compile.export.onnx.weights import Weights
 
-    program = export_program(Module(function).eval(), [port], as_list=False)
-    save(tidy(to_onnx(program, ["values"], ["found"])), folder / "graph.onnx", Weights(folder))
+    program = export_program(Module(function).eval(), [port])
+    save(tidy(to_onnx(program)), folder / "graph.onnx", Weights(folder))
     return Graph(folder / "graph.onnx")({"values": values})["found"]
 
 
@@ -76,9 +77,13 @@ def test_what_is_written_in_place_is_not_cut_off():
     def function(x):
         view = x + 1
         view[:, :1].mul_(3)
-        return view.sum(1), x * 2
+        return {"sum": view.sum(1), "double": x * 2}
 
-    program = export_program(Module(function).eval(), [LINE], as_list=False)
-    answer, _ = carve(program.module(check_guards=False), 1, 1)
+    program = export_program(Module(function).eval(), [LINE])
+    whole = program.module(check_guards=False)
+    inputs = {"values": whole.graph.find_nodes(op="placeholder")[0]}
+    total, double = fx.outputs(whole.graph)
+    answer, _ = carve(whole, inputs, {"sum": total}, [{"double": double}])
     values = torch.rand(2, 4)
-    torch.testing.assert_close(answer.module(values)[0], function(values)[0])
+    found = answer.module({"values": values})["sum"]
+    torch.testing.assert_close(found, function(values)["sum"])

@@ -1,1 +1,1 @@
-"""One GUI session with a full cache and with compressed ones: `starkv demo`."""
+"""`starkv demo` runs one GUI session with a full cache and with compressed caches."""

@@ -1,4 +1,4 @@
-"""`starkv demo`: one GUI session with a full cache and with compressed ones."""
+"""Runs `starkv demo`: one GUI session with a full cache and with compressed caches."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ from .ways import RUNS, Measured, Way, measure, ways
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions:
-    """What the command line gives. `agent`: a checkpoint folder, None for the shipped one.
+    """Holds the options of the command line.
 
-    exported: with the runtime "onnx", where the graphs go; None: a folder removed at the end.
+    agent: a checkpoint folder, or None for the shipped agent. exported: the folder for the graphs
+    of the runtime "onnx", or None for a folder that is removed at the end.
     """
 
     images: Sequence[Path] = ()
@@ -42,25 +43,31 @@ class DemoOptions:
     exported: Path | None = None
 
     def turns(self) -> list[Turn]:
-        """What is put to the agent.
+        """Returns the turns that the agent is asked.
 
         Raises:
-            StarKVError: options do not go together, or a file cannot be read.
+            StarKVError: two options exclude each other, or a file cannot be read.
         """
         if not self.images:
             if self.question is not None:
-                raise StarKVError("--question goes with --image: an episode brings its own")
+                raise StarKVError(
+                    "--question needs --image: a generated episode has its own questions"
+                )
             return episode_turns(4 if self.frames is None else self.frames, self.seed)
         if self.frames is not None:
-            raise StarKVError("--frames is for a generated episode: each --image is one frame")
+            raise StarKVError(
+                "--frames needs a generated episode: with --image, each image is one frame"
+            )
         return image_turns(self.images, self.question)
 
 
 def run_demo(options: DemoOptions, console: Console | None = None) -> list[Measured]:
-    """Run every way, print the tables, write one picture a compressed way to `options.out`.
+    """Runs the session in each way and prints the tables.
+
+    Writes one picture for each compressed cache to `options.out`.
 
     Raises:
-        StarKVError: an option is impossible, a file cannot be read or there is no agent.
+        StarKVError: an option is impossible, a file cannot be read, or no agent is found.
     """
     console = console or Console()
     chosen = ways(options.budget, options.inner)
@@ -70,29 +77,33 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> list[Measu
         for package in ("onnx", "onnxscript", "onnxruntime"):
             needs(package)
     elif options.exported is not None:
-        raise StarKVError("--exported goes with --runtime onnx: it is where the graphs go")
+        raise StarKVError(
+            "--exported needs --runtime onnx: it names the folder of the exported graphs"
+        )
     _make_folder(options.out)
     with tempfile.TemporaryDirectory() as temporary:
         results = _measure_all(chosen, turns, options, console, Path(temporary))
     console.print(answer_table(turns, results))
     if options.images:
         console.print(
-            "The agent is tiny and knows only its own world: on real screens its answers "
-            "mean nothing, but what is kept and what it costs is real."
+            "The agent is tiny and knows only its own generated screens. On your screenshots its "
+            "answers mean nothing. The kept tokens and the costs are real."
         )
     console.print(cost_table(results))
     console.print(NOTES, style="dim", highlight=False)
     for path in _draw_all(turns, results, options.out):
-        console.print("What is kept of each screenshot:", path, markup=False, soft_wrap=True)
+        console.print("Picture of the kept tokens:", path, markup=False, soft_wrap=True)
     return results
 
 
 def _make_folder(folder: Path) -> None:
-    """Before the work, not after it, so that a bad folder does not cost a minute."""
+    """Runs before the work, so that a bad folder does not cost a minute."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StarKVError(f"{folder}: cannot be the output folder ({error})") from error
+        raise StarKVError(
+            f"{folder} cannot be the output folder ({error}); give another --out"
+        ) from error
 
 
 def _measure_all(
@@ -110,7 +121,9 @@ def _measure_all(
     runs = RUNS[options.runtime]
     exported: dict[str, Path] = {}
     if options.runtime == "onnx":
-        console.print("Exporting the agent for each way, about a minute each on one core.")
+        console.print(
+            "Exporting the agent once for each cache. Each export takes about a minute on one core."
+        )
         for way in chosen:
             exported[way.name] = (options.exported or temporary) / way.name
             say = partial(console.print, f"{way.title}:")
@@ -126,7 +139,7 @@ def _measure_all(
 
 
 def _draw_all(turns: Sequence[Turn], results: Sequence[Measured], out: Path) -> list[Path]:
-    """One picture a compressed way."""
+    """Draws one picture for each compressed cache."""
     paths = []
     for result in results:
         if result.way.config.keeps_everything:

@@ -1,4 +1,4 @@
-"""Which screenshot cells a compacted cache still holds, read from the cache alone."""
+"""Reads from a compacted cache which cells of each screenshot it still holds."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerKept:
-    """One layer after its last compaction: the cells kept of each frame, and text tokens kept.
+    """Says what one layer kept at its last compaction.
 
-    frames: in time order. seen: tokens of the session up to that compaction.
+    frames: the kept cells of each frame, in time order. text: number of kept text tokens. seen:
+    number of tokens that the session had at that compaction.
     """
 
     frames: tuple[frozenset[Cell], ...]
@@ -28,11 +29,11 @@ class LayerKept:
 
 
 def kept_by_layer(cache: StarKVCache) -> list[LayerKept]:
-    """What each layer of a session of one row keeps.
+    """Returns what each compressed layer keeps, for a session with one row.
 
     Raises:
-        ValueError: nothing was compacted, no layout of the session is known, or each head of a
-            layer keeps a set of its own.
+        ValueError: nothing was compacted, the cache knows no layout, or each head of a layer
+            keeps a set of its own.
     """
     layout = cache.shared.layout
     if layout is None:
@@ -44,7 +45,7 @@ def kept_by_layer(cache: StarKVCache) -> list[LayerKept]:
             raise ValueError("a layer of the cache was never compacted")
         if layer.kept.dim() == 3:
             raise ValueError(
-                "each head keeps a set of its own: read `kept` [B, G, C] of the layers"
+                "each head keeps a set of its own: read `kept` [B, G, C] of each layer instead"
             )
         cells: list[set[Cell]] = [set() for _ in range(max(frame) + 1)]
         text = 0
@@ -58,7 +59,7 @@ def kept_by_layer(cache: StarKVCache) -> list[LayerKept]:
 
 
 def frame_grids(cache: StarKVCache) -> list[Cell]:
-    """(rows, columns) of each frame of a session of one row, in time order."""
+    """Returns (rows, columns) of each frame in time order, for a session with one row."""
     layout = cache.shared.layout
     if layout is None:
         raise ValueError("the cache knows no layout: it was filled without compaction")

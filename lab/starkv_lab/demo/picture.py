@@ -1,4 +1,4 @@
-"""Draw what each layer's cache keeps of each screenshot: one row a layer, one column a frame."""
+"""Draws which cells of each screenshot (a column) each layer (a row) keeps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DROPPED_LIGHT, DROPPED_COLOR = 0.28, 0.35  # of the original's
 
 @dataclass(frozen=True)
 class Shot:
-    """A screenshot, the name of its column, and its grid of visual tokens (rows, columns)."""
+    """Holds a screenshot, its column's title, and its grid of visual tokens (rows, columns)."""
 
     image: Image.Image
     title: str
@@ -30,7 +30,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where things are, in pixels. cell: side of a visual token. left: of each column."""
+    """Holds positions in pixels. cell: side of a visual token. left: left edge of each column."""
 
     cell: int
     left: tuple[int, ...]
@@ -40,7 +40,7 @@ class Geometry:
 
 
 def geometry(shots: Sequence[Shot], layers: int) -> Geometry:
-    """Cells as large as on screen, or less where the picture would be wider than MAX_WIDTH."""
+    """Places everything. Cells have their screen size, or less to stay within MAX_WIDTH."""
     frame = 2 * MARGIN + ROW_TITLE + GAP * (len(shots) - 1)
     room = max(1, (MAX_WIDTH - frame) // len(shots))
     widest = max(columns for _, columns in (shot.grid for shot in shots))
@@ -57,7 +57,7 @@ def geometry(shots: Sequence[Shot], layers: int) -> Geometry:
 
 
 def draw_kept(title: str, shots: Sequence[Shot], layers: Sequence[LayerKept]) -> Image.Image:
-    """First row the screenshots as seen, then one row a layer: dropped cells dark, kept bright."""
+    """Draws the screenshots, then a row for each layer: kept cells bright, dropped cells dark."""
     place = geometry(shots, len(layers))
     picture = Image.new("RGB", place.size, PAPER)
     draw = ImageDraw.Draw(picture)

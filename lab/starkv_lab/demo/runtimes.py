@@ -1,4 +1,4 @@
-"""What computes the demo's agent: PyTorch, compiled here, or ONNX Runtime, exported first."""
+"""Runs the demo's agent in PyTorch, compiled, or in ONNX Runtime, exported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..agent.checkpoints import agent_folder, load_agent
 
 @contextlib.contextmanager
 def in_torch(config: StarKVConfig, checkpoint: Path | None) -> Iterator[tuple[Any, Any]]:
-    """(model, processor), compiled by `config` until left."""
+    """Yields (model, processor). The model stays compiled with `config` inside the `with` block."""
     model, processor = load_agent(checkpoint)
     compile(model, config)
     try:
@@ -25,7 +25,7 @@ def in_torch(config: StarKVConfig, checkpoint: Path | None) -> Iterator[tuple[An
 
 
 def in_onnx(folder: Path) -> tuple[Any, Any]:
-    """(model, processor) of a folder that `export_agent` wrote."""
+    """Returns (model, processor) from a folder that `export_agent` wrote."""
     from starkv_compile.export import load_model
 
     from ..agent.processor import AgentProcessor
@@ -36,25 +36,23 @@ def in_onnx(folder: Path) -> tuple[Any, Any]:
 def export_agent(
     config: StarKVConfig, checkpoint: Path | None, folder: Path, say: Callable[[str], Any]
 ) -> None:
-    """Write the agent to `folder`, unless it is there already, exported by the same options.
+    """Exports the agent to `folder`, unless the folder holds it already with the same options.
 
-    A full cache is exported as room for all tokens that the model has positions for.
+    A full cache is exported as a budget of as many tokens as the model has positions.
 
     Raises:
-        StarKVError: a package is missing, or something else is in the folder.
+        StarKVError: a package is missing, or the folder holds something else.
     """
     from transformers import AutoConfig
 
     from starkv_compile.export import ExportOptions, Manifest, export_checkpoint
-    from starkv_compile.export.onnx.manifest import FILE
 
     source = agent_folder(checkpoint)
     described = AutoConfig.from_pretrained(source, local_files_only=True)
     most = described.get_text_config(decoder=True).max_position_embeddings
     if config.keeps_everything:
         config = dataclasses.replace(config, budget=StarKVConfig.budget, budget_tokens=most)
-    there = (folder / FILE).is_file() and Manifest.read(folder)
-    if there and there.config == config:
+    if Manifest.is_in(folder) and Manifest.read(folder).config == config:
         return
     options = ExportOptions(
         checkpoint=source, out=folder, config=config, max_seq=most, select="topk"

@@ -1,4 +1,4 @@
-"""The demo's two tables: what was answered, and what it cost."""
+"""Makes the demo's two tables: the answers, and the costs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from .ways import Measured
 
 
 def answer_table(turns: Sequence[Turn], results: Sequence[Measured]) -> Table:
-    """One row a turn, one column a way; marked where the right answer is known."""
+    """Makes a row for each turn and a column for each cache. Marks which answers are right."""
     judged = any(turn.question for turn in turns)
     table = Table(title="Answers", title_justify="left", show_lines=True)
-    table.add_column("screen")
-    table.add_column("question, right answer" if judged else "question")
+    table.add_column("screenshot")
+    table.add_column("question = right answer" if judged else "question")
     for result in results:
         table.add_column(result.way.title)
     for i, turn in enumerate(turns):
-        screen = "no new one" if turn.step is None else f"step {turn.step}"
+        screen = "none" if turn.step is None else f"step {turn.step}"
         asked = turn.text + (f"\n= {turn.question.answer}" if turn.question else "")
         table.add_row(screen, asked, *(_judged(turn, result.replies[i]) for result in results))
     if judged:
@@ -43,25 +43,25 @@ def _score(turns: Sequence[Turn], result: Measured) -> str:
 
 
 def _number(value: int | None) -> str:
-    return "not known" if value is None else f"{value:,}"
+    return "not measured" if value is None else f"{value:,}"
 
 
 def cost_table(results: Sequence[Measured]) -> Table:
-    """One row a measure, one column a way."""
+    """Makes a row for each measure and a column for each cache."""
     table = Table(title="Cost of the session", title_justify="left")
-    table.add_column("at its end, or over it")
+    table.add_column("")
     for result in results:
         table.add_column(result.way.title, justify="right")
     rows: dict[str, Callable[[Measured], str]] = {
         "tokens seen": lambda r: f"{r.seen:,}",
-        "tokens kept, each layer": lambda r: f"{r.stored:,} ({r.stored / r.seen:.0%})",
-        "cache, bytes": lambda r: f"{r.nbytes:,}",
-        "the same tokens uncompressed, bytes": lambda r: f"{r.full_nbytes:,}",
-        "peak of all tensors, bytes": lambda r: _number(r.peak_nbytes),
-        "prefill, to the first token, ms a turn": lambda r: f"{1000 * r.first_token_seconds:.1f}",
-        "decoding, ms a token": lambda r: f"{1000 * r.token_seconds:.1f}",
-        "compiling, s": lambda r: f"{max(0.0, r.first_run_seconds - r.run_seconds):.1f}",
-        "all turns once compiled, s": lambda r: f"{r.run_seconds:.2f}",
+        "tokens kept in each layer": lambda r: f"{r.stored:,} ({r.stored / r.seen:.0%})",
+        "bytes of the cache": lambda r: f"{r.nbytes:,}",
+        "bytes of a full cache": lambda r: f"{r.full_nbytes:,}",
+        "peak bytes of all tensors": lambda r: _number(r.peak_nbytes),
+        "prefill, ms per turn": lambda r: f"{1000 * r.first_token_seconds:.1f}",
+        "decode, ms per token": lambda r: f"{1000 * r.token_seconds:.1f}",
+        "compilation, s": lambda r: f"{max(0.0, r.first_run_seconds - r.run_seconds):.1f}",
+        "all turns after compilation, s": lambda r: f"{r.run_seconds:.2f}",
     }
     for name, read in rows.items():
         table.add_row(name, *map(read, results))
@@ -69,9 +69,10 @@ def cost_table(results: Sequence[Measured]) -> Table:
 
 
 NOTES = """\
-Kept: what the budget allows at the last prompt, and the reply's tokens since then.
-Cache: storage of all keys and values. Peak: the most that tensors made during a run held at once, \
-cache and working memory but not weights (recorded by torch in a run of its own).
-Times are of the second run; compiling is what the first took longer. Prefill: image processing, \
-vision tower, prompt, compaction. An agent of 2 M parameters spends its time in Python, not in \
-attention: a smaller cache need not be faster here."""
+Tokens kept are those that the budget allows at the last prompt, plus the tokens of the last reply.
+The cache holds all keys and values. The peak counts all tensors that a run makes, cache included, \
+weights excluded. torch records it in a separate run.
+Times come from the second run. Compilation is the extra time of the first run. Prefill covers \
+image processing, vision tower, prompt and compaction, up to the first token of the reply. \
+This agent has 2.5 M parameters and spends most of its time in Python. A smaller cache does not \
+have to be faster here."""

@@ -1,4 +1,4 @@
-"""What the demo puts to the agent: a generated episode, or a person's own screenshots."""
+"""Makes the turns of the demo, from a generated episode or from the user's screenshots."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ FOLLOW_UPS = ("where", "what")
 
 @dataclass(frozen=True)
 class Turn:
-    """One user turn: a screenshot with its step number, or neither; then a line of text.
+    """Holds one user turn: a screenshot with its step number, or neither, then a line of text.
 
-    `question` holds the right answer, where there is one.
+    `question` holds the right answer where it is known.
     """
 
     text: str
@@ -35,7 +35,7 @@ class Turn:
 
     @property
     def content(self) -> list[dict[str, Any]]:
-        """As `AgentSession.step` takes it."""
+        """The turn in the form that `AgentSession.step` takes."""
         parts: list[dict[str, Any]] = [{"type": "text", "text": self.text}]
         if self.image is None:
             return parts
@@ -44,7 +44,7 @@ class Turn:
 
 
 def episode_turns(frames: int, seed: int) -> list[Turn]:
-    """`frames` new screenshots with one question each, then two about older frames.
+    """Makes `frames` turns with a screenshot and a question, then two questions on older frames.
 
     Raises:
         StarKVError: `frames` is out of range.
@@ -59,7 +59,7 @@ def episode_turns(frames: int, seed: int) -> list[Turn]:
 
 
 def trajectory_turns(steps: int, history: int, seed: int) -> list[Turn]:
-    """`steps` screenshots, with each a question about the newest `history`; all kinds in turn."""
+    """Makes `steps` turns: a screenshot each, and a question about the newest `history` of them."""
     rng = random.Random(f"trajectory-{seed}")
     episode, turns = sample_episode(rng, steps), []
     for i, frame in enumerate(episode.frames):
@@ -70,25 +70,25 @@ def trajectory_turns(steps: int, history: int, seed: int) -> list[Turn]:
 
 
 def generated_episode(frames: int, seed: int) -> tuple[Episode, random.Random]:
-    """The episode of `episode_turns`, and what draws its questions.
+    """Returns the episode of `episode_turns`, and the generator that draws its questions.
 
     Raises:
         StarKVError: `frames` is out of range.
     """
     if not 1 <= frames <= MAX_FRAMES:
-        raise StarKVError(f"frames={frames}: the agent is shown 1 to {MAX_FRAMES} screenshots")
+        raise StarKVError(f"frames={frames}: expected 1 to {MAX_FRAMES} screenshots")
     rng = random.Random(f"demo-{seed}")
     return sample_episode(rng, frames), rng
 
 
 def image_turns(paths: Sequence[Path], question: str | None = None) -> list[Turn]:
-    """One turn a picture file, in order; by default the question is what is in its middle.
+    """Makes one turn for each picture file. The default question asks what is in the middle.
 
     Raises:
-        StarKVError: a file is missing or no image, or a word is not the agent's.
+        StarKVError: a file is missing or is no image, or the agent does not know a word.
     """
     if len(paths) > MAX_FRAMES:
-        raise StarKVError(f"{len(paths)} images: the agent is shown 1 to {MAX_FRAMES}")
+        raise StarKVError(f"{len(paths)} images: expected 1 to {MAX_FRAMES}")
     if question is not None:
         _check_words(question)
     return [
@@ -98,23 +98,27 @@ def image_turns(paths: Sequence[Path], question: str | None = None) -> list[Turn
 
 
 def open_screenshot(path: Path) -> Image.Image:
-    """The picture in a file, upright and in RGB.
+    """Reads a picture file, upright and in RGB.
 
     Raises:
-        StarKVError: it is missing, no image, or so narrow that a processor refuses it.
+        StarKVError: the file is missing or is no image, or its picture is too narrow for a
+            processor.
     """
     if not path.is_file():
-        raise StarKVError(f"{path}: there is no such file")
+        raise StarKVError(f"{path}: there is no such file; give the path of a picture")
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file).convert("RGB")
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise StarKVError(f"{path}: not an image that can be read ({error})") from error
+        raise StarKVError(
+            f"{path}: not an image that can be read ({error}); give a PNG or JPEG file"
+        ) from error
     long, short = max(image.size), min(image.size)
     if long > 20 * short:
         width, height = image.size
         raise StarKVError(
-            f"{path}: {width} x {height} pixels; a screenshot's sides differ at most 20-fold"
+            f"{path}: {width} x {height} pixels; the long side of a screenshot may be at most 20 "
+            "times the short side"
         )
     return image
 
@@ -126,6 +130,6 @@ def _check_words(question: str) -> None:
     if unknown or not words:
         raise StarKVError(
             f"question {question!r}: the agent does not know {', '.join(unknown) or 'silence'}; "
-            "it was taught forms such as 'click step 1 red star', 'where step 1 button save' and "
-            "'what step 1 x=500 y=500' (coordinates 20, 60, ... 980)"
+            "ask in one of its forms: 'click step 1 red star', 'where step 1 button save' or "
+            "'what step 1 x=500 y=500' (coordinates are 20, 60, ... 980)"
         )

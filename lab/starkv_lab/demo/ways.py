@@ -1,4 +1,4 @@
-"""The same turns with the cache full and compressed: replies, tokens, bytes and times of each."""
+"""Runs the same turns with a full and with compressed caches, and measures each run."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .turns import Turn
 
 MAX_REPLY = 12  # tokens; the longest right answer has 10
 RUNS = {"torch": 3, "onnx": 2}
-"""Runs of one way: the first compiles, the second is timed, the third has its memory recorded."""
+"""Runs of each way: the first compiles, the second is timed, the third records memory."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """One configuration under a name for people (`title`) and for files (`name`)."""
+    """Holds one configuration, its title in tables, and its name in file names."""
 
     name: str
     title: str
@@ -35,14 +35,14 @@ class Way:
 
 @dataclass(frozen=True)
 class Measured:
-    """One way through all turns.
+    """Holds what one way answered and cost over all turns.
 
-    stored, seen: tokens of one layer at the end. nbytes, full_nbytes: storage of all keys and
-    values, and what the tokens seen would need uncompressed. peak_nbytes: most memory that
-    tensors made during a run held at once; weights not counted; None in ONNX Runtime, whose
-    memory torch does not see. first_token_seconds: mean over
-    turns, from question (and screenshot) to the first token of the reply. token_seconds: mean
-    over the other tokens. first_run_seconds, run_seconds: all turns, with compiling and without.
+    stored, seen: tokens of one layer at the end. nbytes, full_nbytes: bytes of all keys and
+    values, and bytes that a full cache would need for the tokens seen. peak_nbytes: most bytes
+    that tensors of a run held at once, weights excluded; None in ONNX Runtime, whose memory torch
+    does not see. first_token_seconds: mean over turns, from the question (and screenshot) to the
+    first token of the reply. token_seconds: mean over the other tokens. first_run_seconds,
+    run_seconds: all turns, with and without compilation.
     """
 
     way: Way
@@ -60,13 +60,17 @@ class Measured:
 
 
 def ways(budget: float, inner: str) -> tuple[Way, Way, Way]:
-    """Full cache, the paper's release, and our defaults; all compiled, so that times compare.
+    """Returns the full cache, the paper's method as released, and our defaults.
+
+    All three are compiled, so that their times are comparable.
 
     Raises:
         OptionError: the budget is out of range, or keeps everything.
     """
     if budget == 1.0:
-        raise OptionError("budget=1.0 keeps everything, so there would be nothing to compare")
+        raise OptionError(
+            "budget=1.0 keeps everything, so there is nothing to compare; give less than 1"
+        )
     share = f"{budget:.3g}"
     return (
         Way("full", "full cache", StarKVConfig(budget=1.0, inner=inner)),
@@ -82,9 +86,11 @@ def measure(
     advance: Callable[[], Any] = lambda: None,
     exported: Path | None = None,
 ) -> Measured:
-    """Run `turns` `RUNS` times, each in a new session; `advance` is called after every turn.
+    """Runs `turns` `RUNS` times, each time in a new session.
 
-    exported: a folder of `export_agent`, to run that in place of the checkpoint.
+    Args:
+        advance: called after every turn.
+        exported: a folder that `export_agent` wrote. It replaces the checkpoint.
     """
     with contextlib.ExitStack() as stack:
         if exported is None:
@@ -137,14 +143,14 @@ def _measure(
 
 
 class Clock(BaseStreamer):
-    """Seconds to the first token of a reply, from when the clock was made, and between others."""
+    """Measures seconds from its creation to the first token of a reply, and between the others."""
 
     def __init__(self) -> None:
         self._times = [time.perf_counter()]
         self._prompt_given = False
 
     def put(self, value: torch.Tensor) -> None:
-        """`generate` hands over the prompt first, then each token as it is chosen."""
+        """Receives the prompt first, then each token as `generate` chooses it."""
         if self._prompt_given:
             self._times.append(time.perf_counter())
         self._prompt_given = True

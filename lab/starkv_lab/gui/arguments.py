@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from starkv_compile import OptionError
-from starkv_compile.cli import add_method, config_of
+from starkv_compile.cli import add_method, config_of, share_of
 from starkv_compile.config import INNER_BACKENDS
 
 
@@ -57,9 +57,8 @@ def add_gui(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     add("--out", type=Path, metavar="DIR", default=unset, help="for answers and summary")
     add(
         "--budget",
-        type=float,
-        default=0.2,
-        help="share of the tokens seen that stays cached; 1 for the full cache",
+        default="0.2",
+        help="share of the tokens seen that stays cached: 0.2 or 20%%; 1 for the full cache",
     )
     add_method(gui)
     add("--inner", choices=INNER_BACKENDS, default="eager", help="backend under starkv")
@@ -110,7 +109,7 @@ def _gui(args: argparse.Namespace) -> int:
     from .samples import Reading
     from .shards import shard_of
 
-    choices = {"budget": args.budget, "inner": args.inner}
+    choices = {"budget": share_of(args.budget), "inner": args.inner}
     config = config_of(given.get("policy"), args.paper, **choices)
     run_gui(
         GuiOptions(

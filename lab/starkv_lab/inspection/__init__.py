@@ -1,5 +1,5 @@
-"""`starkv inspect`: one page that shows what is kept of a prompt, and why.
+"""`starkv inspect` writes one page that shows which tokens of a prompt are kept, and why.
 
-`prompt` -> `capture` (the compiled passes, their inputs handed out) -> `collect` (ranks and axes)
--> `page`.
+`prompt` loads the model and its inputs. `capture` runs them through the compiled passes and hands
+out what each layer scores. `collect` makes ranks and axes of it. `page` writes the HTML file.
 """

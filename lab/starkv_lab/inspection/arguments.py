@@ -1,4 +1,4 @@
-"""The command line of `inspect`. Imports no torch, so that --help is quick."""
+"""Reads the command line of `inspect`. Imports no torch, so that --help is quick."""
 
 from __future__ import annotations
 
@@ -12,36 +12,41 @@ from starkv_compile.cli import add_method
 def add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     inspect = commands.add_parser(
         "inspect",
-        help="write a page that shows what is kept of a prompt, layer by layer, and why",
-        description="Runs one prompt through the compiled model and writes one HTML file that "
-        "needs nothing else: the screenshots with the kept tokens of each layer, scores by axis, "
-        "and what was dropped. By default the shipped agent on a generated episode.",
+        help="write a page that shows which tokens of a prompt each layer keeps, and why",
+        description="Runs one prompt through the compiled model and writes one HTML file. The page "
+        "shows the screenshots with the kept tokens of each layer, the scores by axis, and the "
+        "dropped tokens. It needs no network and no other file. By default the command runs the "
+        "shipped agent on a generated episode.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     # fmt: off
     add = inspect.add_argument
     add("--image", type=Path, action="append", metavar="FILE", default=argparse.SUPPRESS,
-        help="a screenshot of yours in place of a generated episode; may be given again")
+        help="use your screenshot instead of a generated episode; may be given several times")
     add("--question", metavar="TEXT", default=argparse.SUPPRESS,
-        help="what to ask the agent about the --image, in its words (default: what is in the "
-        "middle of the last)")
+        help="question to the agent about the --image, in the agent's words (default: which "
+        "element is in the middle of the last one)")
     add("--frames", type=int, metavar="N", default=argparse.SUPPRESS,
-        help="screenshots of the generated episode (default: 4; the agent knows up to 5)")
+        help="number of screenshots in the generated episode (default: 4; the agent was trained "
+        "on up to 5)")
     add("--seed", type=int, metavar="N", default=argparse.SUPPRESS,
-        help="which episode is generated (default: 0)")
+        help="seed of the generated episode (default: 0)")
     add("--agent", type=Path, metavar="DIR", default=argparse.SUPPRESS,
-        help="checkpoint folder of the agent (default: the one shipped)")
+        help="checkpoint folder of the agent (default: the shipped agent)")
     add("--model", type=Path, metavar="DIR", default=argparse.SUPPRESS,
-        help="a Hugging Face checkpoint in place of the agent, with --image and --prompt")
+        help="folder of a Hugging Face checkpoint that replaces the agent; needs --image and "
+        "--prompt")
     add("--prompt", metavar="TEXT", default=argparse.SUPPRESS,
-        help="what that model is told after the screenshots")
+        help="text that follows the screenshots in the prompt of --model")
     add_method(inspect)
     add("--budget", metavar="P,Q", default="40,20,10,5",
-        help="percent of the tokens that stay, one or more to choose from")
+        help="percent of the tokens that stay: 20 or 20%%; the page offers each of them")
     add("--reply", type=int, metavar="N", default=argparse.SUPPRESS,
-        help="tokens of a reply, from the full cache and at each budget; 0 for none (default: 12 "
-        "of the agent; 0 with --model, as each costs another prefill)")
-    add("--out", type=Path, metavar="FILE", default=Path("inspect.html"))
+        help="length in tokens of the replies from the full cache and at each budget; 0 asks for "
+        "no replies (default: 12 for the agent, and 0 with --model, where each reply costs another "
+        "prefill)")
+    add("--out", type=Path, metavar="FILE", default=Path("inspect.html"),
+        help="HTML file to write")
     # fmt: on
     inspect.set_defaults(run=_inspect)
 

@@ -1,4 +1,4 @@
-"""A layer's score taken apart: what each axis gives every token."""
+"""Takes a layer's score apart into axes, such as attention and novelty."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from starkv_compile.policies import Policy, ScoreInputs, ScreenNovelty, StarKV
 
 
 class Axis(NamedTuple):
-    """values: [P] float32, of the tokens before the window.
+    """Holds what one part of a score gives each token.
 
-    title and about are for people. is_factor: whether the score so far is multiplied by it.
+    title, about: texts of the page. is_factor: whether the score so far is multiplied by the
+    values, or they are added. values: [P] float32, one for each token before the window.
     """
 
     name: str
@@ -26,11 +27,11 @@ class Axis(NamedTuple):
 
 
 def axes_of(policy: Policy, inputs: ScoreInputs) -> list[Axis]:
-    """The axes of a policy's score of the only row, the final score last."""
+    """Returns the axes of a policy's score for a batch of one row. The final score comes last."""
     parts = AXES.get(type(policy), _attention_alone)(policy, inputs)
     scores = policy.score(inputs).scores[0]
     final = scores.mean(0) if scores.dim() == 2 else scores
-    about = "what tokens are ranked by" + (", mean over KV heads" if policy.per_head else "")
+    about = "the score that ranks tokens" + (", mean over KV heads" if policy.per_head else "")
     past = parts[0].values.shape[-1]
     return [*parts, Axis("final", "Final score", about, False, final[:past])]
 
@@ -40,7 +41,7 @@ def _attention_alone(policy: Policy, inputs: ScoreInputs) -> list[Axis]:
         Axis(
             "attention",
             "Attention",
-            "what the last queries pay to the token, mean over heads",
+            "attention of the last queries to the token, mean over heads",
             False,
             inputs.window_attention()[0].mean(0),
         )
@@ -48,7 +49,7 @@ def _attention_alone(policy: Policy, inputs: ScoreInputs) -> list[Axis]:
 
 
 def _novelty_axes(policy: Policy, inputs: ScoreInputs) -> list[Axis]:
-    """Of a screen's token, rank in: space * time * (1 + attention_weight * attention / mean)."""
+    """A screen's token ranks by space * time * (1 + attention_weight * attention / its mean)."""
     (attention,) = _attention_alone(policy, inputs)
     past = attention.values.shape[-1]
     return [
@@ -56,21 +57,21 @@ def _novelty_axes(policy: Policy, inputs: ScoreInputs) -> list[Axis]:
         Axis(
             "space",
             "Novelty in space",
-            "how unlike its neighbours on the screen; text: 1",
+            "how much the token differs from its neighbours on the screen; 1 for text",
             True,
             inputs.spatial_novelty()[0, :past],
         ),
         Axis(
             "time",
             "Novelty in time",
-            "how unlike the newest screen at the same place, older screens only",
+            "how much a token of an older screen differs from the newest screen at the same place",
             True,
             inputs.temporal_novelty()[0, :past],
         ),
         Axis(
             "text",
             "Novelty of text",
-            "how unlike all other text; screens: 0",
+            "how much the token differs from all other text; 0 for screens",
             True,
             inputs.key_novelty(inputs.layout[0] < 0)[0, :past],
         ),
@@ -78,9 +79,9 @@ def _novelty_axes(policy: Policy, inputs: ScoreInputs) -> list[Axis]:
 
 
 def _star_axes(policy: StarKV, inputs: ScoreInputs) -> list[Axis]:
-    """(attention + boost) * entropy * spatial * temporal is the final score.
+    """The final score is (attention + boost) * entropy * spatial * temporal.
 
-    One axis is switched off after the other, so that each is what the reference makes of it.
+    The function switches off one axis after another, so that the reference itself computes each.
     """
 
     def scores(**changes: Any) -> Scores:
@@ -97,36 +98,37 @@ def _star_axes(policy: StarKV, inputs: ScoreInputs) -> list[Axis]:
         Axis(
             "attention",
             "Attention",
-            "what the last queries pay to the token and its neighbours, mean over heads",
+            "attention of the last queries to the token and its neighbours, mean over heads",
             False,
             attention,
         ),
         Axis(
             "boost",
             "Screen boost",
-            "added to the current frame's tokens, by the norm of their hidden state",
+            "score added to the tokens of the current frame, in proportion to the norm of their "
+            "hidden state",
             False,
             boosted - attention,
         ),
         Axis(
             "spatial",
             "Spatial prior",
-            "weight of the head that attends most to the token, by how much its attention tells "
-            "about places on the screen",
+            "weight of the head that attends most to the token; a head weighs more the more its "
+            "attention depends on the place on the screen",
             True,
             _ratio(spatial, base),
         ),
         Axis(
             "temporal",
             "Temporal discount",
-            "older frames count less",
+            "discount of older frames",
             True,
             _ratio(temporal, spatial),
         ),
         Axis(
             "entropy",
             "Entropy",
-            "heads sharpened or flattened by how spread they are",
+            "change from sharpening or flattening each head by how widely its attention spreads",
             True,
             shaped,
         ),
@@ -134,7 +136,7 @@ def _star_axes(policy: StarKV, inputs: ScoreInputs) -> list[Axis]:
 
 
 def _ratio(after: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """1 where there was nothing to multiply."""
+    """The factor between the two, or 1 where `before` is 0."""
     return torch.where(before == 0, 1.0, after / before)
 
 
@@ -142,4 +144,4 @@ AXES: dict[type[Policy], Callable[[Any, ScoreInputs], list[Axis]]] = {
     ScreenNovelty: _novelty_axes,
     StarKV: _star_axes,
 }
-"""Of policies that have more than attention; the final score comes on top."""
+"""Axes of the policies whose score has more parts than attention, without the final score."""

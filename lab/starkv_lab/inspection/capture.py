@@ -1,4 +1,4 @@
-"""One prompt through the compiled passes, and what scoring reads in each layer handed out."""
+"""Runs one prompt through the compiled passes and hands out what each layer scores."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def capture(
     config: StarKVConfig,
     observer: Callable[[ScoreInputs], None],
 ) -> tuple[StarKVCache, Report]:
-    """Compress one prompt; `observer` is called as layers are scored.
+    """Compresses the cache of one prompt and calls `observer` for each layer that is scored.
 
     Args:
-        model: not compiled; it is left as it was.
-        inputs: of `model.generate`, one row.
-        config: with inner="eager".
-        observer: called with each layer's values.
+        model: a model that is not compiled. It is restored afterwards.
+        inputs: the arguments of `model.generate`, for one row.
+        config: a configuration with inner="eager".
+        observer: receives the inputs of each layer's score.
 
     Returns:
-        The compacted cache, and what was found in the model.
+        The compacted cache, and the report on the model.
     """
     cache = StarKVCache(model.config)
     with starkv_compile.compiled(model, config, observer=observer):

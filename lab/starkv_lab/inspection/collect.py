@@ -1,4 +1,4 @@
-"""What a page shows of a prompt: its tokens' ranks, scores by axis, and places."""
+"""Collects what the page shows of a prompt: ranks, scores by axis, and places of its tokens."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from .prompt import InspectedPrompt
 
 @dataclass(frozen=True)
 class Budget:
-    """What one share of the tokens comes to.
+    """Holds what one share of the tokens keeps.
 
-    kept, window: of each layer, tokens kept and how many of them are kept whatever their score.
-    ranks: [layers, heads, L] int64, the best 0; those below `kept` are kept, the window's first.
-    heads is 1 where a layer keeps one set.
+    kept: number of tokens that each layer keeps. window: how many of these are the last tokens,
+    which stay whatever their score. ranks: [layers, heads, L] int64. The best rank is 0, the
+    window's tokens come first, and tokens whose rank is below `kept` are kept. heads is 1 where a
+    layer keeps one set for all heads.
     """
 
     share: float
@@ -34,16 +35,17 @@ class Budget:
     ranks: torch.Tensor
 
     def places(self, layer: int, head: int = 0) -> list[int]:
-        """Tokens kept, in their order in the prompt. layer: counted among those compressed."""
+        """The kept tokens in the order of the prompt. `layer` counts compressed layers only."""
         return (self.ranks[layer, head] < self.kept[layer]).nonzero()[:, 0].tolist()
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """All of it, for layers that are compressed.
+    """Holds everything that the page shows, for the layers that are compressed.
 
-    frame, row, column: [L] int64; frame is -1 for text. layers: their numbers in the model.
-    token_bytes: of one token in each. axes: values [layers, L], NaN where a token has no score.
+    frame, row, column: [L] int64, the place of each token; frame is -1 for text. layers: the
+    layers' numbers in the model. token_bytes: bytes of one token in each layer. axes: their values
+    are [layers, L], and NaN where a token has no score.
     """
 
     prompt: InspectedPrompt
@@ -59,14 +61,14 @@ class Inspection:
 
 @torch.no_grad()
 def collect(prompt: InspectedPrompt, config: StarKVConfig, shares: Sequence[float]) -> Inspection:
-    """Run the prompt once and rank its tokens for each budget.
+    """Runs the prompt once and ranks its tokens for each budget.
 
-    Ranks and axes are what the package's own selection and scores make of the values that the
-    compiled model's scores read. Axes are those of the first budget: some policies' scores depend
-    on it.
+    The function takes the values that the compiled model scores, and gives them to the package's
+    own scores and selection. The axes belong to the first budget, because the scores of some
+    policies depend on the budget.
 
     Args:
-        shares: of the tokens that stay, less than 1; the first is what the run itself keeps.
+        shares: shares of the tokens that stay, each below 1. The run itself uses the first.
 
     Raises:
         OptionError: a share or an option is impossible.
@@ -84,13 +86,14 @@ def collect(prompt: InspectedPrompt, config: StarKVConfig, shares: Sequence[floa
     if not stored or len(stored) != len(notes.axes):
         raise UnsupportedModel(
             f"{prompt.model_name}: {len(notes.axes)} of {len(stored)} layers can be compressed "
-            f"({'; '.join(str(report).splitlines())})"
+            f"({'; '.join(str(report).splitlines())}); the page needs all of them"
         )
     tokens, seen = prompt.inputs["input_ids"].shape[1], stored[0][1].seen
     if tokens != seen:
         raise UnsupportedModel(
-            f"{prompt.model_name}: stores {seen} tokens of a prompt of {tokens}, so that it is not "
-            "known which are which"
+            f"{prompt.model_name} stores {seen} tokens for a prompt of {tokens} tokens, so the "
+            "page cannot tell which of them are which; it needs a model that stores each token of "
+            "its prompt"
         )
     frame, row, column = notes.layout
     return Inspection(
@@ -107,7 +110,7 @@ def collect(prompt: InspectedPrompt, config: StarKVConfig, shares: Sequence[floa
 
 
 class _Ranking(NamedTuple):
-    """One layer at one budget; as in `Budget`, ranks [heads, L]."""
+    """Holds one layer at one budget, as `Budget` does; ranks are [heads, L]."""
 
     kept: int
     window: int
@@ -115,7 +118,7 @@ class _Ranking(NamedTuple):
 
 
 class _Notes:
-    """Takes what scoring reads, layer by layer, and keeps only what is shown of it."""
+    """Takes the inputs of each layer's score, and keeps what the page shows of them."""
 
     def __init__(self, configs: Sequence[StarKVConfig], layers: int) -> None:
         self.configs = configs
@@ -133,7 +136,7 @@ class _Notes:
         self.axes.append(axes_of(self.policy, each[0]))
 
     def _capacity(self, config: StarKVConfig, inputs: ScoreInputs) -> int:
-        """As `InsertScores` has it."""
+        """Counts the tokens that a layer keeps, as the pass `InsertScores` does."""
         length = inputs.key.shape[2]
         capacity = config.capacity(length)
         if self.weights is None:
@@ -159,7 +162,7 @@ class _Notes:
         return Budget(self.configs[number].budget, kept, window, torch.stack(ranks))
 
     def stacked_axes(self) -> tuple[Axis, ...]:
-        """The axes of all layers, each [layers, L]."""
+        """Stacks the axes of all layers; each has values [layers, L]."""
         length = self.layout[0].shape[0]
         return tuple(
             same[0]._replace(values=torch.stack([_padded(axis.values, length) for axis in same]))
@@ -168,5 +171,5 @@ class _Notes:
 
 
 def _padded(values: torch.Tensor, length: int) -> torch.Tensor:
-    """[L] of [P]: NaN for tokens that have no score."""
+    """Fills [P] up to [L] with NaN, for tokens that have no score."""
     return F.pad(values.float().cpu(), (0, length - len(values)), value=torch.nan)

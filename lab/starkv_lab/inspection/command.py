@@ -1,14 +1,13 @@
-"""`starkv inspect`: options to a page."""
+"""Runs `starkv inspect`: checks the options and writes the page."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from starkv_compile import OptionError, StarKVConfig, StarKVError
-from starkv_compile.cli import config_of
+from starkv_compile.cli import config_of, share_of
 
 from ..demo.ways import MAX_REPLY
 from .collect import collect
@@ -16,15 +15,16 @@ from .page import render
 from .prompt import InspectedPrompt, checkpoint_prompt, episode_prompt, images_prompt
 from .replies import replies
 
-FRAMES = 4  # of a generated episode
+FRAMES = 4  # screenshots of a generated episode
 
 
 @dataclass(frozen=True, kw_only=True)
 class InspectOptions:
-    """What the command line gives.
+    """Holds the options of the command line.
 
-    budgets: percent, separated by commas. reply: tokens; None: as many as the agent says, and none
-    of another model, whose prompt is computed once more for each budget.
+    budgets: percentages, separated by commas. reply: length of the replies in tokens. None means
+    the longest reply of the agent, and no replies with `model`, whose prompt would be computed
+    once more for each budget.
     """
 
     images: Sequence[Path] = ()
@@ -41,33 +41,40 @@ class InspectOptions:
     out: Path = Path("inspect.html")
 
     def check(self) -> None:
-        """Raise `OptionError` for options that do not go together."""
+        """Raises `OptionError` for options that exclude or need each other."""
         if self.model is not None:
             for name in ("question", "frames", "seed", "agent"):
                 if getattr(self, name) is not None:
-                    raise OptionError(f"--{name} is the agent's: leave it out, or --model")
+                    raise OptionError(
+                        f"--{name} is an option of the agent: leave out --{name} or --model"
+                    )
             if not self.images or not self.prompt:
-                raise OptionError("--model goes with --image FILE and --prompt TEXT")
+                raise OptionError("--model needs --image FILE and --prompt TEXT")
         elif self.prompt is not None:
-            raise OptionError("--prompt goes with --model; the agent is asked by --question")
+            raise OptionError("--prompt needs --model; use --question to ask the agent")
         elif not self.images:
             if self.question is not None:
-                raise OptionError("--question goes with --image: an episode brings its own")
+                raise OptionError(
+                    "--question needs --image: a generated episode has its own question"
+                )
         elif self.frames is not None or self.seed is not None:
             raise OptionError(
-                "--frames and --seed are for a generated episode: each --image is one frame"
+                "--frames and --seed need a generated episode: with --image, each image is one "
+                "frame"
             )
         if self.reply is not None and self.reply < 0:
-            raise OptionError(f"--reply {self.reply}: expected a number of tokens, or 0 for none")
+            raise OptionError(
+                f"--reply {self.reply}: expected a number of tokens, or 0 for no reply"
+            )
 
     def config(self) -> StarKVConfig:
         return config_of(self.policy, self.paper)
 
     def shares(self) -> list[float]:
-        """The budgets as shares of 1, largest first.
+        """Returns the budgets as shares of the tokens, largest first.
 
         Raises:
-            OptionError: one is no number, or out of range.
+            OptionError: a budget is no number, or is out of range.
         """
         return sorted({_share(text) for text in self.budgets.split(",")}, reverse=True)
 
@@ -77,7 +84,7 @@ class InspectOptions:
         return MAX_REPLY if self.model is None else 0
 
     def load(self) -> InspectedPrompt:
-        """What is inspected. Raises `StarKVError` as the functions of `prompt` do."""
+        """Loads the prompt and its model. Raises `StarKVError` as the functions of `prompt` do."""
         if self.model is not None:
             return checkpoint_prompt(self.model, self.images, self.prompt or "")
         if self.images:
@@ -87,20 +94,17 @@ class InspectOptions:
 
 
 def _share(text: str) -> float:
-    try:
-        percent = float(text)
-    except ValueError:
-        percent = math.nan
-    if not 1 <= percent < 100:
+    share = share_of(text, "percent")
+    if not 0.01 <= share < 1:
         raise OptionError(
-            f"--budget {text.strip()!r}: expected percent of the tokens, at least 1 and less than "
-            "100, such as --budget 40,20,10,5"
+            f"--budget {text.strip()!r}: expected at least 1 and less than 100 percent of the "
+            "tokens, such as --budget 40,20,10,5"
         )
-    return round(percent / 100, 12)
+    return share
 
 
 def run_inspect(options: InspectOptions) -> Path:
-    """Write the page, whole or not at all, and return its path.
+    """Writes the page and returns its path. An error leaves no part of a page behind.
 
     Raises:
         StarKVError: an option is impossible, a file cannot be read or written, or the model cannot
@@ -109,7 +113,7 @@ def run_inspect(options: InspectOptions) -> Path:
     options.check()
     config, shares = options.config(), options.shares()
     if options.out.is_dir():
-        raise StarKVError(f"{options.out}: is a folder; give a file, such as inspect.html")
+        raise StarKVError(f"{options.out} is a folder; give a file, such as inspect.html")
     _quiet_loading()
     prompt = options.load()
     inspection = collect(prompt, config, shares)
@@ -118,7 +122,9 @@ def run_inspect(options: InspectOptions) -> Path:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(page, encoding="utf-8")
     except OSError as error:
-        raise StarKVError(f"{options.out}: cannot be written ({error})") from error
+        raise StarKVError(
+            f"{options.out} cannot be written ({error}); give another --out"
+        ) from error
     return options.out
 
 

@@ -1,4 +1,4 @@
-"""An `Inspection` as one HTML file that needs nothing else: no network, no other file."""
+"""Writes an `Inspection` as one HTML file, which needs no network and no other file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ QUALITY = 85  # of that JPEG
 
 
 def render(inspection: Inspection, replies: Sequence[str] = ()) -> str:
-    """The page, of the files in `html/`. replies: as `replies.replies` gives them."""
+    """Makes the page from the files in `html/`. `replies` come from `replies.replies`."""
     page, style = _file("page.html"), _file("page.css")
     script = "\n".join(map(_file, SCRIPTS))
     # No text of a prompt can end the element that holds the data.
@@ -45,7 +45,7 @@ def _file(name: str) -> str:
 
 
 def page_data(inspection: Inspection, replies: Sequence[str] = ()) -> dict[str, Any]:
-    """What `page.js` reads; arrays as `packed` gives them."""
+    """Returns the data that the page's scripts read. Arrays are packed by `packed`."""
     prompt = inspection.prompt
     budgets, rankings = _budgets(inspection.budgets)
     visual = inspection.frame >= 0
@@ -83,10 +83,11 @@ def page_data(inspection: Inspection, replies: Sequence[str] = ()) -> dict[str, 
 
 
 def _budgets(budgets: Sequence[Budget]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Budgets, and the rankings they name: one for all, unless scores depend on the budget.
+    """Returns the budgets, and the rankings that they refer to.
 
-    A ranking lists the tokens of each layer and head best first: all of them if there is one
-    ranking, else those that are kept, as the page would be too large.
+    All budgets share one ranking, unless the scores depend on the budget. A ranking lists the
+    tokens of each layer and head, best first. A single ranking lists all tokens. Several list only
+    the kept tokens, because the page would be too large otherwise.
     """
     distinct: list[list[Budget]] = []
     for budget in budgets:
@@ -118,14 +119,14 @@ def _budgets(budgets: Sequence[Budget]) -> tuple[list[dict[str, Any]], list[dict
 
 
 def _frames(inspection: Inspection) -> list[dict[str, Any]]:
-    """Each frame with its grid, and its picture where pictures and frames correspond."""
+    """Returns the grid of each frame, and its picture where pictures and frames correspond."""
     pictures = inspection.prompt.pictures
     count = int(inspection.frame.max()) + 1
     frames = []
     for number in range(count):
         here = inspection.frame == number
         rows, columns = (int(t[here].max()) + 1 for t in (inspection.row, inspection.column))
-        # A processor may cut a picture into tiles, each a frame: which is where is not known.
+        # A processor may cut a picture into tiles. Each is a frame, and nobody knows its place.
         picture = pictures[number] if count == len(pictures) else None
         frames.append({"rows": rows, "columns": columns, **_shown(picture, number)})
     return frames
@@ -143,7 +144,7 @@ def _shown(picture: Picture | None, number: int) -> dict[str, Any]:
 
 
 def data_uri(image: Image.Image) -> str:
-    """The picture, at most `MAX_WIDTH` wide; lossless unless that is large."""
+    """Encodes the picture, at most `MAX_WIDTH` wide: as PNG, or as JPEG where that is too large."""
     if image.width > MAX_WIDTH:
         size = (MAX_WIDTH, round(image.height * MAX_WIDTH / image.width))
         image = image.resize(size, Image.Resampling.LANCZOS)
@@ -156,9 +157,10 @@ def data_uri(image: Image.Image) -> str:
 
 
 def packed(values: torch.Tensor) -> dict[str, str]:
-    """Little-endian bytes in base64, and of what: u16 or u32; or bf16, the upper half of float32.
+    """Packs values as little-endian bytes in base64, with the name of their type.
 
-    bf16 keeps two to three digits of a score at any size, in two bytes.
+    Whole numbers become u16 or u32. Scores become bf16, the upper half of a float32, which keeps
+    two to three digits in two bytes.
     """
     if values.is_floating_point():
         return {"type": "bf16", "bytes": _bytes(values.bfloat16().view(torch.uint16))}

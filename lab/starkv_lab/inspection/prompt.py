@@ -1,4 +1,4 @@
-"""What is inspected: a model, its inputs for one prompt, and what people see of them."""
+"""Loads what is inspected: a model, the inputs of one prompt, and the pictures of the page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..quality.prompts import needed_cells
 
 @dataclass(frozen=True)
 class Picture:
-    """A screenshot and its title. needed: cells that the answer depends on, where known."""
+    """Holds a screenshot and its title. needed: cells that the answer depends on, if known."""
 
     title: str
     image: Image.Image
@@ -31,10 +31,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class InspectedPrompt:
-    """One prompt and its model, which is not compiled.
+    """Holds one prompt and its model, which is not compiled.
 
-    inputs: of its `generate`, one row. text: what comes after the pictures. asked: the question
-    it is, where the right answer is known.
+    inputs: the arguments of the model's `generate`, for one row. text: the text after the
+    pictures. asked: the question, where its right answer is known.
     """
 
     model: Any
@@ -46,15 +46,15 @@ class InspectedPrompt:
     asked: Question | None = None
 
     def words(self) -> list[str]:
-        """Each token as text."""
+        """Returns each token as text."""
         return [self.tokenizer.decode([token]) for token in self.inputs["input_ids"][0].tolist()]
 
 
 def episode_prompt(frames: int, seed: int, agent: Path | None = None) -> InspectedPrompt:
-    """The demo's episode as one prompt: all its screenshots, then the last one's question.
+    """Makes one prompt of the demo's episode: all screenshots, then the last one's question.
 
     Raises:
-        StarKVError: `frames` is out of range, or there is no agent.
+        StarKVError: `frames` is out of range, or no agent is found.
     """
     episode, _ = generated_episode(frames, seed)
     turns = episode_turns(frames, seed)[:frames]
@@ -67,10 +67,12 @@ def episode_prompt(frames: int, seed: int, agent: Path | None = None) -> Inspect
 def images_prompt(
     paths: Sequence[Path], question: str | None = None, agent: Path | None = None
 ) -> InspectedPrompt:
-    """Screenshots of one's own for the agent; by default it is asked what is in the last's middle.
+    """Makes one prompt for the agent from picture files.
+
+    The default question asks what is in the middle of the last picture.
 
     Raises:
-        StarKVError: a file cannot be read, a word is not the agent's, or there is no agent.
+        StarKVError: a file cannot be read, the agent does not know a word, or no agent is found.
     """
     return _agent_prompt(image_turns(paths, question), agent)
 
@@ -92,13 +94,15 @@ def _agent_prompt(
 
 
 def checkpoint_prompt(checkpoint: Path, paths: Sequence[Path], text: str) -> InspectedPrompt:
-    """Screenshots, then text, for a Hugging Face model from its folder; on a GPU if there is one.
+    """Makes one prompt of screenshots, then text, for a Hugging Face model in a folder.
+
+    The model runs on a GPU if there is one.
 
     Raises:
-        StarKVError: a file cannot be read, or no model with its processor is in the folder.
+        StarKVError: a file cannot be read, or the folder holds no model with its processor.
     """
     if not paths:
-        raise OptionError("--model goes with --image: give at least one screenshot")
+        raise OptionError("--model needs --image: give at least one screenshot")
     pictures = [Picture(path.name, open_screenshot(path)) for path in paths]
     check_folder(checkpoint)
     config = read_config(checkpoint)
@@ -111,22 +115,25 @@ def checkpoint_prompt(checkpoint: Path, paths: Sequence[Path], text: str) -> Ins
 
 
 def load_processor(checkpoint: Path) -> Any:
-    """The folder's processor of text and images.
+    """Loads the folder's processor of text and images.
 
     Raises:
-        UnsupportedModel: there is none, or a package that it needs is missing.
+        UnsupportedModel: the folder has no such processor, or a package that it needs is missing.
     """
     from transformers import AutoProcessor
 
     try:
         processor = AutoProcessor.from_pretrained(checkpoint, local_files_only=True)
-    except Exception as error:  # of the library, by what is missing or wrong
+    except Exception as error:  # the library raises many kinds
         why = " ".join(str(error).split()).split(". ")[0]
-        raise UnsupportedModel(f"{checkpoint}: its processor cannot be loaded ({why})") from error
+        raise UnsupportedModel(
+            f"{checkpoint}: its processor cannot be loaded ({why}); the folder needs the "
+            "processor's files"
+        ) from error
     if getattr(processor, "image_processor", None) is None:
         raise UnsupportedModel(
-            f"{checkpoint}: its processor takes no images ({type(processor).__name__}); the folder "
-            "needs the processor's files, and torchvision has to be installed where it uses that"
+            f"{checkpoint}: its processor takes no images ({type(processor).__name__}); add the "
+            "processor's files to the folder, and install torchvision if the processor uses it"
         )
     return processor
 

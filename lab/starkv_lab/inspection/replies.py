@@ -1,4 +1,4 @@
-"""What the model answers from the full cache, and from what each budget leaves of it."""
+"""Asks the model for a reply from the full cache and from the cache at each budget."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from .prompt import InspectedPrompt
 
 
 def reply_at(prompt: InspectedPrompt, config: StarKVConfig, share: float, tokens: int) -> str:
-    """The greedy reply of at most so many tokens, the cache compressed to `share`; 1: full.
+    """Returns the greedy reply from a cache that is compressed to `share`; 1 is the full cache.
 
-    Its first token comes from the full cache whatever the share, as with any prompt.
+    The reply has at most `tokens` tokens. Its first token comes from the full cache at any share,
+    as with any prompt.
     """
     compile(prompt.model, replace(config, budget=share, inner="eager"))
     try:
@@ -33,7 +34,7 @@ def reply_at(prompt: InspectedPrompt, config: StarKVConfig, share: float, tokens
 def replies(
     prompt: InspectedPrompt, config: StarKVConfig, shares: Sequence[float], tokens: int
 ) -> tuple[str, ...]:
-    """The full cache's reply, then that at each share; () where no tokens are asked for."""
+    """Returns the reply from the full cache, then at each share; () where `tokens` is 0."""
     if tokens == 0:
         return ()
     return tuple(reply_at(prompt, config, share, tokens) for share in (1.0, *shares))

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from starkv_compile import AgentSession, StarKVConfig, compile, undo
+from starkv_compile.cli import share_of
 
 from ..agent.batches import IGNORE, draw, sample_episodes, sample_plan, write
 from ..agent.checkpoints import load_agent
@@ -115,8 +116,9 @@ def main() -> None:
     parser.add_argument("--agent", type=Path, help="checkpoint folder (default: the shipped one)")
     parser.add_argument("--episodes", type=int, default=40, help="for each number of frames")
     parser.add_argument("--sessions", type=int, default=0, help="compressed sessions as well")
-    parser.add_argument("--budget", type=float, default=0.2, help="of those sessions")
+    parser.add_argument("--budget", default="0.2", help="of those sessions: 0.2 or 20%%")
     args = parser.parse_args()
+    budget = share_of(args.budget)
     model, processor = load_agent(args.agent)
     score = evaluate(model, args.episodes)
     print("frames " + "".join(f"{kind:>9s}" for kind in VERBS) + "      all")
@@ -127,7 +129,7 @@ def main() -> None:
     total = sum(n for _, n in score.values())
     print(f"{sum(r for r, _ in score.values()) / total:.1%} of {total} questions right")
     if args.sessions:
-        _print_sessions(model, processor, args.budget, args.sessions)
+        _print_sessions(model, processor, budget, args.sessions)
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def test_counts_at_an_address(shown, layer, frame, percent):
     assert said.startswith(f"Layer {layer} keeps {budget.kept[layer]} of {tokens} tokens: ")
     assert f"{mean([len(k.intersection(text)) for k in kept])} of {len(text)} of the text" in said
     counted = mean([len(k.intersection(here)) for k in kept])
-    assert f"Of screenshot {frame}: {counted} of {len(here)}." in said
+    assert f"It keeps {counted} of the {len(here)} tokens of screenshot {frame}." in said
     assert text_of(page, "budget-name") == f"{percent} %"
 
     table = rows_of(page, "layers")[1:]
@@ -130,7 +130,7 @@ def test_one_token_and_one_head(shown):
     for axis in inspection.axes:
         value = float(rows[axis.title.lower()].lstrip("\u00d7\u202f"))
         assert value == pytest.approx(float(axis.values[1, token]), rel=0.02, abs=1e-12)
-    assert 'aria-pressed="true" title="what the last queries' in re.sub(
+    assert 'aria-pressed="true" title="attention of the last queries' in re.sub(
         r'(title="[^"]*") (aria-pressed="[^"]*")', r"\2 \1", page
     )
 
@@ -150,7 +150,7 @@ def test_a_prompt_in_which_nobody_knows_the_frames(shown):
     page.write_text(render(replace(inspection, frame=unknown)))
     seen = dom(page, "frame=1&row=0&column=0")
     kept, tokens = inspection.budgets[0].kept[0], len(unknown)
-    assert "Nothing told which tokens" in seen
+    assert "The page cannot tell which tokens belong" in seen
     said = text_of(seen, "summary")
     assert f"tokens: 0 of 0 of the screenshots, {kept} of {tokens} of the text" in said
 

@@ -161,20 +161,28 @@ def test_a_checkpoint_with_a_true_grid(capsys, tmp_path, monkeypatch):
     [
         (["--image", "nowhere.png"], "nowhere.png: there is no such file"),
         (["--image", __file__], "not an image that can be read"),
-        (["--budget", "20,x"], "--budget 'x': expected percent"),
-        (["--budget", "100"], "--budget '100': expected percent"),
-        (["--budget", "0"], "--budget '0': expected percent"),
-        (["--budget", ""], "--budget '': expected percent"),
+        (["--budget", "20,x"], "budget 'x': expected a percentage such as 20"),
+        (["--budget", "100"], "--budget '100': expected at least 1 and less than 100 percent"),
+        (["--budget", "0"], "--budget '0': expected at least 1 and less than 100 percent"),
+        (["--budget", "0.2"], "--budget '0.2': expected at least 1 and less than 100 percent"),
+        (["--budget", ""], "budget '': expected a percentage such as 20"),
         (["--reply", "-1"], "--reply -1: expected a number of tokens"),
-        (["--policy", "best"], "policy='best': expected one of 'screen_novelty', 'starkv'"),
+        (
+            ["--policy", "best"],
+            "policy='best': expected an instance of starkv_compile.policies.Policy, or one of "
+            "'screen_novelty', 'starkv'",
+        ),
         (["--policy", "tova", "--paper"], "--paper is a form of policy 'starkv'"),
-        (["--frames", "9"], "frames=9: the agent is shown 1 to 8"),
-        (["--question", "where"], "--question goes with --image"),
-        (["--image", "a.png", "--seed", "2"], "--frames and --seed are for a generated episode"),
-        (["--prompt", "click"], "--prompt goes with --model"),
-        (["--model", "m", "--image", "a.png"], "--model goes with --image FILE and --prompt TEXT"),
-        (["--model", "m", "--prompt", "click"], "--model goes with --image FILE and --prompt"),
-        (["--model", "m", "--image", "a.png", "--prompt", "x", "--seed", "1"], "--seed is the"),
+        (["--frames", "9"], "frames=9: expected 1 to 8 screenshots"),
+        (["--question", "where"], "--question needs --image: a generated"),
+        (["--image", "a.png", "--seed", "2"], "--frames and --seed need a generated episode"),
+        (["--prompt", "click"], "--prompt needs --model"),
+        (["--model", "m", "--image", "a.png"], "--model needs --image FILE and --prompt TEXT"),
+        (["--model", "m", "--prompt", "click"], "--model needs --image FILE and --prompt"),
+        (
+            ["--model", "m", "--image", "a.png", "--prompt", "x", "--seed", "1"],
+            "--seed is an option of the agent",
+        ),
         (["--agent", "nowhere"], "no agent in nowhere"),
     ],
 )
@@ -198,4 +206,4 @@ def test_a_folder_is_no_file_and_no_checkpoint(capsys, tmp_path):
 
 
 def test_budgets_are_exact_and_sorted():
-    assert InspectOptions(budgets="5, 20,7,20").shares() == [0.2, 0.07, 0.05]
+    assert InspectOptions(budgets="5, 20,7%,20").shares() == [0.2, 0.07, 0.05]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import transformers
+from starkv_lab.matrix.markdown import line
 from starkv_lab.matrix.probe import Row, probe
-from starkv_lab.matrix.table import line
 from starkv_lab.matrix.tiny import families, shrink, tiny_config
 
 from starkv_compile.cli import main

@@ -1,7 +1,5 @@
 """Cells with replies made by hand."""
 
-import dataclasses
-
 import numpy as np
 from starkv_lab.quality.cells import Cell
 from starkv_lab.quality.design import COLUMNS
@@ -14,7 +12,7 @@ def cell(design, variant="paper", budget=0.2, right=True, same=True):
     return Cell(
         variant=variant,
         budget=budget,
-        options=dataclasses.asdict(VARIANTS[variant].config(budget)),
+        options=VARIANTS[variant].config(budget).describe(),
         right=np.broadcast_to(right, shape).astype(bool),
         same=np.broadcast_to(same, shape).astype(bool),
         kl={"reply": 0.1, "again": 0.2, "other": 0.3},

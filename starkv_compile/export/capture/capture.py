@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_unflatten
 
 from ...config import StarKVConfig
 from ...errors import UnsupportedModel, root_cause
@@ -22,7 +23,7 @@ from ...passes import Pipeline, fx
 from ...reporting import GraphReport
 from .carve import Part, carve
 from .counting import RANKS, information_by_table
-from .ports import Port
+from .ports import GraphPorts, Port
 from .select import SELECTIONS, best_by_threshold
 
 EXAMPLE_SIZES = {"batch": 2, "new": 41, "stored": 53, "seen": 127, "budgeted": 109, "on_frame": 17}
@@ -34,13 +35,14 @@ SHORTEST = {"seen": 5}
 
 @dataclass(frozen=True)
 class Captured:
-    """A prompt's graph in two parts. `calls`: by layer, what the cache part is given."""
+    """A prompt's graph in two parts.
+
+    calls: by layer, for each input of the cache part the answer's input or output that it is.
+    """
 
     answer: ExportedProgram
     compact: ExportedProgram
-    calls: list[list[str]]
-    answer_outputs: list[str]
-    compact_inputs: list[str]
+    calls: list[dict[str, str]]
     report: GraphReport
 
 
@@ -48,15 +50,18 @@ def export_program(
     module: torch.nn.Module,
     ports: Sequence[Port],
     *,
-    as_list: bool,
+    one_by_one: bool = False,
     sizes: dict[str, int] = EXAMPLE_SIZES,
     multiples: dict[str, int] | None = None,
     largest: Mapping[str, int] | None = None,
 ) -> ExportedProgram:
-    """`torch.export` for all lengths of a module that takes `ports`, as a list or one by one.
+    """`torch.export` for all lengths of a module that takes `ports`: a dict of tensors by name.
 
-    sizes: of the tensors to trace with; only their shapes and dtypes matter. multiples: what
-    a length is a multiple of. largest: what it cannot exceed.
+    Args:
+        one_by_one: whether the module takes them as arguments, in their order, instead.
+        sizes: of the tensors to trace with; only their shapes and dtypes matter.
+        multiples: what a length is a multiple of.
+        largest: what it cannot exceed.
 
     Raises:
         UnsupportedModel: torch cannot capture it.
@@ -68,15 +73,18 @@ def export_program(
     }
     for name, unit in (multiples or {}).items():
         dims[name] = unit * Dim(f"{name}_by_{unit}") if unit > 1 else dims[name]
-    shapes = [{i: dims[d] for i, d in enumerate(port.dims) if isinstance(d, str)} for port in ports]
-    inputs = [torch.zeros(port.shape(sizes), dtype=port.dtype) for port in ports]
+    shapes = {
+        port.name: {i: dims[d] for i, d in enumerate(port.dims) if isinstance(d, str)}
+        for port in ports
+    }
+    inputs = {port.name: torch.zeros(port.shape(sizes), dtype=port.dtype) for port in ports}
     with warnings.catch_warnings(), torch.no_grad(), portable():
         warnings.simplefilter("ignore")
         try:
             return torch.export.export(
                 module,
-                (inputs,) if as_list else tuple(inputs),
-                dynamic_shapes=(shapes,) if as_list else tuple(shapes),
+                tuple(inputs.values()) if one_by_one else (inputs,),
+                dynamic_shapes=tuple(shapes.values()) if one_by_one else (shapes,),
                 strict=False,
                 # Else it refuses lengths for which k could be 0 or 1, no case of its own in ONNX.
                 prefer_deferred_runtime_asserts_over_guards=True,
@@ -87,80 +95,91 @@ def export_program(
             ) from error
 
 
+def port_names(program: ExportedProgram) -> tuple[list[str], list[str]]:
+    """Names of what a program takes and of what it returns, each in the order of its graph.
+
+    The program is of a module that takes a dict by the names of ports, and returns one.
+    """
+    takes, returns = program.call_spec.in_spec, program.call_spec.out_spec
+    assert takes is not None
+    assert returns is not None
+    (inputs,), _ = tree_unflatten([None] * takes.num_leaves, takes)
+    return list(inputs), list(tree_unflatten([None] * returns.num_leaves, returns))
+
+
 @dataclass(frozen=True)
-class CutPrompt:
-    """A prompt's graph, rewritten and cut. answer: its first part. parts: what each layer's cache
-    reads alone, the same function in all."""
+class CutGraph:
+    """A prompt's graph, rewritten and cut. outputs: names of what it returns, in order. answer: its
+    first part. parts: what each layer's cache reads alone, the same function in all."""
 
     whole: GraphModule
+    outputs: list[str]
     answer: Part
     parts: list[Part]
     report: GraphReport
 
 
-def cut_prompt(
+def cut_graph(
     module: torch.nn.Module,
-    inputs: Sequence[Port],
-    each: int,
+    ports: GraphPorts,
     config: StarKVConfig,
     largest: Mapping[str, int] | None = None,
-) -> CutPrompt:
+) -> CutGraph:
     """A prompt's program, its cache writes compacted by the graph passes, cut into parts.
 
     Args:
-        module: `decoder.Prefill` or one like it: first the logits, then `each` outputs a layer.
-        inputs: its ports.
+        module: `decoder.Prefill` or one like it.
+        ports: its ports.
         largest: see `export_program`.
 
     Raises:
         UnsupportedModel: a layer is not compacted, or the layers are not alike.
     """
-    program = export_program(module, inputs, as_list=True, largest=largest)
+    program = export_program(module, ports.inputs, largest=largest)
     whole: GraphModule = program.module(check_guards=False)
+    takes, returns = port_names(program)
     # What inductor is told about order is not for a graph that it never sees.
     report = Pipeline(replace(config, inner="eager")).run(whole, cache="marked", every_length=True)
     _check(report)
-    answer, parts = carve(whole, 1, each)
+    inputs = dict(zip(takes, whole.graph.find_nodes(op="placeholder"), strict=True))
+    outputs = dict(zip(returns, fx.outputs(whole.graph), strict=True))
+    logits = {"logits": outputs["logits"]}
+    layers = [{name: outputs[p.name] for name, p in layer.items()} for layer in ports.layers]
+    answer, parts = carve(whole, inputs, logits, layers)
     for layer, part in enumerate(parts):
         if not part.same_as(parts[0]):
             raise UnsupportedModel(
                 f"layer {layer} is scored by another graph than layer 0; only models whose layers "
                 "are alike can be exported"
             )
-    return CutPrompt(whole, answer, parts, report)
+    return CutGraph(whole, returns, answer, parts, report)
 
 
 def capture_prompt(
     module: torch.nn.Module,
-    inputs: Sequence[Port],
-    each: int,
+    ports: GraphPorts,
     config: StarKVConfig,
     select: str,
     max_seq: int,
 ) -> Captured:
-    """`cut_prompt`'s parts as programs.
+    """`cut_graph`'s parts as programs.
 
     Args:
         select: the form of selection, a name in `select.SELECTIONS`.
         max_seq: tokens that a session may see.
     """
-    cut = cut_prompt(module, inputs, each, config)
-    answer, parts = cut.answer, cut.parts
-    names = {node: port.name for node, port in zip(answer.reads, inputs, strict=True)}
-    lengths = _names_of_lengths(answer.reads, inputs)
-    outputs = [fx.outputs(cut.whole.graph)[0]]
-    outputs += dict.fromkeys(n for p in parts for n in p.reads if n.op != "placeholder")
-    names.update({node: f"inner.{i}" for i, node in enumerate(outputs) if i > 0})
-    put_in_place(parts[0].module, bodies(select, max_seq))
-    ports = [_port(f"in_{i}", node, lengths) for i, node in enumerate(parts[0].reads)]
+    cut = cut_graph(module, ports, config)
+    answer, compact = cut.answer, cut.parts[0]
+    names = {node: name for name, node in (*answer.reads.items(), *answer.gives.items())}
+    lengths = _names_of_lengths(answer.reads, ports.inputs)
+    put_in_place(compact.module, bodies(select, max_seq))
+    reads = [_port(name, node, lengths) for name, node in compact.reads.items()]
     with every_length():
-        compact = export_program(parts[0].module, ports, as_list=False)
+        compact_program = export_program(compact.module, reads)
     return Captured(
-        answer=export_program(answer.module, inputs, as_list=False),
-        compact=compact,
-        calls=[[names[node] for node in part.reads] for part in parts],
-        answer_outputs=["logits", *(names[node] for node in outputs[1:])],
-        compact_inputs=[port.name for port in ports],
+        answer=export_program(answer.module, ports.inputs),
+        compact=compact_program,
+        calls=[{name: names[node] for name, node in part.reads.items()} for part in cut.parts],
         report=cut.report,
     )
 
@@ -191,12 +210,12 @@ def _check(report: GraphReport) -> None:
         )
 
 
-def _names_of_lengths(nodes: Sequence[Node], ports: Sequence[Port]) -> dict[str, str]:
+def _names_of_lengths(nodes: Mapping[str, Node], ports: Sequence[Port]) -> dict[str, str]:
     """By the symbol that tracing gave each length, its name."""
     return {
         str(length): dim
-        for node, port in zip(nodes, ports, strict=True)
-        for length, dim in zip(fx.shape(node), port.dims, strict=True)
+        for port in ports
+        for length, dim in zip(fx.shape(nodes[port.name]), port.dims, strict=True)
         if isinstance(dim, str)
     }
 

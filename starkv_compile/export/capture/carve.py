@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import getitem
 from typing import Any
 
 import torch
@@ -22,28 +23,38 @@ JOINING = fx.CAT + (torch.ops.aten.slice.Tensor,)
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a graph as a module of its own; `reads` are the nodes its inputs stand for."""
+    """A piece of a graph as a module of its own, which takes a dict and returns one.
+
+    reads, gives: by the names in those dicts, the nodes of the whole graph that they stand for.
+    """
 
     module: GraphModule
-    reads: tuple[Node, ...]
+    reads: dict[str, Node]
+    gives: dict[str, Node]
 
     def same_as(self, other: Part) -> bool:
         """Whether both compute the same function."""
         return self.module.code == other.module.code and all(
-            _kind(a) == _kind(b) for a, b in zip(self.reads, other.reads, strict=True)
+            _kind(node) == _kind(other.reads[name]) for name, node in self.reads.items()
         )
 
 
-def carve(module: GraphModule, first: int, each: int) -> tuple[Part, list[Part]]:
-    """(answer, cache) of a graph whose outputs are `first` of the answer, then `each` a layer.
+def carve(
+    module: GraphModule,
+    inputs: dict[str, Node],
+    answer: dict[str, Node],
+    layers: Sequence[dict[str, Node]],
+) -> tuple[Part, list[Part]]:
+    """(answer, cache) of a graph: what computes `answer`, and for each layer, what else it returns.
 
-    The answer's part also returns what the others read of it, after its own outputs, in the
-    order of their `reads`.
+    The answer's part also returns what the others read of it, as `inner.1`, `inner.2` ..., in the
+    order of their `reads`. Those are `in_0`, `in_1` ...
+
+    Args:
+        inputs, answer, layers: nodes of `module`, by the names that the parts give them.
     """
-    outputs = fx.outputs(module.graph)
-    answer, rest = outputs[:first], outputs[first:]
     changing = [node for node in module.graph.nodes if _writes_in_place(node)]
-    behind_answer = _ancestors([*answer, *changing], lambda node: False)
+    behind_answer = _ancestors([*answer.values(), *changing], lambda node: False)
     weighed = _behind_weights(module.graph)
 
     def is_boundary(node: Node) -> bool:
@@ -53,17 +64,16 @@ def carve(module: GraphModule, first: int, each: int) -> tuple[Part, list[Part]]
         return computed and isinstance(fx.value(node), torch.Tensor)
 
     parts = []
-    for start in range(0, len(rest), each):
-        wanted = rest[start : start + each]
-        needed = _ancestors(wanted, is_boundary)
-        passed_on = [node for node in wanted if is_boundary(node)]
+    for wanted in layers:
+        needed = _ancestors(wanted.values(), is_boundary)
+        passed_on = [node for node in wanted.values() if is_boundary(node)]
         reads = _in_order_of_use(module.graph, needed, is_boundary, passed_on)
         needed -= {n for n in needed if is_boundary(n) and n not in reads}
-        parts.append(_part(module, needed, reads, wanted))
-    inputs = tuple(module.graph.find_nodes(op="placeholder"))
-    read = dict.fromkeys(n for part in parts for n in part.reads if n.op != "placeholder")
-    wanted = [*answer, *read]
-    return _part(module, behind_answer, inputs, wanted), parts
+        named = {f"in_{i}": node for i, node in enumerate(reads)}
+        parts.append(_part(module, needed, named, wanted))
+    read = dict.fromkeys(n for p in parts for n in p.reads.values() if n.op != "placeholder")
+    inner = {f"inner.{i}": node for i, node in enumerate(read, 1)}
+    return _part(module, behind_answer, inputs, {**answer, **inner}), parts
 
 
 def _writes_in_place(node: Node) -> bool:
@@ -130,12 +140,14 @@ def _length(size: Node, reads: Sequence[Node]) -> tuple[Node, int] | None:
 
 
 def _part(
-    module: GraphModule, needed: set[Node], inputs: Sequence[Node], wanted: Sequence[Node]
+    module: GraphModule, needed: set[Node], reads: dict[str, Node], gives: dict[str, Node]
 ) -> Part:
     graph, copies = Graph(), {}
-    for i, node in enumerate(inputs):
-        copies[node] = graph.placeholder(f"in_{i}")
+    ports = graph.placeholder("ports")
+    for name, node in reads.items():
+        copies[node] = graph.call_function(getitem, (ports, name))
         copies[node].meta = dict(node.meta)
+    inputs = tuple(reads.values())
     for node in module.graph.nodes:
         if node not in needed or node in copies:
             continue
@@ -145,9 +157,8 @@ def _part(
         else:
             copies[node] = graph.node_copy(node, lambda n: copies[n])
         copies[node].name = f"n{len(copies)}"  # no layer's number in it: see `Part.same_as`
-    graph.output(tuple(copies[node] for node in wanted))
-    part = GraphModule(module, graph)
-    return Part(part, tuple(inputs))
+    graph.output({name: copies[node] for name, node in gives.items()})
+    return Part(GraphModule(module, graph), reads, gives)
 
 
 def _kind(node: Node) -> tuple[Any, ...]:

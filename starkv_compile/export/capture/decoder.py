@@ -14,11 +14,12 @@ from ...cache.cache import StarKVCache
 from ...cache.layer import StarKVLayer
 from ...errors import UnsupportedModel, root_cause
 from ...hf.cache_argument import with_cache
+from ...kernels.reference.star import State
 from ...vision.layout import VisionLayout
-from .ports import Layer, Shapes
+from .ports import Layer, Shapes, deepstack, fields_of, of_layer
 from .slots import SlotLayer, write_slots
 
-STATE = 4  # tensors of `reference.star.State`
+Tensors = dict[str, torch.Tensor]
 
 
 class Decoder(nn.Module):
@@ -46,16 +47,18 @@ class Decoder(nn.Module):
     def run(
         self,
         embeds: torch.Tensor,
-        positions: torch.Tensor,
-        mask: torch.Tensor,
+        ports: Tensors,
         cache: StarKVCache,
         **more: Any,
     ) -> torch.Tensor:
-        """Logits [B, vocabulary] of the last token; the cache is extended."""
+        """Logits [B, vocabulary] of the last token; the cache is extended.
+
+        ports: `position_ids` and `attention_mask` are read.
+        """
         out = self.decoder(
             inputs_embeds=embeds,
-            position_ids=positions,
-            attention_mask=mask,
+            position_ids=ports["position_ids"],
+            attention_mask=ports["attention_mask"],
             use_cache=True,
             **with_cache(cache),
             **more,
@@ -64,97 +67,97 @@ class Decoder(nn.Module):
 
 
 class Prefill(nn.Module):
-    """A prompt on what is stored: ports as `ports.prefill_ports` lists them."""
+    """A prompt on what is stored; its ports are those of `ports.prefill_ports`."""
 
     def __init__(self, decoder: Decoder, shapes: Shapes) -> None:
         super().__init__()
         self.inner, self.shapes = decoder, shapes
 
-    def forward(self, ports: list[torch.Tensor]) -> list[torch.Tensor]:
-        values = iter(ports)
-        ids, positions, mask = next(values), next(values), next(values)
-        embeds, more = self._embed(ids, values)
-        frame, row, column, current, counted = (next(values) for _ in range(5))
-        layout = VisionLayout(frame, row, column, current, counted)
+    def forward(self, ports: Tensors) -> Tensors:
+        ids = ports["input_ids"]
+        embeds, more = self._embed(ports)
+        layout = VisionLayout(
+            frame=ports["frame"],
+            row=ports["row"],
+            column=ports["column"],
+            current=ports["current"],
+            counted=ports["counted"],
+        )
         cache = self.inner.new_cache()
         cache.shared.layout = layout
-        retired = layout.seen - next(values).shape[0]
-        seen = layout.seen - ids.shape[1]
-        given = [[next(values) for _ in range(4 + STATE)] for _ in self.shapes.layers]
-        cache.layers = [self._layer(cache, seen, retired, *one) for one in given]
-        logits = self.inner.run(embeds, positions, mask, cache, **more)
-        found = [logits]
-        for layer in cache.compressed_layers:
+        cache.layers = [
+            self._layer(
+                cache,
+                fields_of("past", i, ports),
+                seen=layout.seen - ids.shape[1],
+                retired=layout.seen - ports["budgeted"].shape[0],
+            )
+            for i in range(len(self.shapes.layers))
+        ]
+        found = {"logits": self.inner.run(embeds, ports, cache, **more)}
+        for i, layer in enumerate(cache.compressed_layers):
             assert layer.kept is not None
             assert layer.novelty is not None
             assert layer.state is not None
-            pair = [layer.keys, layer.values]
+            pair = {"key": layer.keys, "value": layer.values}
             if self.shapes.slots:
                 first = torch.zeros_like(layer.kept[:, 0])
-                pair = [write_slots(next(values), new, first) for new in pair]
-            found += [*pair, layer.kept, layer.novelty, *layer.state]
+                buffers = fields_of("buffer", i, ports)
+                pair = {name: write_slots(buffers[name], pair[name], first) for name in pair}
+            state = State(*layer.state)._asdict()
+            fields = {**pair, "kept": layer.kept, "novelty": layer.novelty, **state}
+            found |= of_layer("present", i, fields)
         return found
 
-    def _embed(
-        self, ids: torch.Tensor, values: Iterator[torch.Tensor]
-    ) -> tuple[torch.Tensor, dict[str, Any]]:
+    def _embed(self, ports: Tensors) -> tuple[torch.Tensor, dict[str, Any]]:
+        ids = ports["input_ids"]
         if not self.shapes.images:
             return self.inner.embed(ids), {}
-        is_image, images = next(values), next(values)
+        is_image, images = ports["image_mask"], ports["image_embeds"]
         # The placeholder's id need not be in the table.
         text = self.inner.embed(ids.masked_fill(is_image, 0))
         embeds = torch.where(is_image[..., None], images, text)
         if not self.shapes.deepstack:
             return embeds, {}
         added = [
-            next(values).masked_fill(~is_image[..., None], 0.0)
-            for _ in range(self.shapes.deepstack)
+            ports[name].masked_fill(~is_image[..., None], 0.0)
+            for name in deepstack(self.shapes.deepstack)
         ]
         return embeds, {"visual_pos_masks": is_image, "deepstack_visual_embeds": added}
 
-    def _layer(
-        self,
-        cache: StarKVCache,
-        seen: int,
-        retired: int,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        kept: torch.Tensor,
-        novelty: torch.Tensor,
-        *state: torch.Tensor,
-    ) -> StarKVLayer:
+    def _layer(self, cache: StarKVCache, past: Tensors, seen: int, retired: int) -> StarKVLayer:
         layer = StarKVLayer(cache.shared)
-        layer.lazy_initialization(key, value)
-        layer.keys, layer.values, layer.kept, layer.novelty = key, value, kept, novelty
+        layer.lazy_initialization(past["key"], past["value"])
+        layer.keys, layer.values = past["key"], past["value"]
+        layer.kept, layer.novelty = past["kept"], past["novelty"]
         layer.seen, layer.retired = seen, retired
-        layer.state = state
+        layer.state = tuple(past[name] for name in State._fields)
         return layer
 
 
 class Decode(nn.Module):
-    """One further token a row, appended: ports as `ports.decode_ports` lists them."""
+    """One further token a row, appended; its ports are those of `ports.decode_ports`."""
 
     def __init__(self, decoder: Decoder, shapes: Shapes) -> None:
         super().__init__()
         self.inner, self.shapes = decoder, shapes
 
-    def forward(self, ports: list[torch.Tensor]) -> list[torch.Tensor]:
-        values = iter(ports)
-        ids, positions, mask = next(values), next(values), next(values)
+    def forward(self, ports: Tensors) -> Tensors:
         cache = self.inner.new_cache()
-        seen = mask.shape[1] - 1
-        layers = []
-        for _ in self.shapes.layers:
-            layer = StarKVLayer(cache.shared)
-            key, value = next(values), next(values)
-            layer.lazy_initialization(key, value)
-            layer.keys, layer.values, layer.seen = key, value, seen
-            layers.append(layer)
-        cache.layers = layers
-        found = [self.inner.run(self.inner.embed(ids), positions, mask, cache)]
-        for layer in layers:
-            found += [layer.keys, layer.values]
-        return found
+        cache.layers = [
+            self._layer(
+                cache, fields_of("past", i, ports), seen=ports["attention_mask"].shape[1] - 1
+            )
+            for i in range(len(self.shapes.layers))
+        ]
+        logits = self.inner.run(self.inner.embed(ports["input_ids"]), ports, cache)
+        return {"logits": logits, **_pairs(cache)}
+
+    def _layer(self, cache: StarKVCache, past: Tensors, seen: int) -> StarKVLayer:
+        layer = StarKVLayer(cache.shared)
+        layer.lazy_initialization(past["key"], past["value"])
+        layer.keys, layer.values, layer.seen = past["key"], past["value"], seen
+        return layer
 
 
 class DecodeInSlots(nn.Module):
@@ -164,18 +167,25 @@ class DecodeInSlots(nn.Module):
         super().__init__()
         self.inner, self.shapes = decoder, shapes
 
-    def forward(self, ports: list[torch.Tensor]) -> list[torch.Tensor]:
-        ids, positions, mask, slot, *past = ports
+    def forward(self, ports: Tensors) -> Tensors:
         cache = self.inner.new_cache()
         cache.layers = [
-            SlotLayer(cache.shared, key, value, slot)
-            for key, value in zip(past[::2], past[1::2], strict=True)
+            SlotLayer(cache.shared, past["key"], past["value"], ports["slot"])
+            for past in (fields_of("past", i, ports) for i in range(len(self.shapes.layers)))
         ]
-        read = mask.bool()[:, None, None]  # the library takes a mask of four dimensions as it is
-        found = [self.inner.run(self.inner.embed(ids), positions, read, cache)]
-        for layer in cache.compressed_layers:
-            found += [layer.keys, layer.values]
-        return found
+        # The library takes a mask of four dimensions as it is.
+        read = ports["attention_mask"].bool()[:, None, None]
+        tokens = {**ports, "attention_mask": read}
+        logits = self.inner.run(self.inner.embed(ports["input_ids"]), tokens, cache)
+        return {"logits": logits, **_pairs(cache)}
+
+
+def _pairs(cache: StarKVCache) -> Tensors:
+    """Keys and values of each layer, by the names of the decoding graph's ports."""
+    found: Tensors = {}
+    for i, layer in enumerate(cache.compressed_layers):
+        found |= of_layer("present", i, {"key": layer.keys, "value": layer.values})
+    return found
 
 
 def describe(model: Any, decoder: Decoder) -> Shapes:
@@ -194,12 +204,14 @@ def describe(model: Any, decoder: Decoder) -> Shapes:
     tokens = 4
     embeds = torch.zeros(1, tokens, hidden, dtype=weight.dtype, device=weight.device)
     places = torch.arange(tokens, device=weight.device)
-    positions = places.expand(3, 1, -1) if rows else places[None]
-    mask = torch.ones(1, tokens, dtype=torch.int64, device=weight.device)
+    ports = {
+        "position_ids": places.expand(3, 1, -1) if rows else places[None],
+        "attention_mask": torch.ones(1, tokens, dtype=torch.int64, device=weight.device),
+    }
     cache = decoder.new_cache()
     try:
         with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):  # shapes alone
-            logits = decoder.run(embeds, positions, mask, cache)
+            logits = decoder.run(embeds, ports, cache)
     except Exception as error:  # of any kind: the model's own code runs here
         raise UnsupportedModel(
             f"{type(model).__name__}: its decoder cannot be called with embeddings, positions, a "

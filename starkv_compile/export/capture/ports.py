@@ -1,12 +1,18 @@
-"""Inputs and outputs of the exported graphs: one list that tracing, files and runner go by."""
+"""Inputs and outputs of the exported graphs: one list that tracing, files and runner go by.
+
+The modules that are exported take a dict of tensors by the names of their input ports, and return
+one by the names of their output ports.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+T = TypeVar("T")
 Dims = tuple[int | str, ...]
 
 
@@ -56,13 +62,44 @@ class Shapes:
     slots: int = 0
 
 
-def tokens_in(shapes: Shapes, new: int | str) -> list[Port]:
-    """`new` tokens a row, and what is known of all tokens seen, these included."""
+@dataclass(frozen=True)
+class GraphPorts:
+    """Ports of one graph: `inputs`, the logits, and what it returns of each layer, by field."""
+
+    inputs: list[Port]
+    logits: Port
+    layers: list[dict[str, Port]]
+
+    @property
+    def outputs(self) -> list[Port]:
+        return [self.logits, *_every(self.layers)]
+
+
+def of_layer(prefix: str, layer: int, fields: Mapping[str, T]) -> dict[str, T]:
+    """One layer's values by the names of their ports."""
+    return {f"{prefix}.{layer}.{field}": value for field, value in fields.items()}
+
+
+def fields_of(prefix: str, layer: int, values: Mapping[str, T]) -> dict[str, T]:
+    """Of all `values` by the names of ports, one layer's by field: `of_layer` turned round."""
+    start = f"{prefix}.{layer}."
+    return {
+        name.removeprefix(start): value for name, value in values.items() if name.startswith(start)
+    }
+
+
+def deepstack(number: int) -> list[str]:
+    """Names of further features of the image tokens, that are added to early layers."""
+    return [f"deepstack.{i}" for i in range(number)]
+
+
+def tokens_in(shapes: Shapes, new: int | str, masked: int | str = "seen") -> list[Port]:
+    """`new` tokens a row, and a mask: of all tokens seen, these included, or of slots."""
     rows = (shapes.position_rows,) if shapes.position_rows else ()
     return [
         Port("input_ids", ("batch", new), torch.int64),
         Port("position_ids", (*rows, "batch", new), torch.int64),
-        Port("attention_mask", ("batch", "seen"), torch.int64),
+        Port("attention_mask", ("batch", masked), torch.int64),
     ]
 
 
@@ -74,7 +111,7 @@ def images_in(shapes: Shapes) -> list[Port]:
     return [
         Port("image_mask", ("batch", "new"), torch.bool),
         Port("image_embeds", wide, shapes.dtype),
-        *(Port(f"deepstack.{i}", wide, shapes.dtype) for i in range(shapes.deepstack)),
+        *(Port(name, wide, shapes.dtype) for name in deepstack(shapes.deepstack)),
     ]
 
 
@@ -89,66 +126,67 @@ def layout_in() -> list[Port]:
     return [*lines, current, counted, Port("budgeted", ("budgeted",), torch.bool)]
 
 
-def stored(shapes: Shapes, prefix: str, length: int | str) -> list[list[Port]]:
-    """Keys and values of each layer: of `length` tokens, a number where they are slots."""
-    return [
-        [
-            Port(f"{prefix}.{i}.key", ("batch", n.heads, length, n.key_dim), shapes.dtype),
-            Port(f"{prefix}.{i}.value", ("batch", n.heads, length, n.value_dim), shapes.dtype),
-        ]
-        for i, n in enumerate(shapes.layers)
-    ]
+def pair(
+    shapes: Shapes, prefix: str, number: int, layer: Layer, length: int | str
+) -> dict[str, Port]:
+    """A layer's keys and values, by field: of `length` tokens, a number where they are slots."""
+    dims: dict[str, Dims] = {
+        "key": ("batch", layer.heads, length, layer.key_dim),
+        "value": ("batch", layer.heads, length, layer.value_dim),
+    }
+    return {field: Port(f"{prefix}.{number}.{field}", dims[field], shapes.dtype) for field in dims}
 
 
-def state(shapes: Shapes, prefix: str, length: str) -> list[list[Port]]:
-    """Place in the stream of all that each layer stores, how new it was, and the scoring state."""
-    return [
-        [
-            Port(f"{prefix}.{i}.kept", ("batch", length), torch.int64),
-            Port(f"{prefix}.{i}.novelty", ("batch", length), torch.float32),
-            Port(f"{prefix}.{i}.mi", ("batch", n.heads), torch.float32),
-            Port(f"{prefix}.{i}.mi_steps", ("batch",), torch.int64),
-            Port(f"{prefix}.{i}.pattern", ("batch", n.heads, "on_frame"), torch.float32),
-            Port(f"{prefix}.{i}.pattern_count", ("batch",), torch.int64),
-        ]
-        for i, n in enumerate(shapes.layers)
-    ]
+def state(prefix: str, number: int, layer: Layer, length: str) -> dict[str, Port]:
+    """A layer's places in the stream, how new each token was, and its scoring state, by field."""
+    kinds: dict[str, tuple[Dims, torch.dtype]] = {
+        "kept": (("batch", length), torch.int64),
+        "novelty": (("batch", length), torch.float32),
+        "mi": (("batch", layer.heads), torch.float32),
+        "mi_steps": (("batch",), torch.int64),
+        "pattern": (("batch", layer.heads, "on_frame"), torch.float32),
+        "pattern_count": (("batch",), torch.int64),
+    }
+    return {field: Port(f"{prefix}.{number}.{field}", *kinds[field]) for field in kinds}
 
 
-def joined(*parts: list[list[Port]]) -> list[Port]:
-    """Layer by layer, the ports of all parts."""
-    return [port for layer in zip(*parts, strict=True) for ports in layer for port in ports]
+def _every(layers: Iterable[dict[str, Port]]) -> list[Port]:
+    return [port for layer in layers for port in layer.values()]
 
 
-def prefill_ports(shapes: Shapes) -> tuple[list[Port], list[Port]]:
-    """(inputs, outputs) of the prompt's graph.
+def prefill_ports(shapes: Shapes) -> GraphPorts:
+    """Ports of the prompt's graph.
 
     Of buffers, it reads `past`, what their filled slots hold, and writes into `buffer`: nothing is
     both read and written in place, in whatever order a runtime computes.
     """
+    slots = shapes.slots
+    past, buffers, present = [], [], []
+    for i, layer in enumerate(shapes.layers):
+        past.append(pair(shapes, "past", i, layer, "stored") | state("past", i, layer, "stored"))
+        present.append(
+            pair(shapes, "present", i, layer, slots or "kept") | state("present", i, layer, "kept")
+        )
+        if slots:
+            buffers.append(pair(shapes, "buffer", i, layer, slots))
     inputs = [*tokens_in(shapes, "new"), *images_in(shapes), *layout_in()]
-    past = joined(stored(shapes, "past", "stored"), state(shapes, "past", "stored"))
-    written = joined(stored(shapes, "buffer", shapes.slots)) if shapes.slots else []
-    present = joined(
-        stored(shapes, "present", shapes.slots or "kept"), state(shapes, "present", "kept")
-    )
-    return [*inputs, *past, *written], [logits_out(shapes), *present]
+    return GraphPorts([*inputs, *_every(past), *_every(buffers)], logits_out(shapes), present)
 
 
-def decode_ports(shapes: Shapes) -> tuple[list[Port], list[Port]]:
-    """(inputs, outputs) of the graph of one further token; its state is the prompt's.
+def decode_ports(shapes: Shapes) -> GraphPorts:
+    """Ports of the graph of one further token; its state is the prompt's.
 
     Of buffers, `attention_mask` tells which slots are read, and `slot` where the token is written.
     """
-    past = joined(stored(shapes, "past", shapes.slots or "stored"))
-    present = joined(stored(shapes, "present", shapes.slots or "stored_and_new"))
-    tokens = tokens_in(shapes, 1)
-    if shapes.slots:
-        tokens[-1:] = [
-            Port("attention_mask", ("batch", shapes.slots), torch.int64),
-            Port("slot", ("batch",), torch.int64),
-        ]
-    return [*tokens, *past], [logits_out(shapes), *present]
+    slots = shapes.slots
+    past, present = [], []
+    for i, layer in enumerate(shapes.layers):
+        past.append(pair(shapes, "past", i, layer, slots or "stored"))
+        present.append(pair(shapes, "present", i, layer, slots or "stored_and_new"))
+    inputs = tokens_in(shapes, 1, slots or "seen")
+    if slots:
+        inputs.append(Port("slot", ("batch",), torch.int64))
+    return GraphPorts([*inputs, *_every(past)], logits_out(shapes), present)
 
 
 def logits_out(shapes: Shapes) -> Port:

@@ -22,10 +22,10 @@ from ...kernels.reference.capacity import every_length
 from ...passes import fx
 from ..onnx.package import check_config
 from ..tensorrt.profiles import Length, lengths
-from .capture import bodies, cut_prompt, export_program, put_in_place
+from .capture import bodies, cut_graph, export_program, port_names, put_in_place
 from .decoder import Decode, Decoder, Prefill, describe, traceable
 from .grouped import share_heads
-from .ports import Port, Shapes, decode_ports, prefill_ports
+from .ports import GraphPorts, Port, Shapes, decode_ports, prefill_ports
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,10 @@ def _prefill(
     ranges: dict[str, Length],
     largest: dict[str, int],
 ) -> Program:
-    inputs, outputs = prefill_ports(shapes)
-    each = (len(outputs) - 1) // len(shapes.layers)
-    whole = cut_prompt(Prefill(decoder, shapes).eval(), inputs, each, config, largest).whole
-    put_in_place(whole, bodies("threshold", max_seq))
-    return _program(whole, inputs, outputs, ranges, largest)
+    ports = prefill_ports(shapes)
+    cut = cut_graph(Prefill(decoder, shapes).eval(), ports, config, largest)
+    put_in_place(cut.whole, bodies("threshold", max_seq))
+    return _program(cut.whole, cut.outputs, ports, ranges, largest)
 
 
 def _decode(
@@ -110,28 +109,33 @@ def _decode(
     ranges: dict[str, Length],
     largest: dict[str, int],
 ) -> Program:
-    inputs, outputs = decode_ports(shapes)
-    program = export_program(Decode(decoder, shapes).eval(), inputs, as_list=True, largest=largest)
-    return _program(program.module(check_guards=False), inputs, outputs, ranges, largest)
+    ports = decode_ports(shapes)
+    program = export_program(Decode(decoder, shapes).eval(), ports.inputs, largest=largest)
+    _, outputs = port_names(program)
+    return _program(program.module(check_guards=False), outputs, ports, ranges, largest)
 
 
 def _program(
     module: GraphModule,
-    inputs: list[Port],
-    outputs: list[Port],
+    outputs: list[str],
+    ports: GraphPorts,
     ranges: dict[str, Length],
     largest: dict[str, int],
 ) -> Program:
-    """Its inputs one by one, not as a list: a new module, as the old one's hooks check for that."""
+    """Its inputs one by one, not as a dict: a new module, as the old one's hooks check for that.
+
+    outputs: names of what the module returns, in order.
+    """
     module.graph.set_codegen(CodeGen())
     with every_length():
         exported = export_program(
-            GraphModule(module, module.graph), inputs, as_list=False, largest=largest
+            GraphModule(module, module.graph), ports.inputs, one_by_one=True, largest=largest
         )
     _drop_assertions(exported.graph)
     share_heads(exported.graph)
     _say_lengths(exported.graph)
-    return Program(exported, inputs, outputs, ranges)
+    by_name = {port.name: port for port in ports.outputs}
+    return Program(exported, ports.inputs, [by_name[name] for name in outputs], ranges)
 
 
 def _drop_assertions(graph: Graph) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from ...config import StarKVConfig
 from ...errors import OptionError, StarKVError
-from ..capture.ports import Layer, Shapes, decode_ports, prefill_ports
+from ..capture.ports import Layer, Port, Shapes, decode_ports, prefill_ports
 
 FILE = "export.json"
 FORMAT = 3
@@ -51,7 +51,7 @@ class Manifest:
             "visual": self.visual,
             "shapes": {**dataclasses.asdict(self.shapes), "dtype": str(self.shapes.dtype)[6:]},
             "graphs": {
-                name: {"inputs": _described(ports[0]), "outputs": _described(ports[1])}
+                name: {"inputs": _described(ports.inputs), "outputs": _described(ports.outputs)}
                 for name, ports in (
                     ("prefill.onnx", prefill_ports(self.shapes)),
                     ("decode.onnx", decode_ports(self.shapes)),
@@ -60,6 +60,11 @@ class Manifest:
             "versions": _versions(),
         }
         (folder / FILE).write_text(json.dumps(described, indent=1) + "\n")
+
+    @staticmethod
+    def is_in(folder: Path) -> bool:
+        """Whether an export was written to the folder."""
+        return (folder / FILE).is_file()
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -100,7 +105,7 @@ class Manifest:
         )
 
 
-def _described(ports: Any) -> list[dict[str, Any]]:
+def _described(ports: list[Port]) -> list[dict[str, Any]]:
     return [port.described() for port in ports]
 
 

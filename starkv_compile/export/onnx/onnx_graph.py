@@ -16,9 +16,9 @@ from onnxscript import optimizer
 from torch.export import ExportedProgram
 
 from ...errors import UnsupportedModel, root_cause
-from ..capture.capture import Captured
+from ..capture.capture import Captured, port_names
 from ..capture.grouped import share_heads
-from ..capture.ports import Port
+from ..capture.ports import GraphPorts, Port, of_layer
 from .graphs import ONNX_TYPES
 from .translations import NEWEST, translations
 from .weights import Weights
@@ -32,26 +32,22 @@ def opset_for(cache: str) -> int:
     return NEWEST if cache == "static" else OPSET
 
 
-def to_onnx(
-    program: ExportedProgram,
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    opset: int = OPSET,
-) -> ir.Model:
-    """The program in ONNX, its ports named.
+def to_onnx(program: ExportedProgram, opset: int = OPSET) -> ir.Model:
+    """The program in ONNX, its inputs and outputs named as in `capture.port_names`.
 
     Raises:
         UnsupportedModel: an operation has no translation.
     """
     share_heads(program.graph)
+    inputs, outputs = port_names(program)
     try:
         with _quiet():
             made = torch.onnx.export(
                 program,
                 dynamo=True,
                 opset_version=opset,
-                input_names=list(inputs),
-                output_names=list(outputs),
+                input_names=inputs,
+                output_names=outputs,
                 custom_translation_table=translations(opset),
                 # Its rewrite rules take 1e-12 for zero: `log(x + 1e-12)` would lose its guard.
                 optimize=False,
@@ -65,41 +61,38 @@ def to_onnx(
     return tidy(made.model)
 
 
-def prompt_model(
-    captured: Captured, inputs: Sequence[Port], outputs: Sequence[Port], opset: int
-) -> ir.Model:
+def prompt_model(captured: Captured, ports: GraphPorts, opset: int) -> ir.Model:
     """The prompt's graph: the answer, and a call of the cache part for every layer."""
-    names = [port.name for port in inputs]
-    model = to_onnx(captured.answer, names, captured.answer_outputs, opset)
-    each = (len(outputs) - 1) // len(captured.calls)
-    results = [f"out_{i}" for i in range(each)]
-    compact = to_onnx(captured.compact, captured.compact_inputs, results, opset)
-    function = _as_function(compact)
+    model = to_onnx(captured.answer, opset)
+    function = _as_function(to_onnx(captured.compact, opset))
+    arguments, fields = port_names(captured.compact)
     model.functions[function.identifier()] = function
     values = {value.name: value for value in (*model.graph.inputs, *model.graph.outputs)}
-    found = [model.graph.outputs[0]]
+    found = {"logits": values["logits"]}
     for layer, call in enumerate(captured.calls):
         node = ir.node(
             COMPACT,
-            [values[name] for name in call],
+            [values[call[name]] for name in arguments],
             domain=DOMAIN,
-            num_outputs=each,
+            num_outputs=len(fields),
             name=f"compact.{layer}",
         )
         model.graph.append(node)
-        found += node.outputs
-    for value, port in zip(found, outputs, strict=True):
+        found |= of_layer("present", layer, dict(zip(fields, node.outputs, strict=True)))
+    for port in ports.outputs:
+        value = found[port.name]
         value.name = port.name
         value.shape, value.dtype = ir.Shape(port.dims), ir.DataType(ONNX_TYPES[port.dtype])
-    model.graph.outputs[:] = found
-    name_lengths(model, inputs)
+    model.graph.outputs[:] = [found[port.name] for port in ports.outputs]
+    name_lengths(model, ports.inputs)
     return tidy(model)
 
 
 def name_lengths(model: ir.Model, inputs: Sequence[Port]) -> None:
     """Call the lengths of the inputs what the ports call them; tracing numbered them."""
-    for value, port in zip(model.graph.inputs, inputs, strict=True):
-        value.shape = ir.Shape(port.dims)
+    dims = {port.name: port.dims for port in inputs}
+    for value in model.graph.inputs:
+        value.shape = ir.Shape(dims[value.name])
 
 
 def tidy(model: ir.Model) -> ir.Model:

@@ -176,14 +176,13 @@ def _write_decoder(
     shapes = replace(describe(model, decoder), slots=options.room)
     opset = opset_for(options.cache)
     select = chosen(options.select, options.max_seq)
-    inputs, outputs = prefill_ports(shapes)
-    each = (len(outputs) - 1) // len(shapes.layers)
+    ports = prefill_ports(shapes)
     with traceable(decoder.decoder):
         say("prefill.onnx")
         captured = capture_prompt(
-            Prefill(decoder, shapes).eval(), inputs, each, options.config, select, options.max_seq
+            Prefill(decoder, shapes).eval(), ports, options.config, select, options.max_seq
         )
-        made = prompt_model(captured, inputs, outputs, opset)
+        made = prompt_model(captured, ports, opset)
         save(made, weights.folder / "prefill.onnx", weights)
         say("decode.onnx")
         write_decode(decoder, shapes, opset, weights)
@@ -195,10 +194,9 @@ def write_decode(decoder: Decoder, shapes: Shapes, opset: int, weights: Weights)
     from ..capture.capture import export_program
     from .onnx_graph import name_lengths, save, tidy, to_onnx
 
-    inputs, outputs = decode_ports(shapes)
+    inputs = decode_ports(shapes).inputs
     decode = DecodeInSlots if shapes.slots else Decode
-    program = export_program(decode(decoder, shapes).eval(), inputs, as_list=True)
-    one = to_onnx(program, [p.name for p in inputs], [p.name for p in outputs], opset)
+    one = to_onnx(export_program(decode(decoder, shapes).eval(), inputs), opset)
     name_lengths(one, inputs)
     save(tidy(one), weights.folder / "decode.onnx", weights)
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.fx import Graph
 
 from ...errors import UnsupportedModel
-from ..capture.ports import Port
+from ..capture.ports import Port, deepstack
 from .graphs import Runnable
 from .windows import Windows, as_batch, has_windows, window_inputs, window_ports
 
@@ -45,28 +45,38 @@ class OneImage:
 
 
 class Visual(nn.Module):
-    """Ports as `visual_ports` lists them; what depends on the grid alone comes from the host."""
+    """Takes `visual_ports`; what depends on the grid alone comes from the host."""
 
     def __init__(self, tower: Any) -> None:
         super().__init__()
         self.tower = tower
 
-    def forward(self, ports: list[torch.Tensor]) -> list[torch.Tensor]:
-        pixels, places, *more = ports
+    def forward(self, ports: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        pixels = ports["pixel_values"]
         image = OneImage(pixels.shape[0])
-        named: dict[str, Any] = {"cu_seqlens": image, "position_ids": places}
+        named: dict[str, Any] = {"cu_seqlens": image, "position_ids": ports["position_ids"]}
         if _has_table(self.tower):
-            named[INDICES], named["interp_weights"] = more
+            named |= {name: ports[name] for name in (INDICES, "interp_weights")}
         if has_windows(self.tower):
-            named["window_index"], *where = more
-            named |= {"cu_window_seqlens": image, "windows": Windows(self.tower, *where)}
+            windows = Windows(
+                self.tower,
+                places=ports["window_places"],
+                real=ports["window_real"],
+                home=ports["window_home"],
+            )
+            named |= {"window_index": ports["window_index"], "cu_window_seqlens": image}
+            named["windows"] = windows
         grid = torch.zeros(1, 3, dtype=torch.int64)  # not read: all that follows from it is given
         found = self.tower(pixels, grid_thw=grid, return_dict=True, **named)
-        return [found.pooler_output, *getattr(found, "deepstack_features", [])]
+        deep = getattr(found, "deepstack_features", [])
+        return {
+            "image_embeds": found.pooler_output,
+            **dict(zip(deepstack(len(deep)), deep, strict=True)),
+        }
 
 
-def visual_ports(tower: Any, dtype: torch.dtype) -> tuple[list[Port], list[str]]:
-    """(inputs, names of outputs) of the tower's graph."""
+def visual_ports(tower: Any, dtype: torch.dtype) -> list[Port]:
+    """Inputs of the tower's graph."""
     config = tower.config
     width = config.in_channels * config.temporal_patch_size * config.patch_size**2
     inputs = [
@@ -82,8 +92,7 @@ def visual_ports(tower: Any, dtype: torch.dtype) -> tuple[list[Port], list[str]]
         ]
     if has_windows(tower):
         inputs += window_ports(tower)
-    deep = len(getattr(tower, "deepstack_visual_indexes", ()))
-    return inputs, ["image_embeds", *(f"deepstack.{i}" for i in range(deep))]
+    return inputs
 
 
 def export_visual(model: Any, weights: Weights, opset: int, say: Callable[[str], Any]) -> bool:
@@ -104,18 +113,17 @@ def export_visual(model: Any, weights: Weights, opset: int, say: Callable[[str],
             "Qwen2.5-VL and Qwen3-VL can"
         )
     say("visual.onnx")
-    inputs, outputs = visual_ports(tower, tower.dtype)
+    inputs = visual_ports(tower, tower.dtype)
     unit = tower.spatial_merge_size**2
     with as_batch(tower):
         program = export_program(
             Visual(tower).eval(),
             inputs,
-            as_list=True,
             sizes={"patches": 6 * unit, "merged": 6, "windows": 3},
             multiples={"patches": unit},
         )
     _join_splits_into_one(program.graph)
-    model_of_tower = to_onnx(program, [p.name for p in inputs], outputs, opset)
+    model_of_tower = to_onnx(program, opset)
     name_lengths(model_of_tower, inputs)
     save(tidy(model_of_tower), weights.folder / "visual.onnx", weights)
     return True
@@ -153,10 +161,10 @@ def run_visual(
         feeds = {"pixel_values": pixels[start : start + patches], **_grid_inputs(tower, grid)}
         found.append(graph(feeds))
         start += patches
-    joined = [torch.cat([f[name] for f in found]) for name in graph.outputs]
-    output = BaseModelOutputWithPooling(pooler_output=joined[0])
-    if joined[1:]:  # `generate` looks into such a list where there is one: Qwen2-VL has none
-        output.deepstack_features = joined[1:]
+    joined = {name: torch.cat([f[name] for f in found]) for name in graph.outputs}
+    output = BaseModelOutputWithPooling(pooler_output=joined.pop("image_embeds"))
+    if joined:  # `generate` looks into such a list where there is one: Qwen2-VL has none
+        output.deepstack_features = [joined[name] for name in deepstack(len(joined))]
     return output
 
 

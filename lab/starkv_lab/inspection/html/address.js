@@ -1,4 +1,4 @@
-// The state, and the address that holds it.
+// Changes the state, and writes it to and reads it from the address.
 
 function set(change) {
   if ("frame" in change && change.frame !== state.frame) state.token = -1;
@@ -17,7 +17,7 @@ function writeAddress() {
   history.replaceState(null, "", `#${new URLSearchParams(address)}`);
 }
 
-/** What the address names of the state; what it does not, or names wrongly, stays. */
+/** Takes the state from the address. What the address leaves out, or gets wrong, stays. */
 function readAddress() {
   const address = new URLSearchParams(location.hash.slice(1));
   const find = (name, list, value) => {

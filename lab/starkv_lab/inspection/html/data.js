@@ -1,7 +1,7 @@
 "use strict";
-// Draws the data beside this script. One state (layer, head, frame, budget, what to show), kept in
-// the address; `draw` makes the whole page of it. "token" is a place in the prompt, "layer" a place
-// among the layers that are compressed, "head" one less than the slider's value: -1 is all of them.
+// Unpacks the data of the page. One state (layer, head, frame, budget, what to show) is kept in the
+// address, and `draw` makes the whole page from it. "token" is a place in the prompt. "layer" is a
+// place among the compressed layers. "head" is one less than the slider's value; -1 means all heads.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = id => document.getElementById(id);
@@ -18,7 +18,7 @@ function unpack({ type, bytes }) {
   return new Float32Array(upper.buffer);
 }
 
-/** Ranks [layers, heads, tokens] of tokens listed best first; UNLISTED for those that are not. */
+/** Returns ranks [layers, heads, tokens] from tokens listed best first; UNLISTED for the others. */
 function ranksOf({ listed, order }) {
   const ranks = new Uint32Array(layers * heads * tokens).fill(UNLISTED), places = unpack(order);
   let next = 0;
@@ -42,7 +42,7 @@ const cells = data.frames.map((frame, number) => {
   return grid;
 });
 
-/** Token in a cell of a frame's grid, -1 if there is none; undefined outside the grid. */
+/** Returns the token in a cell of a frame's grid, -1 for an empty cell, undefined outside the grid. */
 function tokenAt(frame, row, column) {
   const { rows, columns } = data.frames[frame];
   const inside = [[row, rows], [column, columns]].every(([at, size]) => Number.isInteger(at) && at >= 0 && at < size);
@@ -57,7 +57,7 @@ const pictures = data.frames.map(frame => {
   return image;
 });
 
-// Cividis, of equal steps in brightness and alike to all kinds of colour vision.
+// Cividis: its brightness grows evenly, and it looks alike to people with any colour vision.
 const CIVIDIS = [
   [0, 34, 78], [33, 59, 110], [76, 85, 108], [108, 110, 114], [142, 137, 120], [177, 165, 112], [217, 197, 92], [254, 232, 56],
 ];

@@ -1,4 +1,4 @@
-// What a person does, and the first drawing.
+// Handles sliders, pointer and keys, fills in the header, and draws for the first time.
 
 for (const [name, list] of [["layer", data.layers], ["frame", data.frames], ["budget", data.budgets]]) {
   at(name).max = Math.max(0, list.length - 1);
@@ -49,10 +49,10 @@ window.onresize = draw;
 
 const options = Object.entries(data.options).filter(([name]) => name !== "policy").map(option => option.join("="));
 const counted = [`${whole(tokens)} tokens`, several(data.frames.length, "screenshot"), several(layers, "layer")];
-if (heads > 1) counted.push(`a set for each of ${heads} KV heads`);
+if (heads > 1) counted.push(`one kept set for each of ${heads} KV heads`);
 const policy = [data.policy, ...options.length ? [`(${options.join(", ")})`] : []].join(" ");
 at("about").textContent = [data.model, `policy ${policy}`, counted.join(", ")].join(" · ");
 at("prompt").textContent = `Prompt: ${data.text}`;
-if (!data.frames.length) at("caption").textContent = "Nothing told which tokens are a screenshot's: all are shown as text.";
+if (!data.frames.length) at("caption").textContent = "The page cannot tell which tokens belong to a screenshot, so it shows all tokens as text.";
 readAddress();
 draw();

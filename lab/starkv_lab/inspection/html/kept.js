@@ -1,11 +1,11 @@
-// What is kept, of the state that is chosen.
+// Says which tokens the chosen state keeps.
 
 function rankOf(token, head) {
   const ranks = rankings[data.budgets[state.budget].ranking];
   return ranks[(state.layer * heads + head) * tokens + token];
 }
 
-/** Share of the chosen heads that keep a token: 0 or 1 where there is one. */
+/** Returns the share of the chosen heads that keep a token; for one head 0 or 1. */
 function keptShare(token, layer = state.layer) {
   const budget = data.budgets[state.budget], ranks = rankings[budget.ranking];
   if (state.head >= 0) return +(ranks[(layer * heads + state.head) * tokens + token] < budget.kept[layer]);
@@ -16,18 +16,18 @@ function keptShare(token, layer = state.layer) {
 
 const inWindow = token => token >= tokens - data.budgets[state.budget].window[state.layer];
 
-/** Tokens of a list that are kept, a mean over heads where each has a set. */
+/** Counts the kept tokens of a list; the mean over heads where each head keeps its own set. */
 const countKept = (list, layer) => list.reduce((sum, token) => sum + keptShare(token, layer), 0);
 
 function stateOf(token) {
   const share = keptShare(token);
   if (state.head < 0 && share > 0 && share < 1) return `kept by ${Math.round(share * heads)} of ${heads} heads`;
   if (!share) return "dropped";
-  return inWindow(token) ? "kept, as one of the last" : "kept";
+  return inWindow(token) ? "kept: the last tokens always stay" : "kept";
 }
 
 function rankText(token) {
-  if (inWindow(token)) return "none: the last tokens always stay";
+  if (inWindow(token)) return "no rank: the last tokens always stay";
   const window = data.budgets[state.budget].window[state.layer];
   const { listed } = data.rankings[data.budgets[state.budget].ranking];
   const last = listed[state.layer] - window;

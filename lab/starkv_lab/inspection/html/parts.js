@@ -22,9 +22,9 @@ function drawReply() {
   const judged = isRight => isRight === null ? "" : isRight ? " (right)" : element("b", " (wrong)");
   const said = ({ text, isRight }) => [`“${text}”`, judged(isRight)];
   const [full, now] = [data.replies[0], data.replies[state.budget + 1]];
-  const answer = full.isRight === false ? `; the right answer: “${data.answer}”` : "";
+  const answer = full.isRight === false ? `; the right answer is “${data.answer}”` : "";
   const percent = data.budgets[state.budget].percent;
-  at("reply").replaceChildren("Reply from the full cache: ", ...said(full), `; at ${percent} %: `, ...said(now), answer);
+  at("reply").replaceChildren("Reply from the full cache: ", ...said(full), `; with a budget of ${percent} %: `, ...said(now), answer);
 }
 
 function drawSummary() {
@@ -36,9 +36,11 @@ function drawSummary() {
   let text = `Layer ${data.layers[layer]}${whose} keeps ${whole(kept)} of ${whole(tokens)} tokens: ${ofList(screens)} of the ` +
     `screenshots, ${ofList(textTokens)} of the text${average}.`;
   if (data.frames.length) {
-    text += ` Of screenshot ${frame + 1}: ${ofList(tokensOfFrame[frame])}.`;
+    const here = tokensOfFrame[frame];
+    text += ` It keeps ${mean(countKept(here))} of the ${whole(here.length)} tokens of screenshot ${frame + 1}`;
     const needed = data.frames.flatMap((one, i) => one.needed.map(([row, column]) => tokenAt(i, row, column)));
-    if (needed.length) text += ` What the question needs: ${ofList(needed)}.`;
+    if (needed.length) text += `, and ${mean(countKept(needed))} of the ${needed.length} that the question needs`;
+    text += ".";
   }
   at("summary").textContent = text;
 }
@@ -50,15 +52,15 @@ function drawCaption() {
   if (axis) {
     const [low, high] = standing(axis).range;
     parts.push(`${axis.title}: ${axis.about}. `);
-    if (low === high) parts.push(`The same on all screenshots: ${scoreText(axis, low)}.`);
+    if (low === high) parts.push(`All tokens of the screenshots have the same value: ${scoreText(axis, low)}.`);
     else {
       const stops = CIVIDIS.map(rgb => `rgb(${rgb})`).join(",");
       const ramp = element("span", "", { className: "ramp", style: `background:linear-gradient(90deg,${stops})` });
-      parts.push(scoreText(axis, low), ramp, scoreText(axis, high), " (by rank within the layer). White frames: kept.");
+      parts.push(scoreText(axis, low), ramp, scoreText(axis, high), ". Colours follow the rank within the layer. Kept tokens have white frames.");
     }
   } else parts.push(...key("kept", "kept"), ...key("dropped", "dropped"), " — one square is one visual token");
   if (data.frames[state.frame].needed.length) parts.push(...key("needed", "what the question needs"));
-  if (!pictures[state.frame]) parts.push(" The processor cut the pictures into several frames: only their tokens are shown.");
+  if (!pictures[state.frame]) parts.push(" The processor cut the pictures into several frames, so the page shows their tokens only.");
   caption.replaceChildren(...parts);
 }
 

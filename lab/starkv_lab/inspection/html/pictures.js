@@ -1,5 +1,5 @@
-// Colours: where a value stands among those of the layer's screens, so that one large value does
-// not leave all others dark. Equal values have one colour.
+// A colour shows the rank of a value among the layer's screenshots, so that one large value does
+// not darken all others. Equal values have the same colour.
 
 const standings = new Map();
 function standing(axis) {
@@ -24,7 +24,7 @@ function colour(place) {
   return `rgb(${CIVIDIS[i].map((low, c) => Math.round(low + (x - i) * (CIVIDIS[i + 1][c] - low)))})`;
 }
 
-/** Makes the canvas as large as fits into CSS pixels; returns its context and a cell's size. */
+/** Makes the canvas as large as `room` allows, in CSS pixels. Returns its context and a cell's size. */
 function prepare(canvas, frame, room) {
   const { rows, columns, size } = data.frames[frame];
   const shape = size ? size[0] / size[1] : columns / rows, ratio = window.devicePixelRatio || 1;
@@ -37,7 +37,7 @@ function prepare(canvas, frame, room) {
   return { context, wide: canvas.width / columns, tall: canvas.height / rows };
 }
 
-/** marks: whether kept cells are framed in the colours of an axis, and needed ones encircled. */
+/** Draws one frame. marks: whether to frame the kept cells and to encircle the needed cells. */
 function drawFrame(canvas, frame, show, room, marks = true) {
   const { context, wide, tall } = prepare(canvas, frame, room);
   const picture = pictures[frame], { columns, needed } = data.frames[frame];

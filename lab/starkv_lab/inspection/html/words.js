@@ -1,4 +1,4 @@
-// Numbers and tokens for people.
+// Writes numbers and tokens as text.
 
 const whole = number => number.toLocaleString("en");
 const mean = number => number.toLocaleString("en", { maximumFractionDigits: 1 });
