@@ -3,13 +3,14 @@ PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
 
-.PHONY: help venv demo test test-all types wheels test-kernels test-models test-hf test-trt test-torch-trt weights test-weights bench docs lint clean
+.PHONY: help venv demo test test-all test-alone types wheels test-kernels test-models test-hf test-trt test-torch-trt weights test-weights bench docs lint clean
 
 help:
 	@echo "make venv    create .venv with everything the project needs"
 	@echo "make demo    run the shipped agent with a full and a compressed cache"
 	@echo "make test    run the tests, but for the slow ones (marked: over ten seconds)"
 	@echo "make test-all  run all tests"
+	@echo "make test-alone  run every test file in a process of its own"
 	@echo "make test-kernels  Triton's kernels: run by its interpreter, and compiled for every GPU"
 	@echo "make test-models   try every model family again; fails where docs/models.md is stale"
 	@echo "make test-hf   transformers' own tests of generation, run through starkv (needs a network)"
@@ -45,7 +46,10 @@ test: venv
 test-all: venv
 	$(PYTEST)
 
-# Kernels are told how to run when they are defined: each way needs a process of its own.
+test-alone: venv
+	tools/test_alone.sh $(JOBS)
+
+# A kernel learns when it is defined how it will run: each way needs a process of its own.
 test-kernels: venv
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/kernels/interpreted
 	$(BIN)/python tools/kernel_resources.py

@@ -1,4 +1,4 @@
-"""The cache that a compressed model writes to, and what it counts."""
+"""The cache of a compressed model, and how many bytes it takes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .cache import StarKVCache
     from .layer import StarKVLayer
 
-# These come with transformers, which counting bytes does without.
+# These import transformers, which the counting of bytes does not need.
 __getattr__ = lazy_names(__name__, {"StarKVCache": "cache", "StarKVLayer": "layer"})
 
 __all__ = [

@@ -1,9 +1,8 @@
-"""`StarKVCache`: a Hugging Face cache that can be compressed and still counts right.
+"""`StarKVCache`: a Hugging Face cache that counts tokens seen apart from tokens stored.
 
-Logical length is not physical length. `get_seq_length` is how many tokens have been seen, which
-positions and input slicing go by; `get_mask_sizes` is what is stored, plus an offset, as the
-library's own sliding-window layers do. A token once dropped stays dropped, so every operation
-that would need it back is refused.
+`get_seq_length` returns the tokens seen, which positions and the slicing of inputs need.
+`get_mask_sizes` returns the tokens stored and an offset, as sliding-window layers of transformers
+do. A dropped token cannot return, so the cache refuses every operation that would need one.
 
 The cache holds all state of a session. A new cache is a new session.
 """
@@ -28,11 +27,14 @@ _LAYER_STATE = ("keys", "values", "seen", "retired", "kept", "novelty", "state")
 
 
 class StarKVCache(DynamicCache):
-    """A `DynamicCache` whose full-attention layers are `StarKVLayer`s.
+    """A `DynamicCache` whose full-attention layers can be compressed.
 
-    `StarKVCache(model.config)` makes an empty one: pass it as the model's cache (`cache`,
-    before transformers 5.24 `past_key_values`) to keep one session over several calls.
-    Sliding-window layers stay the library's own.
+    `StarKVCache(model.config)` makes an empty cache. Pass it to the model (argument `cache`, or
+    `past_key_values` before transformers 5.24) to keep one session over several calls.
+    Sliding-window layers stay those of transformers.
+
+    Args:
+        config: configuration of the model.
     """
 
     shared: SharedState
@@ -43,11 +45,12 @@ class StarKVCache(DynamicCache):
 
     @property
     def compressed_layers(self) -> list[StarKVLayer]:
+        """The layers that can be compressed, first to last."""
         return [layer for layer in self.layers if isinstance(layer, StarKVLayer)]
 
     @property
     def is_uneven(self) -> bool:
-        """Whether layers store different numbers of tokens, so that no mask fits all of them."""
+        """Whether layers store different numbers of tokens. Then no single mask fits them all."""
         return len({layer.stored for layer in self.compressed_layers if layer.stored}) > 1
 
     @property
@@ -57,32 +60,35 @@ class StarKVCache(DynamicCache):
 
     @property
     def full_nbytes(self) -> int:
-        """Bytes of the compressed layers, had every token that they have seen been stored."""
+        """Bytes that the compressed layers would take if they stored every token seen."""
         return full_bytes(self.compressed_layers)
 
     @property
     def is_compileable(self) -> bool:
-        """Whether a token is being decoded into buffers: then no mask may be left out."""
+        """Whether a token is being decoded into buffers. Then transformers always makes a mask."""
         return self.shared.stepping
 
     def begin_step(self, tokens: int) -> bool:
-        """The next token goes into buffers, made with `tokens` free slots where there are none.
+        """Prepares buffers for the next token.
 
-        Until `end_step` the cache is as static as the library's own static one, for one token: no
-        length in it is a Python number that changes. Whoever calls the model does this, as it
-        cannot be done inside a graph.
+        Until `end_step` the cache is static for one token, as a `StaticCache` is: no length in it
+        is a Python number that changes. Call this outside the graph, before the model.
+
+        Args:
+            tokens: free slots of new buffers. They are made if no slot is free.
 
         Returns:
-            Whether buffers were made; they are full-size copies at new addresses.
+            Whether new buffers were made. They are full copies at new addresses.
 
         Raises:
-            CacheError: layers hold different numbers of tokens; nothing is changed.
+            CacheError: layers store different numbers of tokens. The cache stays as it is.
         """
         layers = [layer for layer in self.compressed_layers if layer.stored]
         stored = {layer.stored for layer in layers}
         if len(stored) != 1:
             raise CacheError(
-                f"the layers store {sorted(stored)} tokens, but the next one has one slot in all"
+                f"the layers store {sorted(stored)} tokens, but buffers need the same next slot in "
+                "all layers"
             )
         moved = [layer.make_room(tokens) for layer in layers]
         if self.shared.slot is None:
@@ -94,7 +100,7 @@ class StarKVCache(DynamicCache):
         return any(moved)
 
     def end_step(self, written: bool) -> None:
-        """After the call that `begin_step` was for. written: whether it stored its token."""
+        """Ends the step that `begin_step` began. written: whether the call stored its token."""
         self.shared.stepping = False
         for layer in self.compressed_layers:
             if written and layer.filled is not None:
@@ -102,19 +108,24 @@ class StarKVCache(DynamicCache):
                 layer.seen += 1
 
     def keep_newest_frames(self, frames: int, text_from: int = 0) -> None:
-        """Drop all but the newest `frames` frames, and text before place `text_from` of the stream.
+        """Drops all frames but the newest, and on request the text of their turns.
 
-        Text before the first frame stays (a system prompt, a task). From then on a budget that is a
-        share counts what stays.
+        Text before the first frame stays (a system prompt, a task). From then on, a budget that is
+        a share counts only what stays.
 
-        A model has one mask for all layers, so all are left with the same number of tokens: a layer
-        that would have more drops its oldest visual tokens as well; one that has less text than
-        another keeps as many of the newest tokens that were to go. So does each head that keeps a
-        set of its own.
+        A model has one mask for all layers, so every layer ends with the same number of tokens. A
+        layer that would have more also drops its oldest visual tokens. A layer that would have
+        fewer keeps as many of the newest tokens that were to go. The same holds for heads that keep
+        sets of their own.
+
+        Args:
+            frames: how many of the newest frames stay.
+            text_from: place in the stream of all tokens seen. Text before it leaves. 0: all text
+                stays.
 
         Raises:
-            CacheError: several batch rows, whose frames may differ in size, or layers that store
-                different numbers of tokens; nothing is changed.
+            CacheError: the cache has several batch rows, whose frames may differ in size, or its
+                layers store different numbers of tokens. The cache stays as it is.
         """
         if self.is_uneven:
             raise CacheError(f"keep_newest_frames: {ONE_PROMPT}")
@@ -122,10 +133,10 @@ class StarKVCache(DynamicCache):
         keep_newest_frames(layers, self.shared, frames, text_from)
 
     def fork(self) -> StarKVCache:
-        """A second session that goes on from here; neither notices what the other one adds.
+        """Returns a second cache that continues from here. Neither one changes the other.
 
         Raises:
-            CacheError: a layer is of another kind, whose contents cannot be shared.
+            CacheError: a layer is of another kind, which cannot be copied.
         """
         self._check_only_ours("fork")
         twin = object.__new__(StarKVCache)
@@ -139,15 +150,15 @@ class StarKVCache(DynamicCache):
         others = {type(layer).__name__ for layer in self.layers} - {StarKVLayer.__name__}
         if others:
             raise CacheError(
-                f"{what}: this model also caches in {', '.join(sorted(others))}, which starkv does "
-                "not look into; keep such a session in one piece"
+                f"{what}: this model also caches in {', '.join(sorted(others))}, which starkv "
+                "cannot copy; continue the session on this one cache"
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the cache holds, in tensors, numbers and lists only.
+        """Returns everything that the cache holds, in tensors, numbers, lists and mappings.
 
         Raises:
-            CacheError: a layer is of another kind.
+            CacheError: a layer is of another kind, which cannot be copied.
         """
         self._check_only_ours("state_dict")
         for layer in self.compressed_layers:
@@ -160,10 +171,10 @@ class StarKVCache(DynamicCache):
         return {"layers": layers, "layout": None if layout is None else dict(vars(layout))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave; the cache must be empty.
+        """Loads what `state_dict` returned into an empty cache.
 
         Raises:
-            CacheError: the cache is in use.
+            CacheError: the cache holds tokens already.
         """
         if self.get_seq_length():
             raise CacheError(
@@ -179,12 +190,20 @@ class StarKVCache(DynamicCache):
                 layer.__dict__.update(values)
 
     def reset(self) -> None:
-        """Forget everything: a new session on the same object."""
+        """Forgets everything. The cache then holds a new session."""
         super().reset()
         self.shared.layout, self.shared.appending, self.shared.stepping = None, False, False
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Remove the last tokens from every layer, or raise `CacheError` and change nothing."""
+        """Removes the last tokens from every layer.
+
+        Args:
+            tokens_to_remove: their number, negative: -3 removes 3 tokens.
+
+        Raises:
+            CacheError: the number is positive, or larger than the number of tokens after the last
+                compaction. The cache stays as it is.
+        """
         before = [(vars(layer).copy(), layer) for layer in self.layers]
         try:
             super().crop(tokens_to_remove)
@@ -217,11 +236,11 @@ class StarKVCache(DynamicCache):
 
 
 def ready_cache(config: PreTrainedConfig, given: Any) -> StarKVCache | None:
-    """What a caller gave as cache, as one that can be compressed; None where it cannot become one.
+    """Returns the cache of a call in a form that can be compressed; None if it has none.
 
     Args:
-        config: of the model.
-        given: a cache, or None: then the cache is new.
+        config: configuration of the model.
+        given: the caller's cache. None: a new one is made.
     """
     if given is None:
         return StarKVCache(config)
@@ -231,12 +250,12 @@ def ready_cache(config: PreTrainedConfig, given: Any) -> StarKVCache | None:
 
 
 def is_stock(cache: Any) -> bool:
-    """Whether it is the library's default cache, which `adopt` takes while it is empty."""
+    """Whether it is the default cache of transformers, which `adopt` accepts while it is empty."""
     return type(cache) is DynamicCache and not getattr(cache, "offloading", False)
 
 
 def adopt(cache: DynamicCache) -> StarKVCache:
-    """Turn an empty stock cache into a `StarKVCache`, in place: `generate` keeps its object."""
+    """Turns an empty default cache into a `StarKVCache` in place: `generate` keeps its object."""
     shared = SharedState()
     if cache.layers:
         cache.layers = [

@@ -1,4 +1,4 @@
-"""The tokens of a coming call: described to the cache before a model stores them."""
+"""Describes the tokens of a call to the cache, before the model stores them."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ if TYPE_CHECKING:
 
 DRAFTED_PROMPT = (
     "the prompt comes with drafted tokens (assisted or prompt-lookup decoding: "
-    "logits_to_keep is more than 1), which may be rolled back; without an "
-    "assistant_model or prompt_lookup_num_tokens it is compressed"
+    "logits_to_keep is more than 1), which may be rolled back; leave out "
+    "assistant_model and prompt_lookup_num_tokens to compress it"
 )
-"""Why a first prompt with drafts is left uncompressed, and the way out."""
+"""Why a first prompt with drafts stays uncompressed, and the way out."""
 
 
 def begin_chunk(cache: StarKVCache, model: Any, named: Mapping[str, Any]) -> int:
-    """Prepare `cache` for a call of `model` with several new tokens.
+    """Prepares `cache` for a call of `model` with several new tokens.
 
-    The tokens are described to the cache. Where some of them are drafts, they are stored as they
-    are, since drafts may be rolled back.
+    Describes the tokens to the cache. If some of them are drafts, all are stored as they are,
+    because drafts may be rolled back.
 
     Args:
-        named: what the model is called with.
+        named: the model's arguments, with their names as keys.
 
     Returns:
         How many of the tokens are drafts.
 
     Raises:
-        CacheError: drafts come with a prompt that the cache has seen, or the attention mask pads
-            where a compacted cache cannot account for it.
+        CacheError: drafts come with a prompt that the cache has seen, or the attention mask has
+            padding that a compacted cache cannot hide.
     """
     drafts = drafted_tokens(named)
     if drafts:
@@ -47,7 +47,7 @@ def begin_chunk(cache: StarKVCache, model: Any, named: Mapping[str, Any]) -> int
 
 
 def drafted_tokens(named: Mapping[str, Any]) -> int:
-    """Tokens at the end whose own logits are wanted: drafts, which `generate` verifies so."""
+    """How many tokens at the end are drafts: `generate` wants their logits to verify them."""
     wanted = named.get("logits_to_keep")
     return wanted - 1 if isinstance(wanted, int) and wanted > 1 else 0
 
@@ -56,24 +56,24 @@ def _check_drafts(cache: StarKVCache, named: Mapping[str, Any]) -> None:
     seen, positions = cache.get_seq_length(), named.get("position_ids")
     if seen and isinstance(positions, torch.Tensor) and int(positions.flatten()[0]) == 0:
         raise CacheError(
-            f"assisted decoding passes the prompt again from its first token, though the cache "
-            f"has seen {seen} tokens: generate does so with any cache that "
-            "is not empty. Leave out the cache, assistant_model and "
-            "prompt_lookup_num_tokens, or only the last two"
+            f"assisted decoding passes the prompt again from its first token, but the cache has "
+            f"seen {seen} tokens (generate does so with any cache that is not empty). Leave out "
+            "assistant_model and prompt_lookup_num_tokens; to begin a new session, leave out the "
+            "cache as well"
         )
 
 
 def describe_chunk(cache: StarKVCache, model: Any, named: Mapping[str, Any]) -> None:
-    """Append the coming chunk to the layout of the cache, or leave the layout unknown.
+    """Appends the coming chunk to the layout of the cache, or notes that the layout is unknown.
 
     Sources, best first: the images' grids or sizes, M-RoPE position ids, token ids alone (frames
-    read as squares). With none of them the graph pass looks for itself.
+    then count as squares). Without any of them, the graph pass looks for the layout.
 
     Args:
-        named: what the model is called with.
+        named: the model's arguments, with their names as keys.
 
     Raises:
-        CacheError: the attention mask pads where a compacted cache cannot account for it.
+        CacheError: the attention mask has padding that a compacted cache cannot hide.
     """
     seen = cache.get_seq_length()
     check_padding(named.get("attention_mask"), seen)
@@ -87,14 +87,14 @@ def describe_chunk(cache: StarKVCache, model: Any, named: Mapping[str, Any]) -> 
         shared.layout = VisionLayout.empty(len(frame), frame.device)
         shared.layout.pad_text(seen)
         left = max((layer.retired for layer in cache.compressed_layers), default=0)
-        shared.layout.counted[:, :left] = False  # which ones is not known any more
+        shared.layout.counted[:, :left] = False  # nobody knows any more which tokens left
     shared.layout.truncate(seen)
     shared.layout.pad_text(seen)
     shared.layout.extend(frame, row, column, grid, _real(named, seen, frame))
 
 
 def check_padding(mask: Any, seen: int) -> None:
-    """Raise `CacheError` for padding that a compacted cache cannot account for."""
+    """Raises `CacheError` for padding that a compacted cache cannot hide."""
     if not isinstance(mask, torch.Tensor) or mask.dim() != 2 or bool(mask.all()):
         return
     if not bool(mask[:, -1].all()):
@@ -104,19 +104,19 @@ def check_padding(mask: Any, seen: int) -> None:
         )
     if bool((mask[:, 1:] < mask[:, :-1]).any()):
         raise CacheError(
-            "attention_mask has zeros after ones: padding between tokens cannot be told from "
-            "tokens once a prompt is compressed; pad on the left, or leave those tokens out"
+            "attention_mask has zeros after ones, but a compressed cache cannot hide padding "
+            "between tokens; pad on the left, or leave those tokens out"
         )
     if seen and not bool(mask[:, seen:].all()):
         raise CacheError(
-            "attention_mask pads the new tokens of a later turn; in a compressed cache they cannot "
-            "be told from stored ones. Give all rows new prompts of one length, or each row a "
-            "cache of its own"
+            "attention_mask pads the new tokens of a later turn, but a compressed cache cannot "
+            "hide padding there. Give all rows new prompts of one length, or each row a cache of "
+            "its own"
         )
 
 
 def _real(named: Mapping[str, Any], seen: int, frame: torch.Tensor) -> torch.Tensor | None:
-    """[B, S] bool, False at the padding of a chunk after `seen` tokens; None: no such 2D mask."""
+    """[B, S] bool, False at the padding of a chunk after `seen` tokens; None without a 2D mask."""
     mask, (batch, new) = named.get("attention_mask"), frame.shape
     if not isinstance(mask, torch.Tensor) or mask.shape != (batch, seen + new):
         return None

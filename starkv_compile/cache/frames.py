@@ -1,4 +1,4 @@
-"""Take old frames out of a cache, and the text of their turns where nobody wants it."""
+"""Removes old frames from a cache, and on request the text of their turns."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def keep_newest_frames(
             f"keep_newest_frames: the cache has {len(layout.frame)} rows, whose frames may "
             "differ in size; give each session a cache of its own"
         )
-    layout.truncate(seen)  # of a prompt that failed
-    layout.pad_text(seen)  # the reply
+    layout.truncate(seen)  # a prompt that failed may have described more
+    layout.pad_text(seen)  # the reply is text
     frame, counted = layout.frame[0], layout.counted[0]
     visual = frame >= 0
     dropped = visual & (frame < int(frame.max()) + 1 - frames)
@@ -50,7 +50,7 @@ def keep_newest_frames(
 
 
 def _oldest_visual_first(frame: torch.Tensor, gone: torch.Tensor) -> torch.Tensor:
-    """Slots in the order they are dropped: those `gone`, then by frame, text last."""
+    """Slots in the order in which they are dropped: `gone`, then frame by frame, then text."""
     last = frame.max() + 1
     rank = torch.where(gone, -1, torch.where(frame < 0, last, frame))
     return rank.argsort(dim=-1, stable=True)

@@ -1,4 +1,4 @@
-"""One layer of the cache: what it stores, what it has seen, and what scoring remembers of it."""
+"""One layer of the cache: the tokens it stores, the tokens it has seen, and its scoring state."""
 
 from __future__ import annotations
 
@@ -15,25 +15,32 @@ from ..kernels.reference.star import Layout, State, fresh_state
 from .state import SharedState
 
 ONE_PROMPT = (
-    "layers of this cache store different numbers of tokens (layer_budgets, or the policy's own), "
-    "which the one mask of a model cannot fit: after its first prompt it takes tokens one at a "
+    "layers of this cache store different numbers of tokens (by layer_budgets or the policy), but "
+    "a model has one mask for all layers: after its first prompt the cache takes one token at a "
     "time. Begin a new cache, or compile the model with a policy of one budget for every layer"
 )
 """Why a cache takes no second prompt, and the way out."""
 
 
 class StarKVLayer(DynamicLayer):
-    """Keys and values of one layer, after compaction, and the layer's scoring state.
+    """Keys and values of one layer after compaction, and the layer's scoring state.
 
-    keys, values: [B, G, stored, D]. kept: [B, C] int64, place in the session's stream of each
-    token the last compaction kept, or [B, G, C] where each head keeps a set of its own; what came
-    later follows it without gaps. novelty: float32 of the same shape, how new the policy found each
-    of them in its own prompt; None, and what came later: 1. seen: tokens of the stream; retired:
-    those of them that have left the session, with their frame or its turn, which no budget counts.
+    During decoding in buffers, keys and values have room for later tokens. A graph then reads the
+    shared slot, a tensor: `filled` and `seen` are numbers that change with every token.
 
-    While decoding in buffers, keys and values have room for tokens to come: filled is how many of
-    their slots are taken, and dropped how many tokens of the stream are not stored. No graph reads
-    filled or seen then, since they change with every token; it reads the shared slot, a tensor.
+    Attributes:
+        keys: [B, G, stored, D].
+        values: [B, G, stored, D].
+        kept: [B, C] int64, place in the session's stream of each token that the last compaction
+            kept; [B, G, C] if each head keeps a set of its own. Later tokens follow without gaps.
+        novelty: float32 of the shape of `kept`: how new the policy found each of these tokens in
+            its own prompt. None: 1 for all. Later tokens count 1.
+        state: tensors of `reference.star.State`, or None before the first compaction.
+        seen: tokens of the stream.
+        retired: how many of these have left the session, with their frame or its turn. No budget
+            counts them.
+        filled: how many slots of the buffers hold a token; None without buffers.
+        dropped: how many tokens of the stream are not in the buffers.
     """
 
     keys: torch.Tensor
@@ -59,7 +66,7 @@ class StarKVLayer(DynamicLayer):
         return self.keys.shape[-2] if self.filled is None else self.filled
 
     def make_room(self, tokens: int) -> bool:
-        """See that the next token has a slot: a new buffer with `tokens` free ones if it has none.
+        """Makes new buffers with `tokens` free slots if there is no slot for the next token.
 
         Returns:
             Whether keys and values have moved.
@@ -73,7 +80,7 @@ class StarKVLayer(DynamicLayer):
         return True
 
     def settle(self) -> None:
-        """Out of the buffers: keys and values hold what is stored and nothing else."""
+        """Leaves the buffers: keys and values then hold the stored tokens only."""
         if self.filled is None:
             return
         self.keys = self.keys[:, :, : self.filled].clone()
@@ -83,7 +90,7 @@ class StarKVLayer(DynamicLayer):
     def _write(
         self, key_states: torch.Tensor, value_states: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put one token into its slot; returns the buffers, whose free slots the mask hides."""
+        """Puts one token into its slot. Returns the buffers; the mask hides their free slots."""
         slot = self.shared.slot
         assert slot is not None
         slot = slot.to(self.keys.device)
@@ -94,10 +101,10 @@ class StarKVLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append, and return everything stored plus the new tokens, uncompressed.
+        """Appends the new tokens. Returns the stored and the new ones, uncompressed.
 
-        More than one new token is a prompt, unless the cache is `appending`: what is stored of
-        it goes through the marker op that the graph pass replaces.
+        More than one new token is a prompt, unless the cache is `appending`. What is stored of a
+        prompt goes through the marker op, which the graph pass replaces.
         """
         if self.shared.stepping:
             return self._write(key_states, value_states)
@@ -142,7 +149,7 @@ class StarKVLayer(DynamicLayer):
         return torch.cat([kept, rest.expand(*kept.shape[:-1], -1)], dim=-1)
 
     def _novelties(self, index: torch.Tensor) -> torch.Tensor:
-        """Like `index`, the places of tokens about to be stored: how new each was, 1 if unknown."""
+        """How new each token at `index` was in its own prompt, 1 if unknown; of the same shape."""
         known = index.new_ones(index.shape[:-1] + (0,)) if self.novelty is None else self.novelty
         return F.pad(known.float(), (0, index.shape[-1] - known.shape[-1]), value=1.0)
 
@@ -152,7 +159,7 @@ class StarKVLayer(DynamicLayer):
         return 0 if self.kept is None else self.kept.shape[-1]
 
     def _layout(self, index: torch.Tensor, stored: int) -> tuple[Layout, torch.Tensor, bool]:
-        """The layout of what is stored, of each head where sets are; its counts; whether known."""
+        """Layout of what is stored (by head if heads keep sets), its counts, and if it is known."""
         layout = self.shared.layout
         if layout is None or layout.seen != self.seen:  # the model stores tokens of its own as well
             text = torch.full_like(index, -1)
@@ -175,18 +182,18 @@ class StarKVLayer(DynamicLayer):
         return state._replace(pattern=F.pad(state.pattern, (0, room)))
 
     def get_seq_length(self) -> int:
-        """Tokens seen; a tensor in a graph that decodes into buffers, as of a static cache."""
+        """Tokens seen. A graph that decodes into buffers gets a tensor, as from a static cache."""
         slot = self.shared.slot
         if self.shared.stepping and slot is not None and torch.compiler.is_compiling():
             return slot[0] + self.dropped  # type: ignore[return-value]
         return self.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """(tokens stored plus new ones, tokens dropped).
+        """Returns (tokens stored plus new ones, tokens dropped).
 
-        The offset lines the mask up with the last `stored` columns: dropped padding was on the
-        left, so what is left of a row's padding is what falls into those columns. Free slots of a
-        buffer are columns of tokens to come, which causality hides.
+        The second number is an offset: it aligns the mask with the last `stored` columns. Padding
+        is on the left, so the padding still stored is what falls into those columns. Free slots of
+        a buffer are columns of later tokens, which causality hides.
         """
         if self.shared.stepping:
             return self.keys.shape[-2], self.dropped
@@ -198,7 +205,12 @@ class StarKVLayer(DynamicLayer):
         self._clear()
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Remove the last tokens (a negative number). Only tokens since the last compaction."""
+        """Removes the last tokens, given as a negative number.
+
+        Raises:
+            CacheError: the number is positive, or larger than the number of tokens after the last
+                compaction.
+        """
         if tokens_to_remove > 0:
             raise CacheError(
                 f"crop({tokens_to_remove}): pass the number of tokens to remove as a negative "
@@ -210,8 +222,8 @@ class StarKVLayer(DynamicLayer):
         if remove > self.stored - known and self.seen != self.stored:
             raise CacheError(
                 f"crop({tokens_to_remove}): only {self.stored - known} tokens came after the last "
-                "compaction; older ones were compressed and cannot be rolled back. Copy the cache "
-                "before the prompt you may want to undo, or start a new one"
+                "compaction; older ones were compressed and cannot be rolled back. Fork the cache "
+                "before a prompt that you may want to undo, or start a new one"
             )
         self.settle()
         super().crop(tokens_to_remove)
@@ -230,7 +242,7 @@ class StarKVLayer(DynamicLayer):
         return self._novelties(self.places())
 
     def keep_only(self, stay: torch.Tensor) -> None:
-        """Store the tokens of slots `stay` alone, of every batch row: [n], or [G, n] by head."""
+        """Keeps only the tokens in slots `stay`, in every batch row: [n], or [G, n] by head."""
         places = self.places()
         slots = stay.expand(*places.shape[:-1], -1)
         novelty = self._novelties(places)
@@ -241,14 +253,14 @@ class StarKVLayer(DynamicLayer):
         self.filled = None
 
     def fork(self, shared: SharedState) -> StarKVLayer:
-        """A layer of another cache with the same contents; storage is shared till it grows."""
+        """Returns a copy for another cache. Both share their storage until they grow."""
         self.settle()
         twin = StarKVLayer(shared)
         twin.__dict__.update({**vars(self), "shared": shared})
         return twin
 
     def select_rows(self, rows: torch.Tensor) -> None:
-        """Keep, repeat or reorder batch rows of everything the layer holds."""
+        """Keeps, repeats or reorders batch rows of everything that the layer holds."""
         if not self.is_initialized:
             return
         keys, values = self.keys[rows], self.values[rows]
@@ -278,9 +290,10 @@ class StarKVLayer(DynamicLayer):
 
 @torch.inference_mode(False)
 def _with_room(tokens: torch.Tensor, room: int) -> torch.Tensor:
-    """A copy of [B, G, stored, D] with `room` more slots, zero: a mask hides finite values only.
+    """Returns a copy of [B, G, stored, D] with `room` more slots.
 
-    Not of inference mode, outside which nothing may write to what was made inside.
+    They are zeros, because a mask hides finite values only. Inference mode is off, because code
+    outside it may not write to tensors that were made inside.
     """
     batch, groups, stored, dim = tokens.shape
     buffer = tokens.new_zeros(batch, groups, stored + room, dim)
@@ -289,6 +302,6 @@ def _with_room(tokens: torch.Tensor, room: int) -> torch.Tensor:
 
 
 def fixed_address(tensor: torch.Tensor) -> torch.Tensor:
-    """Mark the tensor as one whose address stays, so that CUDA graphs may write to it."""
+    """Marks the address of the tensor as fixed, so that CUDA graphs may write to it."""
     torch._dynamo.mark_static_address(tensor, guard=False)
     return tensor

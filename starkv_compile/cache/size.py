@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def layer_bytes(layer: Any) -> int:
     """Bytes of the storages that hold keys and values of one layer of a Hugging Face cache.
 
-    A storage counts in full: free slots of a buffer, and what a view leaves out.
+    A storage counts in full, with the free slots of a buffer and with what a view leaves out.
     """
     return sum(
         tensor.untyped_storage().nbytes()
@@ -36,7 +36,7 @@ def cache_bytes(cache: Any) -> int:
 def row_bytes(key: torch.Tensor, value: torch.Tensor) -> int:
     """Bytes of one token of one batch row in a layer that stores `key` and `value` [B, G, L, D].
 
-    The batch and the length may be symbols, as those of a graph's values are.
+    The batch and the length may be symbols, as they are in a graph.
     """
     return sum(t.shape[1] * t.shape[3] * t.element_size() for t in (key, value))
 
@@ -47,7 +47,7 @@ def token_bytes(layer: StarKVLayer) -> int:
 
 
 def full_bytes(layers: Iterable[StarKVLayer]) -> int:
-    """Bytes of the layers, had every token that they have seen been stored."""
+    """Bytes that the layers would take if they stored every token seen."""
     return sum(layer.seen * token_bytes(layer) for layer in layers)
 
 

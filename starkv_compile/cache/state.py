@@ -12,9 +12,12 @@ from ..vision.layout import VisionLayout
 class SharedState:
     """What all layers of a cache share.
 
-    layout: of everything seen, or None where nobody knows it. appending: whether the coming tokens
-    are stored as they are, because they may be rolled back (drafts to be verified). stepping:
-    whether a token is being decoded into the layers' buffers; slot: [1] int64, its place in them.
+    Attributes:
+        layout: the layout of every token seen; None if it is unknown.
+        appending: whether the coming tokens are stored as they are, because they may be rolled
+            back (drafts to be verified).
+        stepping: whether a token is being decoded into the layers' buffers.
+        slot: [1] int64, the place of that token in the buffers.
     """
 
     def __init__(self) -> None:

@@ -20,7 +20,10 @@ OF_THE_LAB = ("demo", "inspect", "models", "bench")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; exit code 2 and one sentence on stderr where it cannot be done."""
+    """Runs a command and returns its exit code.
+
+    A `StarKVError` becomes one sentence on stderr and exit code 2.
+    """
     argv = sys.argv[1:] if argv is None else list(argv)
     installed = {point.name: point for point in entry_points(group=GROUP)}
     try:
@@ -41,7 +44,7 @@ def _parser(installed: dict[str, EntryPoint]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="starkv",
         description="KV-cache compression for vision-language models.",
-        epilog=f"With starkv-lab installed: {', '.join(missing)}." if missing else None,
+        epilog=f"Install starkv-lab for the commands {', '.join(missing)}." if missing else None,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name in sorted(installed, key=_lab_first):

@@ -13,53 +13,56 @@ def add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "export",
         help="write a checkpoint as ONNX graphs that compress their cache themselves",
         description="Writes a folder with prefill.onnx, decode.onnx, visual.onnx, their weights, "
-        "export.json, and the tokenizer's and processor's files. Exit code 2 and one sentence "
-        "where it cannot be done; then nothing is left behind (without engines: the graphs are).",
+        "export.json, and the files of tokenizer and processor. If the export fails, the command "
+        "prints one sentence, ends with exit code 2 and leaves no files. If only the engines "
+        "fail, the graphs stay.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = export.add_argument
     add("checkpoint", type=Path, metavar="CHECKPOINT", help="folder that save_pretrained wrote")
-    add("-o", "--out", type=Path, metavar="DIR", required=True, help="folder to write; a new one")
+    add("-o", "--out", type=Path, metavar="DIR", required=True, help="new folder to write")
     add("--budget", default="0.2", help="share of the tokens seen that stays cached: 0.2 or 20%%")
     add(
         "--budget-tokens",
         type=int,
         metavar="N",
         default=argparse.SUPPRESS,
-        help="tokens that stay, whatever the length: k is a constant of the graph",
+        help="number of tokens that stay at any length; k is then a constant of the graph",
     )
     add_method(export)
-    add("--max-seq", type=int, metavar="N", default=16384, help="tokens a session may see")
+    add("--max-seq", type=int, metavar="N", default=16384, help="most tokens a session may see")
     add(
         "--dtype",
         choices=("float32", "float16", "bfloat16"),
         default="float32",
-        help="of weights and cache; bfloat16 runs on GPUs only",
+        help="type of weights and cache; bfloat16 runs on GPUs only",
     )
     add(
         "--select",
         choices=("auto", "topk", "threshold"),
         default="auto",
-        help="form of the selection; auto: threshold where TensorRT's TopK could not follow",
+        help="form of the selection; auto uses threshold if --max-seq is above the limit of "
+        "TensorRT's TopK",
     )
     add(
         "--cache",
         choices=("dynamic", "static"),
         default="dynamic",
-        help="static: buffers of fixed length, by TensorScatter (opset 24)",
+        help="dynamic: the cache grows; static: buffers of fixed length, with TensorScatter "
+        "(opset 24)",
     )
     add(
         "--slots",
         type=int,
         metavar="N",
         default=argparse.SUPPRESS,
-        help="with --cache static: tokens that the buffers have room for "
-        "(default: what the budget keeps of --max-seq, and a reply)",
+        help="with --cache static: number of tokens that fit in the buffers "
+        "(default: what the budget keeps of --max-seq, plus a reply)",
     )
     add(
         "--engine",
         action="store_true",
-        help="build TensorRT engines of the graphs as well, on this machine's GPU",
+        help="also build TensorRT engines of the graphs, on this machine's GPU",
     )
     export.set_defaults(run=_export)
 
@@ -86,7 +89,7 @@ def _export(args: argparse.Namespace) -> int:
         )
     )
     print(f"written: {folder}")
-    # It imports onnx: `export_checkpoint` has said so if that is missing.
+    # This imports onnx. If onnx were missing, `export_checkpoint` would have raised an error.
     from ..export.tensorrt.trt_rules import refused_lines
 
     for line in refused_lines(folder, args.max_seq):

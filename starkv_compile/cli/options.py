@@ -16,10 +16,11 @@ def add_method(parser: argparse.ArgumentParser) -> None:
         "--policy",
         metavar="NAME",
         default=argparse.SUPPRESS,
-        help=f"a name in docs/guides/policies.md (default: {StarKVConfig.policy})",
+        help=f"policy that scores the tokens, a name in docs/guides/policies.md (default: "
+        f"{StarKVConfig.policy})",
     )
     parser.add_argument(
-        "--paper", action="store_true", help="the method as released, not this package's defaults"
+        "--paper", action="store_true", help="use STaR-KV as its authors released it"
     )
 
 
@@ -48,13 +49,16 @@ def share_of(text: str, plain: Literal["share", "percent"] = "share") -> float:
 
 
 def config_of(policy: str | None, paper: bool, **options: Any) -> StarKVConfig:
-    """What `--policy` (None: not given) and `--paper` ask for.
+    """Returns the configuration that `--policy` (None: not given) and `--paper` ask for.
 
     Raises:
-        OptionError: both are given, and not of one method; or an option is impossible.
+        OptionError: `--paper` is given with another policy, or an option is impossible.
     """
     if paper and policy not in (None, "starkv"):
-        raise OptionError(f"--paper is a form of policy 'starkv', not of {policy!r}")
+        raise OptionError(
+            f"--policy {policy!r} with --paper: --paper is a form of policy 'starkv'; leave out "
+            "one of the two"
+        )
     if policy is not None:
         options["policy"] = policy
     return StarKVConfig.paper(**options) if paper else StarKVConfig(**options)

@@ -1,4 +1,4 @@
-"""The ways in: what surrounds each call of a compiled model."""
+"""The public functions, and what happens around each call of a compiled model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`compile`, `report`, `undo`: the way in that knows the model, not only its graphs."""
+"""`compile`, `compiled`, `undo` and `report`: the functions that take a model."""
 
 from __future__ import annotations
 
@@ -26,25 +26,27 @@ def compile(
     observer: Observer | None = None,
     **options: Any,
 ) -> Model:
-    """Compress the KV cache of a Hugging Face model from now on; returns the same model.
+    """Compresses the KV cache of a Hugging Face model from now on. Returns the same model.
 
-    Compiles the language model and leaves the vision tower eager, which saves graph breaks.
-    `model.generate(...)` and `model(...)` are called as before. `undo(model)` takes it back.
+    The language model is compiled. The vision tower stays eager, which saves graph breaks. Call
+    `model.generate(...)` and `model(...)` as before. `undo(model)` restores the model.
 
     Args:
         model: any model with `get_decoder()` whose forward takes a cache.
-        config: default `StarKVConfig()`; or give its values, and the policy's, as `options`:
-            `budget=0.2, policy="snapkv", pool=7`.
+        config: the configuration. None: `StarKVConfig()`.
         observer: a function that is called with the `policies.ScoreInputs` of each layer that is
-            scored, as the inspector does. With inner="eager" only.
+            scored. The inspector uses it. Needs inner="eager".
+        options: in place of `config`, its values and those of the policy:
+            `budget=0.2, policy="snapkv", pool=7`.
 
     Raises:
+        TypeError: both a config and options are given.
         OptionError: an option is unknown or impossible.
-        UnsupportedModel: there is no decoder with a cache to be found.
+        UnsupportedModel: the model has no `get_decoder()` that returns its language model.
         MissingPackage: `inner="tensorrt"` without torch-tensorrt.
     """
     if config is not None and options:
-        raise TypeError("give either a StarKVConfig or options, not both")
+        raise TypeError("both a config and options were given; put all values into one of them")
     config = config or StarKVConfig.from_options(options)
     if observer is not None and config.inner != "eager":
         raise OptionError(
@@ -53,16 +55,17 @@ def compile(
         )
     if find_decoder(model) is None:
         raise UnsupportedModel(
-            f"{type(model).__name__} has no get_decoder() that gives its language model, so that "
-            'cannot be found. Compile the model whole with torch.compile(model, backend="starkv"), '
-            "or rewrite your own graph with starkv_compile.passes.apply"
+            f"{type(model).__name__} has no get_decoder() that returns its language model. Compile "
+            'the whole model with torch.compile(model, backend="starkv"), or rewrite your own '
+            "graph with starkv_compile.passes.apply"
         )
 
     def compiler(call: Any) -> Any:
         arguments: Any = {"config": config, "observer": observer}
         return torch.compile(call, backend=decoder_backend, options=arguments, dynamic=True)
 
-    # Not hooks: those run neither after a KeyboardInterrupt nor in a way a copy could leave behind.
+    # Hooks would not do: after a KeyboardInterrupt they do not run, and a copy of the model would
+    # keep them.
     model._compiled_call_impl = attach_compiled(model, config, model._call_impl, compiler)
     return model
 
@@ -75,12 +78,12 @@ def compiled(
     observer: Observer | None = None,
     **options: Any,
 ) -> Iterator[Model]:
-    """`compile` for a `with` block: `with starkv_compile.compiled(model, budget=0.2): ...`.
+    """Compresses inside a block only: `with starkv_compile.compiled(model, budget=0.2): ...`.
 
-    The model goes back to what it was when the block ends, or raises: uncompiled, or compiled with
-    the configuration that it had before.
+    When the block ends or raises, the model is again what it was before: uncompiled, or compiled
+    with its earlier configuration.
 
-    Arguments and errors: those of `compile`.
+    Arguments and errors are those of `compile`.
     """
     before = attached(model)
     compile(model, config, observer=observer, **options)
@@ -93,12 +96,15 @@ def compiled(
 
 
 def undo(model: torch.nn.Module) -> bool:
-    """Give `model` back as it was before `compile` (any of the ways in). Whether it was needed."""
+    """Restores `model` to what it was before `compile`. Returns True if it was compiled.
+
+    This works for every way to compile a model: `compile`, `torch.compile` and `model.compile`.
+    """
     return detach(model)
 
 
 def report(model: torch.nn.Module) -> Report:
-    """What was found in `model`, rewritten or skipped and why, and what its last prompt saved.
+    """Returns what was rewritten or skipped in `model`, why, and what its last prompt saved.
 
     Raises:
         UnsupportedModel: the model was never compiled with starkv.
@@ -113,5 +119,5 @@ def report(model: torch.nn.Module) -> Report:
 
 
 def last_report() -> GraphReport | None:
-    """The last graph compiled outside any model (a compiled function), or None."""
+    """Returns the report of the last graph compiled outside a model (a function's), or None."""
     return last_graphs[-1] if last_graphs else None

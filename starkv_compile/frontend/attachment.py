@@ -1,4 +1,4 @@
-"""Which models are compiled with starkv, and how they were attached and are given back."""
+"""The models that are compiled with starkv: attaches them, finds them, restores them."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def attach(model: torch.nn.Module, config: StarKVConfig) -> Attachment:
 def attach_compiled(
     model: torch.nn.Module, config: StarKVConfig, call: Function, compiler: Compiler
 ) -> Function:
-    """`call`, a bound method of `model`, compiled by `compiler` and with its cache looked after.
+    """Returns `call`, a bound method of `model`, compiled by `compiler`, with a prepared cache.
 
-    What is compiled is the language model, where one is to be found in the model. The rest runs
-    as it is: vision towers split their patches, and Qwen-VL counts its positions, by the values
-    of tensors, at which Dynamo ends the graph or the program.
+    If the model contains a language model, only that is compiled. The rest runs eagerly: vision
+    towers split their patches, and Qwen-VL counts its positions, by the values of tensors. There
+    Dynamo would break the graph, or fail.
 
     Raises:
-        MissingPackage: what `config.inner` names is not installed; nothing is changed.
+        MissingPackage: the backend `config.inner` is not installed. The model stays as it is.
     """
     check_inner(config.inner)
     attachment = attach(model, config)
@@ -59,7 +59,7 @@ def attach_compiled(
 def _compile_inside(
     decoder: torch.nn.Module, attachment: Attachment, compiler: Compiler
 ) -> Callable[[], None]:
-    """Have `decoder` run compiled within calls of the attached model alone; returns undo."""
+    """Makes `decoder` run compiled within calls of the attached model only; returns undo."""
     compiled, report = compiler(decoder._call_impl), attachment.report
     kept = weakref.ref(decoder)  # else the function it holds would keep it alive
 
@@ -77,7 +77,7 @@ def _compile_inside(
 
 
 def find_decoder(model: torch.nn.Module) -> torch.nn.Module | None:
-    """The language model that writes the cache, or None where nothing tells."""
+    """The language model that writes the cache, or None if the model does not name it."""
     find = getattr(model, "get_decoder", None)
     decoder = find() if find is not None else None
     return decoder if isinstance(decoder, torch.nn.Module) else None
@@ -89,7 +89,7 @@ def attached(model: torch.nn.Module) -> Attachment | None:
 
 
 def detach(model: torch.nn.Module) -> bool:
-    """Give the model back as it was. Whether anything was attached."""
+    """Restores the model. Returns whether it was attached."""
     model = getattr(model, "_orig_mod", model)
     attachment = _attachments.pop(model, None)
     if attachment is None:

@@ -1,4 +1,4 @@
-"""The backend: rewrite Dynamo's graph, then let the inner backend compile it."""
+"""The backend: it rewrites Dynamo's graph, then the inner backend compiles the result."""
 
 from __future__ import annotations
 
@@ -27,10 +27,13 @@ def starkv_backend(
     """Backend of `torch.compile(model, backend="starkv", options={...})`.
 
     Args:
-        module: the graph Dynamo captured.
-        example_inputs: its inputs, fake.
-        options: `StarKVConfig` values; an unknown or impossible one raises `OptionError`.
+        module: the graph that Dynamo captured.
+        example_inputs: its inputs, as fake tensors.
+        options: flat values of `StarKVConfig` and of the policy.
         mode: Inductor's mode, as in `torch.compile`.
+
+    Raises:
+        OptionError: an option is unknown or impossible, or `mode` is given without Inductor.
     """
     return _compile(module, example_inputs, Pipeline(StarKVConfig.from_options(options)), mode)
 
@@ -38,9 +41,9 @@ def starkv_backend(
 def decoder_backend(
     module: GraphModule, example_inputs: Sequence[Any], *, options: dict[str, Any]
 ) -> Callable[..., Any]:
-    """The same for the decoder of a model that `starkv_compile.compile` looks after.
+    """The same for the decoder of a model that `starkv_compile.compile` has attached.
 
-    A name of its own, so that `entry` does not take the decoder for a model of its own.
+    It is a second function so that `entry` does not attach the decoder as another model.
 
     Args:
         options: the arguments of `Pipeline`.
@@ -53,13 +56,16 @@ def _compile(
 ) -> Callable[..., Any]:
     inner = pipeline.config.inner
     if mode is not None and inner != "inductor":
-        raise OptionError(f"mode={mode!r} is Inductor's, but inner={inner!r}")
+        raise OptionError(
+            f"mode={mode!r} with inner={inner!r}: only Inductor has modes; leave out mode, or use "
+            'inner="inductor"'
+        )
     return compile_inner(rewrite(module, pipeline), example_inputs, inner, mode)
 
 
 def rewrite(module: GraphModule, pipeline: Pipeline) -> GraphModule:
-    """A rewritten copy of `module`, reported; or `module` itself, with a warning, if the passes
-    break."""
+    """Returns a rewritten copy of `module` and reports it. If the passes fail, warns and returns
+    `module` itself."""
     rewritten = GraphModule(module, copy.deepcopy(module.graph))
     rewritten.meta = module.meta
     scope = current_scope()
@@ -70,8 +76,8 @@ def rewrite(module: GraphModule, pipeline: Pipeline) -> GraphModule:
     except Exception as error:  # a fault of ours must not cost the user the model
         reason = f"{type(error).__name__}: {error}"
         warnings.warn(
-            f"starkv: the passes failed on a graph, which is left as it was ({reason}). Please "
-            "report it with this text",
+            f"starkv: the passes failed on a graph, which stays as it was ({reason}). Please open "
+            "an issue with this text",
             stacklevel=3,
         )
         rewritten, report = module, GraphReport(failure=reason)

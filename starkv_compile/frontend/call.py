@@ -1,8 +1,8 @@
 """What happens around one call of a compiled model, outside any graph.
 
 A graph sees tensors only. Around it, `Attachment` turns the cache that `generate` made into one
-that counts right after compaction, describes the prompt's tokens to it, and says once why a prompt
-is left uncompressed. It keeps no state of a session: that is all in the cache.
+that counts right after compaction, describes the prompt's tokens to it, and warns once why a
+prompt stays uncompressed. All state of a session is in the cache.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from .refusals import PromptCall, drafted_prompt, first_refusal
 from .scope import CompileScope, entered
 
 GRAPHS = 64
-"""Graphs a function may be compiled to for one attached model: prompt, later prompt, decoding, each
-by how its cache stands. At its default of 8 Dynamo stops compiling, and compressing."""
+"""How many graphs Dynamo may compile of one function for one attached model. Prompts, later prompts
+and decoding need several each, by the state of the cache. At its default of 8, Dynamo would stop to
+compile, and nothing more would be compressed."""
 
 SETTINGS = {
     # Qwen-VL checks and indexes by values; else each such line breaks the graph.
@@ -41,7 +42,7 @@ SETTINGS = {
     # Norm epsilons and scales are constants: as symbols they cost a second compilation.
     "specialize_float": True,
 }
-"""Dynamo's configuration while an attached model is called, and only then."""
+"""Dynamo's configuration during calls of an attached model."""
 
 MASKED_FORMS = ("sdpa", "eager", "flex_attention")
 """The library's attention functions that read a mask over all keys."""
@@ -89,9 +90,9 @@ class Attachment:
             yield
 
     def finish(self, cache: StarKVCache | None, finished: bool) -> None:
-        """After a call: read a prompt's numbers off the cache, and say if it was not compressed.
+        """After a call: takes a prompt's numbers from the cache, and warns if it stayed full.
 
-        finished: whether the call returned; else it raised.
+        finished: whether the call returned. If not, it raised.
         """
         if cache is None:
             return
@@ -126,25 +127,25 @@ class Attachment:
         return layer.stored > max(2, self.config.capacity(layer.seen))
 
     def _check_bytes(self, budget: int) -> None:
-        """Raise `OptionError` for a budget with no room for two tokens; say if it is exceeded."""
+        """Raises `OptionError` for a budget without room for 2 tokens; warns if it is exceeded."""
         room = self.config.decode_tokens or 0
         needed = (2 + room) * self.report.token_bytes
         if self.report.layers and budget < needed:
-            slots = f" and {room} slots to decode into" if room else ""
+            slots = f" and {room} slots for decoding" if room else ""
             raise OptionError(
                 f"budget_bytes={budget}: a token takes {self.report.token_bytes} bytes in all "
-                f"layers and rows, and 2 tokens{slots} are the least: give at least {needed}"
+                f"layers and rows, and a cache needs 2 tokens{slots}; give at least {needed}"
             )
         short = sum(layer.nbytes for layer in self.report.layers if layer.stored < layer.seen)
         if short > budget:
             self.refuse(
-                f"budget_bytes={budget}: {short} bytes are stored, as the layers are in several "
-                "graphs, which do not know each other's size; begin the session with "
+                f"budget_bytes={budget}: {short} bytes are stored, because the layers are in "
+                "several graphs, and no graph knows the size of the others; begin the session with "
                 f"{own_cache_argument()}, or use budget_tokens"
             )
 
     def prepare(self, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any], Any]:
-        """Arguments to call the model with, and its cache if `finish` is to look after it."""
+        """Returns arguments to call the model with, and its cache if `finish` needs it."""
         model = self._model()
         if model is None or self._takes_cache is None or self.config.leaves_cache:
             return args, kwargs, None
@@ -173,13 +174,13 @@ class Attachment:
         return args, kwargs, None if drafts else cache
 
     def _named(self, model: torch.nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
-        """All arguments of a call by their names."""
+        """All arguments of a call, with their names as keys."""
         bound = self._signature.bind_partial(model, *args, **kwargs).arguments
         extra = bound.pop("kwargs", {})
         return {**{k: v for k, v in bound.items() if k != "self"}, **extra}
 
     def _begin_step(self, model: Any, named: dict[str, Any]) -> StarKVCache | None:
-        """The cache, if the coming token is decoded into buffers."""
+        """Returns the cache if the next token goes into buffers, else None."""
         room, cache = self.config.decode_tokens, named.get("past_key_values")
         if room is None or not isinstance(cache, StarKVCache):
             return None
@@ -207,14 +208,14 @@ class Attachment:
         return cache
 
     def refuse(self, reason: str) -> None:
-        """Leave this use of the model uncompressed, and say so the first time."""
+        """Notes why this use of the model stays uncompressed. Warns the first time."""
         if reason not in self.report.refusals:
             self.report.refusals.append(reason)
             warnings.warn(f"starkv left this call uncompressed: {reason}", stacklevel=4)
 
 
 def _append(model: Any, named: dict[str, Any]) -> None:
-    """Have a cache that compresses store the coming tokens as they are."""
+    """Makes a cache that compresses store the coming tokens as they are."""
     cache = named["past_key_values"]
     if isinstance(cache, StarKVCache):
         cache.shared.appending = True
@@ -245,7 +246,7 @@ def _why_uncompiled() -> str:
     """Why a prompt met no graph with a cache write, as far as Dynamo tells."""
     if any("recompile limit" in message for message in counters["unimplemented"]):
         return (
-            "Dynamo compiles this model's code no more, as it reached its limit of "
-            "recompilations; torch._dynamo.reset() lets it begin anew"
+            "Dynamo reached its limit of recompilations and stopped compiling this model; call "
+            "torch._dynamo.reset() to start again"
         )
-    return "no compiled graph holds its cache write"
+    return "no compiled graph contains their cache write; please open an issue with the report"

@@ -1,10 +1,10 @@
-"""What `torch.compile(..., backend="starkv")` loads; nothing else imports this module.
+"""`torch.compile(..., backend="starkv")` loads this module; nothing else imports it.
 
-Loading it installs one hook in Dynamo, which looks at every `torch.compile` of a module and acts
-only where the backend is ours. It is needed twice:
+Loading it installs one hook in Dynamo. The hook looks at every `torch.compile` of a module and acts
+only if the backend is starkv. Two things need it:
 
-* `torch.compile(model)` returns a wrapper, and `wrapper.generate()` runs the original model:
-  the compiled code is never reached, without a word. The hook lets the original call it.
+* `torch.compile(model)` returns a wrapper, but `wrapper.generate()` runs the original model, so the
+  compiled code never runs, without any error. The hook makes the original call the compiled code.
 * A graph cannot reach the cache object. Around each call of the model, `call` turns the stock
   cache into one that counts right after compaction, and describes to it where the frames are.
 """

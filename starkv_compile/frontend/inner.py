@@ -1,4 +1,4 @@
-"""What compiles a rewritten graph."""
+"""Compiles a rewritten graph with the inner backend."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ..kernels.compiling import in_process
 from ..optional import TORCH_TENSORRT_SETTINGS, needs_tensorrt
 
 TENSORRT = "torch_tensorrt"
-"""The package, and the name it registers its backend under when it is imported."""
+"""The package. Its import registers its backend under the same name."""
 
 
 def check_inner(name: str) -> None:
-    """Raise `MissingPackage` if "tensorrt" is wanted and torch-tensorrt cannot be imported."""
+    """Raises `MissingPackage` for "tensorrt" if torch-tensorrt cannot be imported."""
     if name == "tensorrt":
         needs_tensorrt(TENSORRT)
 
@@ -24,7 +24,7 @@ def check_inner(name: str) -> None:
 def compile_inner(
     module: GraphModule, example_inputs: Sequence[Any], inner: str, mode: str | None
 ) -> Callable[..., Any]:
-    """Compile by "inductor", "aot_eager", "tensorrt", or leave it to "eager"."""
+    """Compiles with "inductor", "aot_eager" or "tensorrt"; "eager" runs the graph as it is."""
     if inner == "eager":
         return module.forward
     if inner == "aot_eager":

@@ -1,4 +1,4 @@
-"""Why a prompt is left uncompressed: one function for each reason, asked before the model runs."""
+"""Why a prompt stays uncompressed: one function for each reason, called before the model runs."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ..hf.packed_rows import is_packed
 class PromptCall:
     """A call of an attached model with several new tokens.
 
-    named: the model's arguments by their names. cache: the one among them, or None. uneven: whether
-    the configuration has layers store different numbers of tokens.
+    named: the model's arguments, with their names as keys. cache: the cache among them, or None.
+    uneven: whether the configuration makes layers store different numbers of tokens.
     """
 
     model: Any
@@ -30,7 +30,7 @@ class PromptCall:
 
 
 Refusal = Callable[[PromptCall], str | None]
-"""A sentence that says why the prompt is left uncompressed, with the way out; or None."""
+"""Returns a sentence that says why the prompt stays uncompressed, with the way out; or None."""
 
 
 def in_training(call: PromptCall) -> str | None:
@@ -42,14 +42,14 @@ def in_training(call: PromptCall) -> str | None:
 def without_cache(call: PromptCall) -> str | None:
     if call.named.get("use_cache", getattr(call.model.config, "use_cache", True)) is not False:
         return None
-    return "use_cache=False: there is no cache to compress"
+    return "use_cache=False: there is no cache to compress; leave use_cache out, or set it to True"
 
 
 def packed_rows(call: PromptCall) -> str | None:
     if not is_packed(call.named.get("position_ids"), call.named.get("attention_mask")):
         return None
     return (
-        "several sequences are packed into one row, as its position_ids start again; pass "
+        "several sequences are packed into one row, because its position_ids start again; pass "
         "them as rows of a batch, padded on the left"
     )
 
@@ -61,9 +61,9 @@ def uneven_padding(call: PromptCall) -> str | None:
     if isinstance(mask, torch.Tensor) and mask.dim() == 2 and bool(mask.all()):
         return None
     return (
-        "layers would store different numbers of tokens, and of padding, which one mask cannot "
-        "hide in all of them; give each prompt a call of its own, or use a policy with one "
-        "budget for every layer"
+        "the prompts are padded, and layers would store different numbers of tokens and of "
+        "padding, so no single mask could hide the padding in all layers; call the model once "
+        "for each prompt, or use a policy with one budget for every layer"
     )
 
 
@@ -74,7 +74,7 @@ def uneven_attention(call: PromptCall) -> str | None:
     if form in ("sdpa", "eager"):
         return None
     return (
-        f"layers would store different numbers of tokens, for which {form} takes no mask; load "
+        f"layers would store different numbers of tokens, and {form} takes no mask for that; load "
         'the model with attn_implementation="sdpa"'
     )
 
@@ -85,8 +85,8 @@ def other_cache(call: PromptCall) -> str | None:
         return None
     kind = type(cache).__name__ + (" with offloading" if type(cache) is DynamicCache else "")
     return (
-        f"the cache is a {kind}, which cannot be shortened rightly; use the default "
-        f"cache, or pass {own_cache_argument()}"
+        f"the cache is a {kind}, which starkv cannot shorten; use the default cache, or pass "
+        f"{own_cache_argument()}"
     )
 
 
@@ -116,11 +116,11 @@ REFUSALS: tuple[Refusal, ...] = (
     foreign_tokens,
     drafted_prompt,  # last: its tokens are stored in a cache that compresses later ones
 )
-"""In this order; the first that has a reason wins."""
+"""The first function in this order that has a reason wins."""
 
 
 def first_refusal(call: PromptCall) -> tuple[Refusal, str] | None:
-    """The refusal that wins, and its sentence; None where the prompt can be compressed."""
+    """Returns the refusal that wins, and its sentence; None if the prompt can be compressed."""
     for refusal in REFUSALS:
         reason = refusal(call)
         if reason is not None:

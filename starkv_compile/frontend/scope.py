@@ -1,4 +1,4 @@
-"""What a graph that Dynamo compiles cannot see of the call around it."""
+"""Facts about the call in progress, which a graph cannot see while Dynamo compiles it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ last_graphs: list[GraphReport] = []
 
 @dataclass(frozen=True)
 class CompileScope:
-    """The call of an attached model that is running; as it is made by default: no such call.
+    """The call in progress of an attached model. By default there is no such call.
 
-    report: where graphs are reported; None: in `last_graphs`. cache: see `passes.base.Context`;
-    "marked" in calls of a model that takes a cache. layers: the same; how many layers the cache of
-    the call compresses, 0 where nobody knows.
+    report: where graphs are reported; None: in `last_graphs`. cache and layers: see
+    `passes.base.Context`. cache is "marked" in calls of a model that takes a cache. layers is how
+    many layers the cache of the call compresses; 0: unknown.
     """
 
     report: Report | None = None

@@ -1,4 +1,4 @@
-"""What is transformers' own: names, checkpoints, questions it asks."""
+"""What depends on transformers: the name of its cache argument, checkpoints, packed rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The argument that takes a model's cache: `past_key_values`; `cache` from transformers 5.24 on."""
+"""The model's argument for its cache: `past_key_values`, or `cache` from transformers 5.24 on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NAMES = ("past_key_values", "cache")
 
 
 def cache_argument(function: Callable[..., Any]) -> str | None:
-    """What `function` calls it; None if it takes no cache."""
+    """Returns the name of the argument in `function`; None if it takes no cache."""
     parameters = inspect.signature(function).parameters
     return next((name for name in NAMES if name in parameters), None)
 
@@ -24,15 +24,15 @@ def _in_the_library() -> str:
 
 
 def own_cache_argument() -> str:
-    """How a caller would pass a cache of ours, for errors."""
+    """Returns how a caller passes a `StarKVCache`, for error messages."""
     return f"{_in_the_library()}=starkv_compile.StarKVCache(model.config)"
 
 
 def with_cache(cache: Any) -> dict[str, Any]:
-    """Keyword arguments that give `cache` to a library model, its `generate`, or an output."""
+    """Returns keyword arguments that pass `cache` to a model, to `generate` or to an output."""
     return {_in_the_library(): cache}
 
 
 def pop_cache(named: dict[str, Any]) -> Any:
-    """Takes the cache, by either name, out of keyword arguments: it, or None."""
+    """Removes the cache from keyword arguments, under either name. Returns it, or None."""
     return next((c for c in [named.pop(name, None) for name in NAMES] if c is not None), None)

@@ -1,4 +1,4 @@
-"""Models from a checkpoint's folder, or one sentence why not. Nothing is downloaded."""
+"""Loads models from a checkpoint's folder. Every error is one sentence. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from ..errors import StarKVError, UnsupportedModel
 
 
 def check_folder(checkpoint: Path) -> None:
-    """Raise `StarKVError` if there is no checkpoint in the folder."""
+    """Raises `StarKVError` if there is no checkpoint in the folder."""
     if not (checkpoint / "config.json").is_file():
         raise StarKVError(
-            f"{checkpoint}: no checkpoint there (config.json is missing); give the folder "
+            f"{checkpoint}: there is no checkpoint (config.json is missing); give the folder "
             "that `save_pretrained` wrote"
         )
 
 
 def read_config(checkpoint: Path) -> Any:
-    """The library's configuration object.
+    """Returns the configuration object of transformers.
 
     Raises:
-        UnsupportedModel: transformers does not know such a model.
+        UnsupportedModel: this transformers cannot read config.json.
     """
     from transformers import AutoConfig
 
@@ -32,17 +32,22 @@ def read_config(checkpoint: Path) -> Any:
     except (OSError, ValueError, KeyError) as error:
         why = str(error).strip().split("\n")[0]
         raise UnsupportedModel(
-            f"{checkpoint}: config.json is none that this transformers can read ({why})"
+            f"{checkpoint}: this transformers cannot read config.json ({why}); install a version "
+            "that knows the model, or give another checkpoint"
         ) from error
 
 
 def load_pretrained(checkpoint: Path, config: Any, dtype: torch.dtype | str) -> Any:
-    """The model in eval mode, its attention computed by `scaled_dot_product_attention`.
+    """Returns the model in eval mode, with attention by `scaled_dot_product_attention`.
 
-    dtype: of the weights, or "auto": as they are in the files.
+    Args:
+        checkpoint: folder that `save_pretrained` wrote.
+        config: what `read_config` returned.
+        dtype: type of the weights. "auto": the type in the files.
 
     Raises:
-        UnsupportedModel: it is no language model, or weights are missing or of other shapes.
+        UnsupportedModel: it is not a language or vision-language model, or weights are missing or
+            have other shapes.
     """
     import transformers
     from transformers.models.auto import modeling_auto as auto
@@ -54,8 +59,8 @@ def load_pretrained(checkpoint: Path, config: Any, dtype: torch.dtype | str) -> 
     name = families.get(config.model_type)
     if name is None:
         raise UnsupportedModel(
-            f"{checkpoint}: model type {config.model_type!r} is no language or "
-            "vision-language model of this transformers"
+            f"{checkpoint}: model type {config.model_type!r}; expected a language or "
+            "vision-language model that this transformers knows"
         )
     try:
         model, found = getattr(transformers, name).from_pretrained(

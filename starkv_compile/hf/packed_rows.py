@@ -1,8 +1,8 @@
-"""FlashAttention in transformers, kept in one graph with the cache write.
+"""Keeps FlashAttention of transformers in one graph with the cache write.
 
-Before each such attention the library asks whether several sequences are packed into the one row
-of a prompt, by the values of its positions. Dynamo breaks the graph at that question: the cache
-write is then in one graph and its attention in the next, and nothing can be scored.
+Before each such attention, transformers reads the values of the positions to see whether several
+sequences are packed into one row. Dynamo breaks the graph there: the cache write is then in one
+graph and the attention in the next, and no pass can score the tokens.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _LIBRARY = "transformers.modeling_flash_attention_utils"
 _QUESTION = "_is_packed_sequence"
 _lock = threading.Lock()
 _open: list[Any] = []
-"""What each call under way has found the question to be: at the bottom the library's own."""
+"""The function that each call in progress found in the library. The first is the library's own."""
 
 
 def is_packed(position_ids: Any, attention_mask: Any) -> bool:
-    """Whether positions of a single row [1, S] without padding start again."""
+    """Whether the positions of a single row [1, S] without padding start again."""
     if not isinstance(position_ids, torch.Tensor) or position_ids.dim() != 2:
         return False
     if isinstance(attention_mask, torch.Tensor) and not bool(attention_mask.all()):
@@ -33,7 +33,7 @@ def is_packed(position_ids: Any, attention_mask: Any) -> bool:
 
 @contextlib.contextmanager
 def known_as_unpacked(known: bool) -> Iterator[None]:
-    """While entered, and if it is `known`, the library does not ask."""
+    """If the rows are `known` to be unpacked, the library does not check them inside the block."""
     library = sys.modules.get(_LIBRARY)
     if not known or not hasattr(library, _QUESTION):
         yield

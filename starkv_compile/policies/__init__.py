@@ -1,7 +1,7 @@
-"""Policies: how tokens are scored. Selection and compaction are the same for all of them.
+"""Policies score tokens. Selection and compaction are the same for all of them.
 
-A policy is a frozen dataclass: its fields are its options, its method `score` gives every token a
-score. docs/guides/policies.md compares them, docs/guides/writing-a-policy.md adds one.
+A policy is a frozen dataclass. Its fields are its options. Its method `score` gives every token a
+score. docs/guides/policies.md compares them; docs/guides/writing-a-policy.md shows how to add one.
 """
 
 from __future__ import annotations

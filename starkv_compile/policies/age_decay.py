@@ -1,4 +1,4 @@
-"""Head-mean SnapKV, older frames counting less."""
+"""The scores of `snapkv_mean`; older frames count less."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from .inputs import Scored, ScoreInputs
 
 @dataclass(frozen=True, kw_only=True)
 class AgeDecay(PooledPolicy):
-    """Plain decay by frame age, which is what STaR-KV's temporal axis is at full stability.
+    """Decay by the age of frames. STaR-KV's time axis does the same at full stability.
 
-    score_t = pool(mean over heads of a_t) * (D_min + (1 - D_min) exp(-delta age_t)), delta:
-    `frame_decay`, D_min: `frame_floor`; text and the current frame have age 0.
+    score_t = pool(mean of a_t over all heads) * (D_min + (1 - D_min) exp(-delta age_t)). a_t is the
+    attention that the last W queries pay to token t. delta is `frame_decay`, D_min is
+    `frame_floor`. Text and the current frame have age 0.
     """
 
     name: ClassVar[str] = "age_decay"
 
     frame_decay: float = number(0.1, least=0)
-    """Discount rate per frame of age [delta]. 0 = none."""
+    """Discount rate per frame of age [delta]. 0: no discount."""
 
     frame_floor: float = number(0.0, least=0, most=1)
     """Smallest factor that the discount can reach [D_min]."""

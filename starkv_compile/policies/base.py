@@ -1,4 +1,4 @@
-"""What a policy is."""
+"""The base classes of policies."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Policy:
     prompt to the next comes in and goes out through `score`.
 
     Attributes:
-        name: what options, reports and errors call it; by default the name of its class.
+        name: its name in options, reports and errors. The default is the name of its class.
         per_head: whether each KV head keeps a set of tokens of its own.
-        fixed_window: how many of the last tokens score the others, and are kept whatever their
-            score. None: as many as the configuration's `window`.
-        observers: of how many of the last queries `score` needs a mask. 0: of the window's.
+        fixed_window: how many of the last tokens score the others and always stay. None: the
+            configuration's `window`.
+        observers: how many of the last queries `score` needs a mask for. 0: those of the window.
         uneven: whether layers keep different numbers of tokens, by `layer_weights`.
 
     Raises:
@@ -46,18 +46,18 @@ class Policy:
         options = {name for name in undecorated if not _is_class_variable(type(self), name)}
         if options:
             raise OptionError(
-                f"{type(self).__name__}: {', '.join(sorted(options))} would be no option; decorate "
-                "the class with @dataclasses.dataclass(frozen=True, kw_only=True)"
+                f"{type(self).__name__}: {', '.join(sorted(options))} cannot be set as an option; "
+                "decorate the class with @dataclasses.dataclass(frozen=True, kw_only=True)"
             )
         check_fields(self)
 
     @classmethod
     def options(cls) -> tuple[str, ...]:
-        """The names of its options."""
+        """Returns the names of the policy's options."""
         return tuple(field.name for field in fields(cls))
 
     def changed_options(self) -> dict[str, Any]:
-        """Its options that differ from their defaults."""
+        """Returns the options that differ from their defaults."""
         return {
             field.name: getattr(self, field.name)
             for field in fields(self)
@@ -65,21 +65,31 @@ class Policy:
         }
 
     def layer_weights(self, layers: int) -> tuple[int, ...]:
-        """What each of `layers` layers keeps beyond its window, in proportion: whole numbers.
+        """Returns what each of `layers` layers keeps beyond its window, in proportion.
 
-        Called where `uneven` is True.
+        It is called only if `uneven` is True.
+
+        Args:
+            layers: how many layers are compressed.
+
+        Returns:
+            A whole number for each layer, first to last.
         """
         raise NotImplementedError
 
     def score(self, inputs: ScoreInputs) -> Scored:
-        """Scores float32, higher = more important, and the layer's new state.
+        """Scores the tokens before the window. Higher scores are kept.
 
-        It is called while a graph is rewritten, on proxies of the graph's values: torch functions,
-        registered ops and tuple indices only, and no Python control flow on values or shapes.
+        It runs while a graph is rewritten, and its inputs are proxies of the graph's values. Use
+        torch functions, registered ops and tuple indices only. Do not branch on a value or a shape
+        in Python.
+
+        Args:
+            inputs: the layer's values at a cache write.
 
         Returns:
-            Scores [B, P]; with `per_head` [B, G, P]; or of all L tokens, of which the window's are
-            not read.
+            Scores, float32 [B, P], or [B, G, P] with `per_head`, and the layer's new state. Scores
+            of all L tokens are allowed as well; those of the window are ignored.
         """
         raise NotImplementedError
 
@@ -89,7 +99,7 @@ class PooledPolicy(Policy):
     """A policy that smooths attention scores over neighbouring tokens."""
 
     pool: int = integer(5, least=1, most=63, odd=True)
-    """Width of the moving average over attention scores, in tokens. 1 = none."""
+    """Width of the moving average over attention scores, in tokens; odd. 1: no average."""
 
 
 def _is_class_variable(owner: type, name: str) -> bool:

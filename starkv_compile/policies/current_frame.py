@@ -1,4 +1,4 @@
-"""The current frame and text before any older frame."""
+"""Text and the current frame first, older frames last."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ LEAST = 1e-30
 
 
 class CurrentFrame(PooledPolicy):
-    """What an agent without history has: text and the newest frame; older frames only if there is
-    room left. Among themselves both are in the order of head-mean SnapKV.
+    """Keeps text and the newest frame, as an agent without history would. A baseline.
+
+    Older frames fill what room is left. Within both groups, `snapkv_mean` gives the order.
     """
 
     name: ClassVar[str] = "current_frame"

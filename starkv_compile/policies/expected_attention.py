@@ -18,10 +18,10 @@ BOUNDS = torch.finfo(torch.float32)
 def attention_expected(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, places: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """Attention that normally distributed queries pay to each token, by the size of its value.
+    """Attention that normally distributed queries pay to each token, times the norm of its value.
 
-    query [B, H, S, D], key and value [B, G, L, D]; places [B, L] as in `ScoreInputs.places`: the
-    first four tokens neither ask nor are asked. Returns [B, G, L] float32.
+    query [B, H, S, D], key and value [B, G, L, D]; places [B, L] as in `ScoreInputs.places`. The
+    first four tokens count neither as queries nor as keys. Returns [B, G, L] float32.
     """
     batch, _, queries, dim = query.shape
     groups = key.shape[1]
@@ -48,11 +48,12 @@ def attention_expected(
 class ExpectedAttention(Policy):
     """Expected attention (Devoto et al., arXiv 2510.00636), as far as a graph allows.
 
-    score_t = mean over heads of softmax(K mu / sqrt(d) + K S K^T / 2d)_t ||v_t||, mu and S: mean
-    and covariance of the queries. The first 4 tokens are kept. The source takes queries before
-    their rotary positions and turns them by those of the next 512 tokens; a pass sees queries that
-    are turned already, and takes the prompt's own places for those to come. A later turn's
-    statistics are those of its own queries.
+    score_t = mean over heads of softmax(K mu / sqrt(d) + K S K^T / 2d)_t ||v_t||. mu and S are mean
+    and covariance of the queries. The first 4 tokens stay.
+
+    The paper takes queries before their rotary positions and rotates them to the positions of the
+    next 512 tokens. A graph pass sees rotated queries, so the prompt's own positions stand for the
+    later ones. A later turn uses the statistics of its own queries.
     """
 
     name: ClassVar[str] = "expected_attention"

@@ -1,4 +1,4 @@
-"""GUI-KV: SnapKV with a boost of the current frame, and without what older frames repeat of it."""
+"""GUI-KV: SnapKV with a boost of the current frame, and without older tokens that it repeats."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from .inputs import Scored, ScoreInputs
 from .snapkv_boost import SnapKVBoost
 
 RANK = 32
-"""Of the subspace; of head dims below 128 a quarter, as 32 is of 128: more would be nearly all."""
+"""Rank of the subspace. Head sizes below 128 take a quarter of their size, as 32 is of 128. A
+higher rank would span nearly everything."""
 
 
 @op
 def repeated_tokens(
     key: torch.Tensor, frame: torch.Tensor, current: torch.Tensor, capacity: int
 ) -> torch.Tensor:
-    """Tokens of older frames whose keys the current frame's span best.
+    """Marks tokens of older frames whose keys are best spanned by the current frame's keys.
 
     Args:
         key: [B, G, L, D].
-        frame: [B, G', L], by stored head; G / G' heads are stored as one, which is judged by
-            their mean residual.
+        frame: [B, G', L], by stored head. G / G' heads are stored as one, and their mean residual
+            decides.
         current: [B, N], as in `reference.star.Layout`.
-        capacity: C; a share of 1 - C / L of the older frames' tokens is named, rounded down.
+        capacity: C. A share of 1 - C / L of the older frames' tokens is marked, rounded down.
 
     Returns:
         [B, G', L] bool. False for a row without a current frame.
@@ -37,7 +38,7 @@ def repeated_tokens(
     place = first.clamp(min=0)[:, None, :, None].expand(-1, key.shape[1], -1, dim)
     spanning = keys.gather(2, place) * (first >= 0)[:, None, :, None]
     basis, triangle = torch.linalg.qr(spanning.transpose(2, 3))
-    # A column that adds nothing to those before it has a direction of no meaning.
+    # If a column adds nothing to those before it, its direction has no meaning.
     size = triangle.diagonal(dim1=2, dim2=3).abs()
     basis = basis * (size > 1e-6 * size.amax(-1, keepdim=True))[:, :, None]
     inside = torch.matmul(torch.matmul(keys, basis), basis.transpose(2, 3))
@@ -51,13 +52,16 @@ def repeated_tokens(
 
 
 class GuiKV(SnapKVBoost):
-    """GUI-KV (Huang et al., arXiv 2510.00536), a set for each KV head.
+    """GUI-KV (Huang et al., arXiv 2510.00536), with a set for each KV head.
 
-    score_gt = pool(a_gt) + alpha u_t, u as in `snapkv_boost`; 0 for the floor((1 - b) n) of the n
-    tokens of older frames with the smallest ||k_t - Q Q^T k_t||, b = C / L the budget. Q: the first
-    32 columns of the QR decomposition of the current frame's keys, which span the keys of its
-    first 32 tokens. a: mean over the query heads of a KV head; as published every query head
-    keeps a set, and frames are judged by each.
+    score_gt = pool(a_gt) + alpha u_t. a_gt is the attention that the last W queries pay to token t,
+    averaged over the query heads of KV head g. u is as in `snapkv_boost`.
+
+    Of the n tokens of older frames, the floor((1 - b) n) with the smallest ||k_t - Q Q^T k_t|| have
+    score 0. b = C / L is the budget. Q is the first 32 columns of the QR decomposition of the
+    current frame's keys. They span the keys of its first 32 tokens.
+
+    In the paper, each query head keeps a set and compares frames on its own.
     """
 
     name: ClassVar[str] = "gui_kv"

@@ -1,4 +1,4 @@
-"""Attention, and how unlike the others a token's keys are."""
+"""Attention, plus how much a token's keys differ from all others."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ from .inputs import Scored, ScoreInputs
 
 @dataclass(frozen=True, kw_only=True)
 class KeyNovelty(PooledPolicy):
-    """Screens repeat themselves: a token whose keys resemble all others' carries little.
+    """Attention plus key novelty: a token whose keys resemble all others carries little.
 
-    score_t = A_t + nu N_t, both scaled to sum 1. A: head-mean SnapKV; N_t = 1 - mean over stored
-    tokens s of cos(k_t, k_s), k: the keys of all KV heads side by side; nu: `novelty_weight`. Ours;
-    key diversity as a sign of importance is KeyDiff's (Park et al., arXiv 2504.15364).
+    score_t = A_t + nu N_t, each scaled to sum 1. A is the score of `snapkv_mean`. N_t is 1 - mean
+    of cos(k_t, k_s) over the stored tokens s. k_t is the keys of all KV heads, concatenated. nu is
+    `novelty_weight`.
+
+    Source: this project. KeyDiff (Park et al., arXiv 2504.15364) uses key diversity as a sign of
+    importance.
     """
 
     name: ClassVar[str] = "key_novelty"
 
     novelty_weight: float = number(1.0, least=0)
-    """Weight of key novelty next to attention [nu]. 0 = none."""
+    """Weight of key novelty relative to attention [nu]. 0: no novelty."""
 
     def score(self, inputs: ScoreInputs) -> Scored:
         attention = inputs.pooled_attention(self.pool).mean(1)

@@ -1,4 +1,4 @@
-"""MixKV: importance mixed with key diversity, head by head."""
+"""MixKV: it mixes importance with key diversity, head by head."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def mixed_scores(
 
 
 def _on_the_scale_of(wanted: Tensor, scores: Tensor, counts: Tensor) -> Tensor:
-    """`scores` [B, G, P] stretched to [0, 1], then to the mean of `wanted`, where `counts`."""
+    """Stretches `scores` [B, G, P] to [0, 1], then to the mean of `wanted`, where `counts`."""
     low = scores.masked_fill(~counts, torch.inf).amin(-1, keepdim=True)
     high = scores.masked_fill(~counts, -torch.inf).amax(-1, keepdim=True)
     unit = ((scores - low) / (high - low).clamp(min=LEAST)).masked_fill(~counts, 0.0)
@@ -62,13 +62,17 @@ def _on_the_scale_of(wanted: Tensor, scores: Tensor, counts: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class MixKV(PooledPolicy):
-    """MixKV (Liu et al., arXiv 2510.20707) on SnapKV, a set for each KV head.
+    """MixKV (Liu et al., arXiv 2510.20707) on SnapKV, with a set for each KV head.
 
-    score_gt = (1 - r_g) I_gt + r_g D_gt. I, importance: SnapKV's pooled attention + ||v_t||.
-    D, diversity: -cos of the key of token t with the mean of all keys of the head, each of length
-    1. r_g, redundancy: the mean cosine of two different keys of head g. Norms and diversity are
-    stretched to [0, 1], then scaled to the mean of what they are added to: the paper's description
-    asks for a common scale and leaves the factor open.
+    score_gt = (1 - r_g) I_gt + r_g D_gt:
+
+    * I is importance: SnapKV's pooled attention + ||v_t||.
+    * D is diversity: -cosine of the key of token t with the mean of all keys of the head, each
+      scaled to length 1.
+    * r_g is redundancy: the mean cosine of two different keys of head g.
+
+    Norms and diversity are stretched to [0, 1], then scaled to the mean of what they are added to.
+    The paper's description asks for a common scale and leaves the factor open.
     """
 
     name: ClassVar[str] = "mixkv"

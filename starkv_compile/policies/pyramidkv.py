@@ -12,10 +12,10 @@ BETA = 20
 class PyramidKV(SnapKV):
     """PyramidKV (Cai et al., arXiv 2406.02069): scores of `snapkv`, budgets that fall linearly.
 
-    Beyond its window the last layer keeps a 20th of the mean, the first what is left of twice the
-    mean. As published the step from layer to layer is rounded down, so that the total may exceed
-    the budget; here it is the budget's, to the token. Where the first layer has no more tokens to
-    keep, the last keeps as many more, as published.
+    Beyond its window, the last layer keeps a 20th of the mean, and the first layer keeps the rest
+    of twice the mean. If the first layer has too few tokens for that, the last one keeps as many
+    more, as in the paper. The paper rounds each step between layers down, so that its total may
+    exceed the budget. Here the total is that of the budget, to the token.
     """
 
     name: ClassVar[str] = "pyramidkv"

@@ -1,4 +1,4 @@
-"""Random tokens: what any other policy has to beat."""
+"""Random tokens: a baseline that every policy must beat."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from .inputs import Scored, ScoreInputs
 
 
 class Random(Policy):
-    """A uniform sample, another one in each layer, the same in every run.
+    """A uniform sample: different in each layer, the same in every run. A baseline.
 
-    score_t is a hash of the layer and of the token's place in the session's stream, so that at any
-    turn what is kept is a sample of all tokens seen, and not of the newest more than of others.
-    The last W tokens stay, as with SnapKV.
+    score_t is a hash of the layer and of the token's place in the session's stream. So at every
+    turn the kept tokens are a sample of all tokens seen, old and new alike. The last W tokens stay,
+    as with SnapKV.
     """
 
     name: ClassVar[str] = "random"

@@ -1,4 +1,4 @@
-"""Policies by name: those of this package, and those that other packages register."""
+"""The names of policies: those of this package, and those that other packages register."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .tova import Tova
 from .vl_cache import VLCache
 
 GROUP = "starkv.policies"
-"""Entry points of this group name a policy class; options call it by the entry point's name."""
+"""An entry point of this group names a policy class. Options use the name of the entry point."""
 
 POLICIES: Mapping[str, type[Policy]] = {
     policy.name: policy
@@ -56,12 +56,12 @@ POLICIES: Mapping[str, type[Policy]] = {
 
 
 def policy_names() -> tuple[str, ...]:
-    """Every name that the option `policy` takes: this package's, then registered ones."""
+    """Returns every name that the option `policy` accepts: this package's, then registered ones."""
     return (*POLICIES, *(name for name in _registered() if name not in POLICIES))
 
 
 def find_policy(name: str) -> type[Policy]:
-    """The policy class called `name`.
+    """Returns the policy class called `name`.
 
     Raises:
         OptionError: no policy has this name, or the package that registered it cannot be loaded.
@@ -81,9 +81,12 @@ def find_policy(name: str) -> type[Policy]:
 def policy_of(
     policy: Policy | str, options: Mapping[str, Any] | None = None, others: Sequence[str] = ()
 ) -> Policy:
-    """The policy that `policy`, a name or an instance, and flat `options` ask for.
+    """Returns the policy for a name or an instance, and flat options.
 
-    others: names of options that are not a policy's, for errors.
+    Args:
+        policy: a name or an instance.
+        options: values of the policy's fields. An instance takes none.
+        others: names of other options, which errors list as known.
 
     Raises:
         OptionError: the name is unknown, an option is impossible, or the policy does not read it.
@@ -103,7 +106,7 @@ def policy_of(
 
 
 def name_of(policy: Policy) -> str | None:
-    """The name under which options find the policy's class; None: it is not registered."""
+    """Returns the name under which options find the policy's class; None: it has none."""
     named = {cls: name for name, cls in POLICIES.items()}
     if type(policy) in named:
         return named[type(policy)]
@@ -118,7 +121,7 @@ def _check_options_are_read(
             continue
         readers = [other for other, cls in POLICIES.items() if name in cls.options()]
         if any(value == getattr(POLICIES[reader], name) for reader in readers):
-            continue  # a default changes nothing: every option may be spelled out
+            continue  # a default changes nothing, so callers may give every option
         reads = ", ".join(policy.options()) or "none"
         if readers:
             raise OptionError(

@@ -1,4 +1,4 @@
-"""What is new on the screen and looked at; of the text what is looked at, and what is new."""
+"""The default policy: it keeps what is new on screens and attended to, and a share of the text."""
 
 from __future__ import annotations
 
@@ -30,15 +30,16 @@ def novelty_scores(
     attention_weight: float,
     novelty_weight: float,
 ) -> Tensor:
-    """See `ScreenNovelty`: each kind's own scores, which are not to be compared. [B, P].
+    """Returns the scores [B, P] of `ScreenNovelty`. Those of text and of screens do not compare.
 
-    attention [B, G, P] of `window_attention`; the others of all L tokens, `unlike` 0 for screens.
+    attention is [B, G, P] of `window_attention`. The other tensors cover all L tokens. `unlike` is
+    0 for screens.
     """
     past = attention.shape[-1]
     visual = frame[:, :past] >= 0
     seen = attention.mean(1)
-    # Text alone is pooled, over text alone: neighbours in the token order that are on a screen may
-    # be at another end of it, and a run of text may be short.
+    # Only text is pooled, over text only: neighbours in the token order may be at opposite ends of
+    # a screen, and a run of text may be short.
     is_text = ~visual if real is None else ~visual & real[:, :past]
     near = pool(is_text[:, None].float(), width)[:, 0]
     text = pool(seen.masked_fill(~is_text, 0.0)[:, None], width)[:, 0] / near.clamp(min=1e-6)
@@ -65,31 +66,38 @@ def share_out(
 
 @dataclass(frozen=True, kw_only=True)
 class ScreenNovelty(PooledPolicy):
-    """Novelty in space x novelty in time x attention. Ours.
+    """Novelty in space x novelty in time x attention. Source: this project.
 
-    A token of a screen: score_t = n_t m_t (1 + nu a_t / mean a). n_t: 1 - mean cosine of its keys
-    with those of its up to 8 neighbours on the screen, as in ST-Lite (arXiv 2603.00188). m_t, for
-    older screens: 1 - cosine with the newest screen's token at the same place, as a share of the
-    largest, for what earlier prompts left half of that and a half; else 1. a_t: attention that the
-    last W queries pay to it, mean over heads; mean a: over all screens' tokens; nu:
-    `attention_weight`. k: keys of all KV heads side by side. Text is scored as in `KeyNovelty`,
-    beside text alone: a_t, pooled over neighbours, and how unlike the other text its keys are.
+    A token of a screen has the score n_t m_t (1 + nu a_t / mean a). A token's key is here the keys
+    of all KV heads, concatenated.
 
-    The two kinds are not compared, so neither can crowd the other out: of the session's text a
-    share is kept `text_weight` times as large as of its screens (`reference.novelty.share_out`).
+    * n_t is 1 - mean cosine of the token's key with those of its up to 8 neighbours on the screen,
+      as in ST-Lite (arXiv 2603.00188).
+    * m_t is 1 on the newest screen. On older screens it is 1 - cosine with the newest screen's
+      token at the same place, as a share of the largest. A token kept from an earlier prompt has
+      half of that share plus a half.
+    * a_t is the attention that the last W queries pay to the token, averaged over heads. The mean
+      of a is over the tokens of all screens. nu is `attention_weight`.
+
+    Text is scored as in `KeyNovelty`, among text only: by a_t, pooled over neighbours, and by how
+    unlike the other text its keys are.
+
+    Screens and text are never compared, so neither crowds the other out. Of the session's text, a
+    share stays that is `text_weight` times as large as the share of its screens
+    (`reference.novelty.share_out`).
     """
 
     name: ClassVar[str] = "screen_novelty"
 
     attention_weight: float = number(0.5, least=0)
-    """Weight of attention to a screen's token next to its novelty [nu]. 0 = none."""
+    """Weight of attention relative to novelty, for tokens of a screen [nu]. 0: no attention."""
 
     novelty_weight: float = number(1.0, least=0)
-    """Weight of key novelty next to attention, for text. 0 = none."""
+    """Weight of key novelty relative to attention, for text. 0: no novelty."""
 
     text_weight: float = number(2.0, above=0)
-    """How many times as large a share of the text as of the screens is kept. Shares count what the
-    session has seen, whether it is still stored or not."""
+    """The share of text that stays, divided by the share of screens that stays. Shares are of all
+    tokens that the session has seen, stored or dropped."""
 
     def score(self, inputs: ScoreInputs) -> Scored:
         frame, spatial = inputs.layout[0], inputs.spatial_novelty()

@@ -1,4 +1,4 @@
-"""SnapKV, a set for each KV head."""
+"""SnapKV, with a set for each KV head."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from .inputs import Scored, ScoreInputs
 
 
 class SnapKV(PooledPolicy):
-    """SnapKV (Li et al., arXiv 2404.14469) on grouped heads, as kvpress (NVIDIA) has it.
+    """SnapKV (Li et al., arXiv 2404.14469) on grouped heads, as in kvpress (NVIDIA).
 
-    score_gt = pool(mean over the query heads of KV head g of a_t), a_t: attention that the last W
-    queries pay to token t. As published every query head keeps a set: see docs/guides/policies.md.
+    score_gt = pool(mean of a_t over the query heads of KV head g). a_t is the attention that the
+    last W queries pay to token t. Each KV head keeps a set. In the paper, each query head keeps
+    one.
     """
 
     name: ClassVar[str] = "snapkv"

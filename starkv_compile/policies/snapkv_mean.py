@@ -1,4 +1,4 @@
-"""SnapKV's scores averaged over all heads, one set a layer."""
+"""SnapKV's scores, averaged over all heads, with one set for each layer."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from .inputs import Scored, ScoreInputs
 
 
 class SnapKVMean(PooledPolicy):
-    """What STaR-KV starts from (arXiv 2606.01790), without its three axes.
+    """The base of STaR-KV (arXiv 2606.01790), without its three axes.
 
-    score_t = pool(mean over heads of a_t), a_t: attention that the last W queries pay to token t,
-    as in SnapKV (Li et al., arXiv 2404.14469).
+    score_t = pool(mean of a_t over all heads). a_t is the attention that the last W queries pay to
+    token t, as in SnapKV (Li et al., arXiv 2404.14469).
     """
 
     name: ClassVar[str] = "snapkv_mean"

@@ -1,4 +1,4 @@
-"""ST-Lite: tokens that differ from their neighbours on the screen, and from the screens after."""
+"""ST-Lite: it keeps tokens unlike their neighbours on the screen and unlike the newest screen."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ Tensor = torch.Tensor
 
 @op
 def repeats_current(units: Tensor, frame: Tensor, current: Tensor, capacity: int) -> Tensor:
-    """Which tokens of older frames are more like some token of the current frame than C others.
+    """Marks the tokens of older frames, except for the C that are least like the current frame.
 
-    units, frame as above; current [B, N] as in `reference.star.Layout`. Returns [B, L] bool.
+    units [B, L, G * D] as in `ScoreInputs.unit_keys`; frame [B, L] and current [B, N] as in
+    `reference.star.Layout`. Returns [B, L] bool.
     """
     valid = current >= 0
     place = current.where(valid, 0)[..., None].expand(-1, -1, units.shape[-1])
@@ -31,11 +32,13 @@ def repeats_current(units: Tensor, frame: Tensor, current: Tensor, capacity: int
 class STLite(PooledPolicy):
     """ST-Lite (arXiv 2603.00188), from its published description.
 
-    Visual tokens: 1 - mean cosine of the keys with those of the 8 neighbours on the screen. Tokens
-    of older frames whose largest cosine with a token of the current frame is above the C-th
-    smallest come last. Text: head-mean SnapKV. k: the keys of all KV heads side by side. The
-    description leaves open how text and screen compare: here text counts as its share of the
-    largest attention to text, between 0 and 1 as most of the others are.
+    A visual token scores 1 - mean cosine of its key with those of its 8 neighbours on the screen. A
+    token's key is here the keys of all KV heads, concatenated. Some tokens of older frames come
+    last: those whose largest cosine with a token of the current frame is above the C-th smallest.
+
+    Text scores as in `snapkv_mean`. The description leaves open how text and screens compare. Here
+    text counts as its share of the largest attention to text, so that it is between 0 and 1, as
+    most scores of screens are.
     """
 
     name: ClassVar[str] = "st_lite"

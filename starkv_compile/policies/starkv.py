@@ -14,10 +14,10 @@ from .inputs import Scored, ScoreInputs
 
 @dataclass(frozen=True, kw_only=True)
 class StarKV(StarOptions, Policy):
-    """STaR-KV (arXiv 2606.01790), in the form that its options ask for.
+    """STaR-KV (arXiv 2606.01790): window attention, weighed by screen, time and entropy.
 
-    `StarKVConfig.paper()` is the form that its authors released. `kernels.reference.star` has the
-    formulas.
+    The defaults are this project's. `StarKVConfig.paper()` is the form that the authors released.
+    `kernels.reference.star` has the formulas. Symbols in brackets are the paper's.
     """
 
     name: ClassVar[str] = "starkv"
@@ -27,11 +27,11 @@ class StarKV(StarOptions, Policy):
         return Scored(scored[0], (scored[1], scored[2], scored[3], scored[4]))
 
     def after_each_axis(self, inputs: ScoreInputs) -> Scores:
-        """The score after each axis, of real tensors, by the reference: for people to look at."""
+        """Returns the score after each axis, computed on tensors by the reference."""
         return score_after_each_axis(REFERENCE, *self.arguments(inputs))
 
     def arguments(self, inputs: ScoreInputs) -> tuple[Any, ...]:
-        """What `starkv.star_scores` is called with."""
+        """Returns the arguments of the op `starkv.star_scores`."""
         return (
             inputs.window_attention(),
             inputs.hidden,

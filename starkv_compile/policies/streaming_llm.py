@@ -11,14 +11,14 @@ from .inputs import Scored, ScoreInputs
 
 SINKS = 4
 FIRST = 2.0**24
-"""More than any place; up to here float32 tells every place from the next."""
+"""More than any place. Up to here, float32 holds every whole number exactly."""
 
 
 class StreamingLLM(Policy):
-    """The first 4 tokens and the last C - 4 (Xiao et al., arXiv 2309.17453).
+    """StreamingLLM (Xiao et al., arXiv 2309.17453): keeps the first 4 tokens and the last C - 4.
 
-    Kept keys keep their positions, here as in all policies; the authors' own cache numbers them
-    anew. No query scores, so that the last token alone is kept whatever its score.
+    Kept keys keep their positions, as with all policies; the authors' cache gives them new ones. No
+    query scores tokens, so the window is the last token, and the option `window` has no effect.
     """
 
     name: ClassVar[str] = "streaming_llm"

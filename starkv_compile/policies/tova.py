@@ -1,4 +1,4 @@
-"""TOVA: what the last token attends to."""
+"""TOVA: it keeps what the last token attends to."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from .inputs import Scored, ScoreInputs
 
 
 class Tova(Policy):
-    """Token omission via attention (Oren et al., arXiv 2401.06104), applied once, to a prompt.
+    """TOVA, token omission via attention (Oren et al., arXiv 2401.06104), applied once per prompt.
 
-    score_t = mean over heads of the last query's attention to token t. The window is that query
-    alone; the option `window` is not read.
+    score_t = mean over all heads of the last query's attention to token t. The window is the last
+    token, and the option `window` has no effect.
     """
 
     name: ClassVar[str] = "tova"

@@ -1,4 +1,4 @@
-"""VL-Cache: what the text after the last image attends to."""
+"""VL-Cache: it keeps what the text after the last image attends to."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from .inputs import Scored, ScoreInputs
 
 Tensor = torch.Tensor
 OBSERVERS = 64
-"""At most so many of the last queries are read: their attention is held for all tokens at once."""
+"""Reads at most this many of the last queries, because their attention to all tokens is in memory
+at once."""
 KEPT = 2.0**20
-"""More than attention adds up to; float32 tells its sums with places from each other up to 2^23."""
+"""More than attention adds up to. Up to 2^23, float32 keeps its sums with places distinct."""
 
 
 @op
@@ -31,11 +32,11 @@ def post_vision_scores(
     capacity: int,
     width: int,
 ) -> Tensor:
-    """Attention of the queries after the last visual token, pooled; first of all those tokens.
+    """Pooled attention of the queries after the last visual token. Their own tokens score highest.
 
     query [B, H, S, D], key [B, G, L, D]; mask, real, window and capacity as in `ScoreInputs`;
-    frame [B, G', L], of the heads that are stored; width of the pool. The window's queries count
-    even if they are visual, and without a frame they alone do. Returns [B, G', L] float32.
+    frame [B, G', L], by stored head; width: of the pool. The window's queries count even if they
+    are visual. Without a frame, only they count. Returns [B, G', L] float32.
     """
     batch, _, _, dim = query.shape
     groups, length = key.shape[1], key.shape[2]
@@ -65,16 +66,16 @@ def post_vision_scores(
 
 
 class VLCache(PooledPolicy):
-    """VL-Cache (Tu et al., arXiv 2410.23317), a set for each KV head.
+    """VL-Cache (Tu et al., arXiv 2410.23317), with a set for each KV head.
 
-    score_gt = pool(attention of the queries after the last visual token to t, summed over them,
-    mean over the query heads of KV head g); those tokens are themselves kept, the newest first. At
-    most 64 of the queries are read.
+    score_gt = pool(attention to token t, summed over the queries after the last visual token and
+    averaged over the query heads of KV head g). At most 64 of these queries are read. Their own
+    tokens stay, the newest first.
 
-    The source gives each layer a budget in proportion to how dense its attention is, measured in
-    the prompt at hand. Then no layer can be compacted before the last has been computed, with all
-    keys and values alive, and every length depends on data; a graph of one pass, with shapes that
-    are known, has neither. `layer_density` measures them beforehand.
+    The paper gives each layer a budget in proportion to the density of its attention, measured on
+    the same prompt. Then no layer could be compacted before the last one is computed, and lengths
+    would depend on data; a compiled graph does not allow that. `measure_layer_budgets` measures
+    such budgets beforehand, for the option `layer_budgets`.
     """
 
     name: ClassVar[str] = "vl_cache"

@@ -1,4 +1,4 @@
-"""What each token of a call is, from what the caller hands to the model."""
+"""Finds out what each token of a call is, from the arguments of the model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ Described = tuple[torch.Tensor, torch.Tensor, torch.Tensor, str]
 
 
 def describe(config: Any, named: Mapping[str, Any]) -> Described | None:
-    """frame (counted from 0), row, column [B, S] of the chunk, and where they come from."""
+    """Returns frame (from 0), row and column [B, S] of the chunk, and where they come from.
+
+    None: nothing says which tokens are visual.
+    """
     is_image = _image_tokens(config, named)
     positions = named.get("position_ids")
     if is_image is not None:
@@ -23,7 +26,7 @@ def describe(config: Any, named: Mapping[str, Any]) -> Described | None:
             return (*by_grid, "grid")
     if isinstance(positions, torch.Tensor) and positions.dim() == 3 and len(positions) >= 3:
         frame, row, column, _ = layout_from_positions(positions)
-        # A frame of one token looks like text in its positions: trust them where they agree.
+        # A frame of one token looks like text in its positions: trust these if both sources agree.
         if is_image is None or torch.equal(frame >= 0, is_image):
             return frame, row, column, "positions"
     if is_image is None:

@@ -1,7 +1,7 @@
-"""How large each image of a prompt is, in tokens: from what the vision tower was given and gave.
+"""Rows and columns of each image of a prompt, from the inputs and outputs of the vision tower.
 
-Since transformers 5.23 `generate` encodes images before it calls the model, which then sees
-features alone: how the tokens lie on an image is lost unless it is noted on the way.
+Since transformers 5.23, `generate` encodes images before it calls the model. The model then sees
+features only, which do not show rows and columns. So the inputs are noted on the features.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Parts = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def note_shapes(model: Any) -> Callable[[], None]:
-    """Have the model's `get_image_features` note its inputs on what it returns; returns undo."""
+    """Makes the model's `get_image_features` note its inputs on its result. Returns undo."""
     core = getattr(model, "base_model", model)
     method = getattr(type(core), _METHOD, None)
     if method is None or _METHOD in vars(core):
@@ -53,15 +53,15 @@ def _features_with_note(core: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def image_shapes(is_image: torch.Tensor, named: Mapping[str, Any]) -> list[Shape]:
-    """(rows, columns) of each frame, in order; [] where they are not known.
+    """Returns (rows, columns) of each frame, in order; [] if they are unknown.
+
+    Grids count patches. The number of patches for each token follows from the number of tokens, so
+    no name in the model's configuration matters. A prompt with images and videos gives [], because
+    their order among the tokens is unknown.
 
     Args:
         is_image: [B, S] bool, the prompt's image tokens.
-        named: what the model is called with.
-
-    Grids count patches; how many a token merges follows from how many tokens there are, whatever
-    name the model's configuration has for it. Images and videos together: their order among the
-    tokens is not known, hence none.
+        named: the model's arguments, with their names as keys.
     """
     outputs = named.get("mm_encoder_outputs") or {}
     if outputs.get("video") is not None:
@@ -85,7 +85,7 @@ def image_shapes(is_image: torch.Tensor, named: Mapping[str, Any]) -> list[Shape
 
 
 def _tokens_of_each(features: Any) -> list[int]:
-    """Features of each image: of a list of them, or of one tensor [images, tokens, E]."""
+    """Number of features of each image: from a list, or from one tensor [images, tokens, E]."""
     if isinstance(features, torch.Tensor):
         return [features.shape[1]] * len(features) if features.dim() == 3 else []
     if isinstance(features, (list, tuple)):
@@ -94,7 +94,7 @@ def _tokens_of_each(features: Any) -> list[int]:
 
 
 def _fitting(counts: list[int], sizes: list[list[int]]) -> list[Shape]:
-    """Rows and columns in the ratio of each image's height and width; [] where there are none."""
+    """Rows and columns in the ratio of each image's height and width; [] if none fit."""
     shapes = []
     for count, (height, width) in zip(counts, sizes, strict=True):
         rows = max(1, round(math.sqrt(count * height / width)))

@@ -15,13 +15,17 @@ _BY_TOKEN = ("frame", "row", "column", "counted")
 
 @dataclass
 class VisionLayout:
-    """frame, row, column of every token seen so far, and where the newest frame is.
+    """Frame, row and column of every token seen so far, and the tokens of the newest frame.
 
-    frame, row, column: [B, seen] int64; frame is -1 for text, else it counts frames in time
-    order. current: [B, N] int64, offsets within the last chunk of its newest frame's tokens, -1
-    beyond the row's last; N is the largest frame so far. counted: [B, seen] bool, False for padding
-    and for what has left the session. grid says where rows and columns come from: "grid" (the
-    processor's), "positions" (M-RoPE), "square" (guessed), "text" (no frame yet).
+    Attributes:
+        frame: [B, seen] int64, the number of the token's frame in time order; -1 for text.
+        row: [B, seen] int64, the token's row on its frame.
+        column: [B, seen] int64, the token's column on its frame.
+        current: [B, N] int64, offsets within the last chunk of its newest frame's tokens, -1 beyond
+            the row's last. N is the size of the largest frame so far.
+        counted: [B, seen] bool, False for padding and for what has left the session.
+        grid: where rows and columns come from: "grid" (the processor's), "positions" (M-RoPE),
+            "square" (guessed), "text" (no frame yet).
     """
 
     frame: torch.Tensor
@@ -48,12 +52,12 @@ class VisionLayout:
         return torch.stack([kind.sum(1) for kind in kinds], dim=1)
 
     def truncate(self, seen: int) -> None:
-        """Forget tokens from `seen` on."""
+        """Forgets the tokens from `seen` on."""
         for name in _BY_TOKEN:
             setattr(self, name, getattr(self, name)[:, :seen])
 
     def pad_text(self, seen: int) -> None:
-        """Count the tokens up to `seen` that no chunk described (answers) as text."""
+        """Appends the tokens up to `seen` that no chunk described (replies), as text."""
         missing = seen - self.seen
         if missing > 0:
             text = torch.full((len(self.frame), missing), TEXT, device=self.frame.device)
@@ -67,14 +71,19 @@ class VisionLayout:
         grid: str,
         real: torch.Tensor | None = None,
     ) -> None:
-        """Append a chunk: [B, S] each, its frames counted from 0, -1 for text and for padding.
+        """Appends a chunk.
 
-        real: False at padding; None where there is none.
+        Args:
+            frame: [B, S], its frames counted from 0; -1 for text and for padding.
+            row: [B, S].
+            column: [B, S].
+            grid: where rows and columns come from.
+            real: [B, S] bool, False at padding. None: no padding.
         """
         visual = frame >= 0
         places = newest_places(frame, visual)
-        # Never narrower than before: averaged patterns are as wide, and a turn without a frame
-        # must not cut them.
+        # It never gets narrower: averaged patterns have this width, and a turn without a frame must
+        # not cut them.
         widest = max(self.current.shape[1], int((places >= 0).sum(1).max()))
         self.current = F.pad(places, (0, max(0, widest - places.shape[1])), value=-1)[:, :widest]
         known = self.frame.amax(1, keepdim=True) + 1 if self.seen else 0
@@ -88,6 +97,6 @@ class VisionLayout:
             setattr(self, name, torch.cat([getattr(self, name), new], dim=1))
 
     def select(self, rows: torch.Tensor) -> None:
-        """Keep, repeat or reorder batch rows."""
+        """Keeps, repeats or reorders batch rows."""
         for name in (*_BY_TOKEN, "current"):
             setattr(self, name, getattr(self, name)[rows])

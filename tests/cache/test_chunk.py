@@ -57,7 +57,7 @@ def test_drafts_with_a_prompt_that_was_seen_are_an_error():
     cache = StarKVCache(MODEL.config)
     feed(cache, 20)
     again = {**TEXT, "logits_to_keep": 4, "position_ids": torch.arange(20)[None]}
-    with pytest.raises(CacheError, match="though the cache has seen 20 tokens"):
+    with pytest.raises(CacheError, match="but the cache has seen 20 tokens"):
         begin_chunk(cache, MODEL, again)
     again["position_ids"] = again["position_ids"] + 20
     assert begin_chunk(cache, MODEL, again) == 3

@@ -26,7 +26,7 @@ def run(capsys, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nowhere"], "nowhere: no checkpoint there (config.json is missing)"),
+        (["nowhere"], "nowhere: there is no checkpoint (config.json is missing)"),
         ([SHIPPED, "--budget", "1.0"], "budget=1.0 keeps everything"),
         ([SHIPPED, "--budget", "20"], "budget=20.0"),
         ([SHIPPED, "--budget", "100%"], "budget=1.0 keeps everything"),
@@ -56,7 +56,7 @@ def test_configurations_that_transformers_cannot_read(config, capsys, tmp_path):
     (tmp_path / "config.json").write_text(config)
     code, err = run(capsys, tmp_path, "-o", tmp_path / "out")
     assert code == 2
-    assert err.startswith(f"starkv: {tmp_path}: config.json is none")
+    assert err.startswith(f"starkv: {tmp_path}: this transformers cannot read config.json")
     assert err.count("\n") == 1
 
 

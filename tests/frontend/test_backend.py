@@ -74,7 +74,7 @@ def test_running_uncompiled_is_said(monkeypatch):
     model = starkv_compile.compile(tiny_model("llava"), budget=0.3, inner="eager")
     with (
         torch._dynamo.config.patch(disable=True),
-        pytest.warns(UserWarning, match="no compiled graph holds its cache write"),
+        pytest.warns(UserWarning, match="no compiled graph contains their cache write"),
     ):
         out = generate(model, tiny_inputs("llava"))
     assert out.past_key_values.layers[0].stored == out.past_key_values.get_seq_length()

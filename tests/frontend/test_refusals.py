@@ -38,11 +38,11 @@ CASES = {
     "uneven_padding": (call(uneven=True, attention_mask=PLAIN - 1), "and of padding"),
     "uneven_attention": (
         call(uneven=True, of=model(form="flash")),
-        "for which flash takes no mask",
+        "and flash takes no mask for that",
     ),
     "other_cache": (
         call(StaticCache(CONFIG.get_text_config(), max_cache_len=9)),
-        "the cache is a StaticCache, which cannot be shortened rightly",
+        "the cache is a StaticCache, which starkv cannot shorten",
     ),
     "foreign_tokens": (call(holding_tokens(DynamicCache())), "the DynamicCache passed in already"),
     "drafted_prompt": (call(logits_to_keep=4), "drafted tokens"),

@@ -40,7 +40,7 @@ def run(command, **environment):
 
 def injected(tmp_path, budget):
     done = run(
-        ["-m", "tests.injected_calls", tmp_path / "out.pt"],
+        ["-m", "tests.support.injected_calls", tmp_path / "out.pt"],
         TRANSFORMERS_TEST_BACKEND="starkv_compile.testing.hf_suite",
         STARKV_TEST_BUDGET=str(budget),
         STARKV_TEST_SUMMARY=str(tmp_path / "summary.json"),

@@ -250,7 +250,7 @@ def test_other_caches_are_left_whole_and_it_is_said(kind):
     except Exception as error:
         pytest.skip(f"not without starkv either: {type(error).__name__}")
     model = starkv_compile.compile(tiny_model(FAMILY), budget=BUDGET, inner="eager")
-    with pytest.warns(UserWarning, match="which cannot be shortened rightly"):
+    with pytest.warns(UserWarning, match="which starkv cannot shorten"):
         out = run(model, inputs, **options)
     assert_equal([out], [expected])
     assert not isinstance(out.past_key_values, StarKVCache)

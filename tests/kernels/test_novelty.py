@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import starkv_compile.policies  # noqa: F401 - registers novelty_scores and share_out
 from starkv_compile.kernels.ops import STARKV
 from starkv_compile.kernels.reference.layout import newest_places
 from starkv_compile.kernels.reference.novelty import (

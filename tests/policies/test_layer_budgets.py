@@ -153,7 +153,7 @@ def test_a_model_with_a_pyramid():
 
     starkv_compile.compile(model, policy="pyramidkv", budget=0.4, inner="eager")
     ids = torch.cat([first, torch.arange(20, 30)[None]], 1)
-    with pytest.raises(CacheError, match="it takes tokens one at a time"):
+    with pytest.raises(CacheError, match="the cache takes one token at a time"):
         model(input_ids=ids[:, -10:], past_key_values=cache)
     with pytest.raises(CacheError, match="different numbers of tokens"):
         cache.keep_newest_frames(1)
@@ -164,7 +164,7 @@ def test_padding_and_layers_of_different_length_do_not_go_together():
         tiny_model("llava"), layer_budgets=(1, 3), budget=0.4, inner="eager"
     )
     inputs = tiny_inputs("llava", TinyPrompt(), TinyPrompt(((4, 4),), 12, seed=3))
-    with pytest.warns(UserWarning, match="one mask cannot hide in all of them"):
+    with pytest.warns(UserWarning, match="no single mask could hide the padding in all layers"):
         cache = generate(model, inputs, 2).past_key_values
     assert [layer.get_seq_length() for layer in cache.layers] == [
         inputs["input_ids"].shape[1] + 1

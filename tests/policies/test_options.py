@@ -122,7 +122,7 @@ def test_a_class_without_its_decorator_is_told_of_it():
     class Forgotten(PooledPolicy):
         share: float = number(0.5, above=0)
 
-    with pytest.raises(OptionError, match=r"Forgotten: share would be no option; decorate"):
+    with pytest.raises(OptionError, match=r"Forgotten: share cannot be set as an option; decorate"):
         Forgotten()
 
 

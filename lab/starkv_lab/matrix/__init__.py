@@ -1,12 +1,12 @@
-"""Which models are compressed: every image-text-to-text family that transformers ships, tried.
+"""Tries every image-text-to-text family of transformers, and says which ones are compressed.
 
-    tiny      a tiny random model of any family, from its own default configuration
-    recipes   what single families need beside that: data only
-    prompts   two images of different shape, and text around them, as any family takes them
-    probe     one family run with a full and a compressed cache
-    command   tries all of them
-    markdown  docs/models.md
-    exports   the same for docs/export_families.md: one family's language part through export
+    tiny      builds a tiny random model of any family from its default configuration
+    recipes   holds the data that single families need in addition
+    prompts   makes a prompt of two images of different shape, with text around them
+    probe     runs one family with a full and with a compressed cache
+    command   tries all families
+    markdown  writes docs/models.md
+    exports   exports the language part of one family, for docs/export_families.md
 
-Families come from the library's own auto-mapping, so a new one shows up by itself.
+The families come from the library's own auto-mapping, so new families appear by themselves.
 """

@@ -1,4 +1,4 @@
-"""`starkv models`: tries families, prints their lines as they come, writes the table."""
+"""`starkv models`: tries families, prints a line for each, and writes the table."""
 
 from __future__ import annotations
 
@@ -18,9 +18,17 @@ from .tiny import families
 
 
 def run_models(names: Sequence[str], out: Path | None, exports: bool = False) -> int:
-    """Try the families `names`, or all; print their lines as they come. 1 if one is wrong.
+    """Tries the families `names`, or all if there are none, and prints a line for each.
 
-    exports: through export instead of compilation.
+    Args:
+        out: file for the whole table, or None.
+        exports: whether to try the export instead of compilation.
+
+    Returns:
+        The exit code: 1 if a family gives wrong results, else 0.
+
+    Raises:
+        OptionError: transformers has no such family.
     """
     known = families()
     unknown = sorted(set(names) - set(known))
@@ -30,7 +38,7 @@ def run_models(names: Sequence[str], out: Path | None, exports: bool = False) ->
             f"{did_you_mean(unknown[0], known)}known are {', '.join(sorted(known))}"
         )
     level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # it comments on default configurations
+    transformers.logging.set_verbosity_error()  # it warns about default configurations
     try:
         if exports:
             return _run(names or [*known], out, probe_export, str, table)

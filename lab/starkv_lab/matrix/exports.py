@@ -1,8 +1,8 @@
-"""One family's language part, as far as export depends on the family.
+"""Exports one family's language part, as far as export depends on the family.
 
-The prompt's graph is captured, rewritten and cut. What compacts a layer is the same for all
-families and takes most of the time to convert: that is not done here. The graph of a further token,
-which has all of a family's operations, is converted, run by ONNX Runtime and compared.
+The probe captures, rewrites and cuts the prompt's graph. It does not convert the compaction of a
+layer, which is the same for all families and takes most of the time. It converts the graph of a
+further token, which has all of the family's operations, runs it in ONNX Runtime, and compares.
 """
 
 from __future__ import annotations
@@ -37,33 +37,32 @@ from .tiny import FIRST_WORD, LAST_WORD, tiny_model
 
 STORED = 12
 FAR = 1e-3
-"""Largest difference of logits, as a share of the largest logit."""
+"""Largest allowed difference of logits, as a share of the largest logit."""
 
 HEADER = """# Families that export
 
-Every family of [models.md](models.md), its tiny model's language part taken through export:
-transformers {transformers}, torch {torch}. Written by
-`starkv models --exports --out docs/export_families.md`.
+`starkv models --exports --out docs/export_families.md` writes this page. It exports the language
+part of a tiny model of every family in [models.md](models.md), with transformers {transformers},
+torch {torch}.
 
 {summary}
 
-* **exports**: the prompt's graph is captured, every layer is compacted, all by the same graph; the
-  graph of a further token, in ONNX Runtime, gives the model's logits; the vision tower, where there
-  is one, is converted. Compaction itself is converted in the tests of `tests/export`, not for each
-  family.
-* **language part**: the same, but the family's vision tower is not exported yet, so the command
-  refuses the model.
-* **refused**: why, is in the last column.
-* **not tried**: no tiny model of the family can be built here.
+* **exports**: export captures the prompt's graph and compacts every layer, all by the same graph.
+  The graph of a further token gives the model's logits in ONNX Runtime. The vision tower, if there
+  is one, is converted. The tests in `tests/export` convert the compaction itself.
+* **language part**: the language part exports, but export does not know the family's vision tower,
+  so `starkv export` refuses the model.
+* **refused**: export refuses the model, for the reason in the last column.
+* **not tried**: transformers cannot build a tiny model of the family here.
 
-| family | | why |
+| family | result | why |
 | --- | --- | --- |
 """
 
 
 @dataclass(frozen=True)
 class ExportRow:
-    """A family's row of the table: "exports", "language part", "refused", "not tried", "WRONG"."""
+    """Holds a family's row: "exports", "language part", "refused", "not tried" or "WRONG"."""
 
     family: str
     verdict: str
@@ -76,12 +75,12 @@ class ExportRow:
 
 
 def probe_export(family: str) -> ExportRow:
-    """Take a tiny model of `family` through export."""
+    """Exports the language part of a tiny model of `family`."""
     for package in ("onnxscript", "onnxruntime"):
         needs(package)
     try:
         model = tiny_model(family)
-    except Exception as error:  # whatever a family raises on a configuration not its own
+    except Exception as error:  # a family may raise anything on this configuration
         return ExportRow(family, "not tried", said(error))
     try:
         with _quiet():
@@ -89,7 +88,7 @@ def probe_export(family: str) -> ExportRow:
             why = _why_no_tower(model)
     except UnsupportedModel as error:
         return ExportRow(family, "refused", str(error))
-    except Exception as error:  # ours, or one that the command would not say in a sentence
+    except Exception as error:  # a fault of export
         return ExportRow(family, "WRONG", said(error))
     if fault:
         return ExportRow(family, "WRONG", fault)
@@ -101,7 +100,7 @@ def table(rows: Sequence[ExportRow]) -> str:
 
 
 def _export(model: Any) -> str:
-    """What is wrong with the graph of a further token, if anything is."""
+    """Returns what is wrong with the graph of a further token, or ""."""
     from starkv_compile.export.onnx import OPSET, Weights, write_decode
 
     decoder = Decoder(model)
@@ -114,7 +113,7 @@ def _export(model: Any) -> str:
 
 
 def _why_no_tower(model: Any) -> str:
-    """Why the vision tower is not exported; empty if it is, or there is none."""
+    """Returns why the vision tower is not exported, or "" if it is or there is none."""
     from starkv_compile.export.onnx import OPSET, Weights, export_visual
 
     with tempfile.TemporaryDirectory() as folder:
@@ -148,6 +147,6 @@ def _fault(decoder: Decoder, shapes: Shapes, file: Path) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Exporters print what they cannot do before they raise it."""
+    """Hides what exporters print before they raise an error."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield

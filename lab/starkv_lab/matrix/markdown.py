@@ -1,4 +1,4 @@
-"""docs/models.md: one line a family."""
+"""Writes docs/models.md, with one line for each family."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ from .probe import BUDGET, Row
 
 HEADER = """# Models
 
-Every image-text-to-text family of transformers {transformers}, and some of text alone: a tiny
-model of each, built from the family's own default configuration with one layer of each kind, run
-with a prompt of two images of different shape where the family's inputs can be made here, on
-torch {torch}. Written by `starkv models --out docs/models.md`.
+`starkv models --out docs/models.md` writes this page. It tries every image-text-to-text family of
+transformers {transformers}, and some text families, on torch {torch}. Each family gets a tiny
+model, built from its own default configuration with one layer of each kind. The prompt has two
+images of different shape if the command can make the family's inputs, and text only otherwise.
 
 {summary}
 
-* **compressed**: at a budget of {budget} each rewritten layer stores exactly the tokens it
-  should, the images' tokens are recognised, with the rows and columns they truly have where the
-  layout is "grid" or "positions", and at a budget of 100 % the logits are bit-identical to those
-  of the inner backend alone.
-* **images**: two in the prompt; "beside": given next to the prompt, and the model attends to them
-  or inserts them where it likes; or none, where the family's inputs cannot be made here.
-* **uncompressed**: nothing is compressed, and the output is what it would be without this package.
-* **not tried**: no tiny model of the family can be built or run here; the reason is transformers'.
+* **compressed**: at a budget of {budget} each rewritten layer stores exactly the tokens that it
+  should. The cache recognises the images' tokens, and knows their true rows and columns where the
+  layout is "grid" or "positions". At a budget of 100 % the logits are bit-identical to those of
+  the inner backend alone.
+* **uncompressed**: no layer is compressed, and the output is the same as without this package.
+* **not tried**: transformers cannot build or run a tiny model of the family here. The last column
+  gives its error.
+* **images**: "two" images are in the prompt. "separate" images are not tokens of the prompt: the
+  model attends to them or inserts them itself. "none" means that the prompt has text only.
 
-| family | | attentions rewritten | tokens kept | images | layout | graph breaks | left, and why |
+| family | result | attentions rewritten | tokens kept | images | layout | graph breaks \
+| not rewritten, and why |
 | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
@@ -39,7 +41,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def headed(header: str, rows: Sequence[Any], line: Callable[[Any], str]) -> str:
-    """The lines of `rows` below `header`, which names versions and counts verdicts."""
+    """Returns the lines of `rows` below `header`, filled in with versions and counts."""
     counts = Counter(row.verdict for row in rows)
     summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
     head = header.format(
@@ -51,12 +53,12 @@ def headed(header: str, rows: Sequence[Any], line: Callable[[Any], str]) -> str:
 
 
 def line(row: Row) -> str:
-    """The family's line. Nothing in it depends on the machine."""
+    """Returns the family's line. It is the same on every machine."""
     if row.verdict == "not tried":
         return f"| {row.family} | not tried | | | | | | {_plain(row.failure)} |"
     reasons = [f"{count} x {reason}" for reason, count in row.skipped.items()]
     if not row.found:
-        reasons = ["no attention over a cached prompt recognised", *row.refused]
+        reasons = ["the passes found no attention over a cached prompt", *row.refused]
     cells = [
         row.family,
         row.verdict,

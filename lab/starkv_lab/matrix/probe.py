@@ -1,4 +1,4 @@
-"""One family, tried: what is found, what is compressed, and whether it is right."""
+"""Tries one family: what the passes find, what they compress, and whether it is right."""
 
 from __future__ import annotations
 
@@ -28,17 +28,19 @@ BUDGET, REPLY = 0.3, 4
 
 @dataclass(frozen=True)
 class Row:
-    """A family's row of the table.
+    """Holds a family's row of the table.
 
-    failure: why nothing could be tried. fault: what the passes broke on.
-    images: "two", "beside" the prompt's tokens, or "none", then why not.
-    found, rewritten: attentions of the prompt. skipped: reasons, and how many attentions each.
-    unchanged: whether a budget of 1.0 gives the output that the inner backend alone gives; of a
-    family that is not compressed, every budget.
-    seen, kept: the prompt's tokens, and how many each compressed layer stores; None if the layers
-    differ. expected: how many it should.
-    layout: where the frames' rows and columns come from. right: whether they are the images'.
-    breaks: graph breaks.
+    failure: why the family could not be tried. fault: the error that the passes raised.
+    images: "two" in the prompt, "separate" from the prompt's tokens, or "none". why_no_image: the
+    reason for "none".
+    found, rewritten: numbers of attentions in the prompt's graphs. skipped: for each reason, the
+    number of attentions that were not rewritten.
+    unchanged: whether a budget of 1.0 gives the output of the inner backend alone. A family that
+    is not compressed has to give that output at every budget.
+    seen: tokens of the prompt. kept: tokens that each compressed layer stores, or None if layers
+    differ. expected: tokens that each should store.
+    layout: source of the frames' rows and columns. right: whether they are those of the images.
+    breaks: number of graph breaks.
     """
 
     family: str
@@ -69,20 +71,20 @@ class Row:
 
 
 def probe(family: str) -> Row:
-    """Run a tiny model of `family` as it is, at budget 1.0, and at `BUDGET`."""
+    """Runs a tiny model of `family` without starkv, at budget 1.0, and at `BUDGET`."""
     try:
         model = tiny_model(family)
         prompt = make_prompt(family, model)
         plain = _plain(model, prompt)
-    except Exception as error:  # whatever a family raises on a configuration not its own
+    except Exception as error:  # a family may raise anything on this configuration
         return Row(family, failure=said(error))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what it says is in the report
+        warnings.simplefilter("ignore")  # the report says the same
         try:
             return _probe(family, model, prompt, plain)
         except UnsupportedModel as error:
             return Row(family, failure=str(error))
-        except Exception as error:  # ours, as the family just ran without starkv
+        except Exception as error:  # a fault of starkv: the family just ran without it
             return Row(family, fault=said(error))
 
 
@@ -95,7 +97,7 @@ def _probe(family: str, model: Any, prompt: FamilyInputs, plain: Any) -> Row:
     reasons = [site.reason for graph in told.graphs for site in graph.sites if site.reason]
     row = Row(
         family,
-        images="beside" if prompt.aside else "two" if prompt.tokens else "none",
+        images="separate" if prompt.aside else "two" if prompt.tokens else "none",
         why_no_image=prompt.why_no_image,
         found=sum(graph.found for graph in told.graphs),
         rewritten=rewritten,
@@ -126,11 +128,11 @@ def _generate(model: Any, prompt: FamilyInputs) -> Any:
 
 
 def _plain(model: Any, prompt: FamilyInputs) -> Any:
-    """Compiled by the same inner backend, without starkv: what a budget of 1.0 must equal."""
+    """Runs the model on the inner backend alone. A budget of 1.0 has to give the same output."""
     torch._dynamo.reset()
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
     if not isinstance(decoder, torch.nn.Module):
-        return _generate(model, prompt)  # `compile` will say that there is none
+        return _generate(model, prompt)  # `compile` will say that the decoder is missing
     decoder.compile(backend="eager", dynamic=True)
     try:
         return _generate(model, prompt)
@@ -154,7 +156,7 @@ def _same(left: Any, right: Any) -> bool:
 
 
 def _stored(cache: StarKVCache, rewritten: int) -> tuple[int, int | None, int]:
-    """The prompt's tokens, those stored by each of the `rewritten` layers, and C."""
+    """Returns the prompt's tokens, and those that each layer stores and should store."""
     kept = [layer.kept.shape[1] for layer in cache.compressed_layers if layer.kept is not None]
     seen = cache.get_seq_length() - (REPLY - 1)
     expected = StarKVConfig(budget=BUDGET).capacity(seen)
@@ -162,7 +164,7 @@ def _stored(cache: StarKVCache, rewritten: int) -> tuple[int, int | None, int]:
 
 
 def _layout_is_right(cache: StarKVCache, prompt: FamilyInputs) -> bool:
-    """Whether the cache knows the images: as many frames and tokens, and their true grids."""
+    """Whether the cache's layout has the images' frames, tokens and true grids."""
     layout = cache.shared.layout
     if layout is None:
         return not prompt.tokens

@@ -1,4 +1,4 @@
-"""Prompts for any family: text, two images of different shape, text."""
+"""Makes prompts for any family: text, two images of different shape, text."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ VISION_CONFIGS = ("vision_config", "vision_tower_config", "vq_config", "vit_conf
 
 @dataclass(frozen=True)
 class FamilyInputs:
-    """Arguments of `generate`, and what the images are.
+    """Holds the arguments of `generate`, and describes the images in them.
 
-    tokens: image tokens of each image; none where the family was given text alone. grids: rows
-    and columns of each, where the family takes any shape. aside: the images are no tokens, but
-    attended to beside them.
+    tokens: number of image tokens of each image, empty for a prompt of text only. grids: rows and
+    columns of each image, where the family takes any shape. aside: whether the images stay
+    separate from the prompt's tokens. why_no_image: why the prompt has text only.
     """
 
     arguments: dict[str, Any]
@@ -33,15 +33,15 @@ class FamilyInputs:
 
 
 def make_prompt(family: str, model: Any) -> FamilyInputs:
-    """With two images where the family's inputs can be told from its signature, else text."""
+    """Makes a prompt with two images, or with text only if the family's inputs are not known."""
     try:
         return _with_images(family, model)
-    except Exception as error:  # whatever a family's vision tower raises on inputs not its own
+    except Exception as error:  # a vision tower may raise anything on these inputs
         return FamilyInputs(_arguments(model, _words(WORDS)), why_no_image=said(error))
 
 
 def said(error: Exception) -> str:
-    """An error's kind and the beginning of its first line."""
+    """Returns an error's kind and the beginning of its first line."""
     reason = str(error).strip().partition("\n")[0][:120]
     return f"{type(error).__name__}: {reason}"
 
@@ -76,7 +76,7 @@ def _with_images(family: str, model: Any) -> FamilyInputs:
 
 
 def _images(config: Any, known: Any) -> dict[str, torch.Tensor]:
-    """Pixels of two images: patches and their grid, or squares of the tower's own size."""
+    """Makes pixels of two images: patches with their grid, or squares of the tower's size."""
     vision = next(filter(None, (getattr(config, name, None) for name in VISION_CONFIGS)), None)
     if vision is None:
         raise ValueError("no vision configuration")
@@ -96,7 +96,7 @@ def _images(config: Any, known: Any) -> dict[str, torch.Tensor]:
 
 
 def _given(recipe: dict[str, Any]) -> dict[str, torch.Tensor | None]:
-    """A recipe's inputs: noise of a shape (tuple), these very numbers (list), or none (None)."""
+    """Makes a recipe's inputs: noise of a shape (tuple), given numbers (list), or none (None)."""
     generator = torch.Generator().manual_seed(1)
     return {
         name: torch.randn(value, generator=generator)
@@ -123,7 +123,7 @@ def _words(count: int) -> list[int]:
 
 
 def _rows(features: Any) -> int:
-    """How many embeddings are in what `get_image_features` returns."""
+    """Counts the embeddings that `get_image_features` returned."""
     pooled = getattr(features, "pooler_output", None)
     if pooled is not None:
         return _rows(pooled)

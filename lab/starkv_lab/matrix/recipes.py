@@ -1,4 +1,4 @@
-"""What single families need beside a capped default configuration. Data only."""
+"""Data that single families need in addition to a capped default configuration."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ TEXT_FAMILIES = (
     "gpt_oss",
     "phi4_multimodal",
 )
-"""Text decoders that VLMs are built of. `qwen2`, with its 1-D positions, is OpenCUA's layout."""
+"""Text decoders inside many VLMs. `qwen2` has 1-D positions, as OpenCUA's layout has."""
 
 BEFORE, BETWEEN, AFTER = 7, 6, 30  # words of a prompt, around and between its two images
-WORDS = BEFORE + BETWEEN + AFTER  # of a prompt without image tokens
-MROPE_SECTION = [2, 3, 3]  # of half a head of 16: time, height, width
+WORDS = BEFORE + BETWEEN + AFTER  # words of a prompt without image tokens
+MROPE_SECTION = [2, 3, 3]  # parts of half a head of 16: time, height, width
 _MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": MROPE_SECTION}
-_EVEN_HEADS = {"num_key_value_heads": 4, "head_dim": 8}  # where latents are cached
+_EVEN_HEADS = {"num_key_value_heads": 4, "head_dim": 8}  # for families that cache latents
 _HALF_MROPE = {**_MROPE, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 2]}
 CONFIG: dict[str, dict[str, Any]] = {
     **{
@@ -99,7 +99,7 @@ CONFIG: dict[str, dict[str, Any]] = {
             "rope_parameters": {**_MROPE, "mrope_section": [1, 1, 2]},
         },
     },
-    "apertus1p5": {  # images and sounds are words of a vocabulary that has both beyond the text's
+    "apertus1p5": {  # its vocabulary has images and sounds after the text
         "image_token_offset": 201,
         "audio_token_offset": 265,
         "vision_config": {"codebook_size": 64, "base_channels": 32, "num_res_blocks": 1},
@@ -135,7 +135,7 @@ CONFIG: dict[str, dict[str, Any]] = {
         "vision_config": {"vision_output_dim": 128},
     },
 }
-"""Changes to the tiny configuration, by family; nested configurations are merged."""
+"""Changes to the tiny configuration of each family. Nested configurations are merged."""
 
 _TILES = {"pixel_values": (1, 2, 3, 16, 16)}
 _SIZES = [[16, 16], [16, 16]]
@@ -164,9 +164,9 @@ IMAGES: dict[str, dict[str, Any]] = {
     "granite_docling": {**_TILES, "pixel_attention_mask": [[True, True]]},
     **dict.fromkeys(("idefics2", "idefics3", "smolvlm"), _TILES),
 }
-"""Image inputs of families that take others than their signature tells, by family.
+"""Image inputs of families whose signature does not show them.
 
-A tuple is the shape of noise, a list the numbers themselves, None leaves an input out.
+A tuple is the shape of noise, a list holds the numbers themselves, and None leaves an input out.
 """
 
 ASIDE: dict[str, dict[str, Any]] = {
@@ -187,4 +187,4 @@ ASIDE: dict[str, dict[str, Any]] = {
         "image_embeds_position_mask": [[1] * 8 + [0] * (WORDS - 8)],
     },
 }
-"""The same of families whose images are no tokens of the prompt."""
+"""Image inputs of families whose images are separate from the prompt's tokens."""

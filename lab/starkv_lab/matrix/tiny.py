@@ -1,4 +1,4 @@
-"""A tiny random model of any family: its default configuration, every size capped."""
+"""Builds a tiny random model of any family from its default configuration, with capped sizes."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ CAPS = {
     "max_position_embeddings": 4096,
 }
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "depth")
-FIRST_WORD, LAST_WORD = 5, 200  # ids below the special tokens', for prompts
-LARGEST = 300_000_000  # parameters of what is still tried
+FIRST_WORD, LAST_WORD = 5, 200  # ids of prompts' words, below those of special tokens
+LARGEST = 300_000_000  # most parameters of a model that is tried
 HIGHEST_TOKEN = CAPS["vocab_size"] - 1
 
 
 def tiny_config(family: str) -> Any:
-    """The family's default configuration made tiny, with what its recipe changes."""
+    """Makes the family's default configuration tiny and applies its recipe."""
     from transformers import CONFIG_MAPPING
 
     kind = CONFIG_MAPPING[family]
@@ -46,14 +46,16 @@ def tiny_config(family: str) -> Any:
 
 
 def tiny_model(family: str) -> Any:
-    """A random model of `family`, float32, in eval mode, that generates without stopping."""
+    """Builds a random model of `family`, float32, in eval mode, that never stops generating."""
     import transformers
 
     kind, config = getattr(transformers, families()[family]), tiny_config(family)
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in kind(config).parameters())
     if size > LARGEST:
-        raise ValueError(f"{size / 1e6:,.0f} M parameters: its sizes have names not known here")
+        raise ValueError(
+            f"{size / 1e6:,.0f} M parameters: CAPS does not know the names of its sizes"
+        )
     torch.manual_seed(0)
     model = kind(config).eval()
     if hasattr(model, "generation_config"):
@@ -62,7 +64,7 @@ def tiny_model(family: str) -> Any:
 
 
 def families() -> dict[str, str]:
-    """Model class by family: image-text-to-text ones, and a few of text alone."""
+    """Returns the model class of each image-text-to-text family and of a few text families."""
     from transformers.models.auto import modeling_auto as auto
 
     images = dict(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
@@ -71,9 +73,9 @@ def families() -> dict[str, str]:
 
 
 def shrink(values: dict[str, Any]) -> dict[str, Any]:
-    """Sizes capped, special tokens moved into the vocabulary, one layer of each kind.
+    """Caps sizes, moves special tokens into the vocabulary, and keeps one layer of each kind.
 
-    Lists with one entry a layer keep those of the layers that stay.
+    A list with one entry for each layer keeps the entries of the layers that stay.
     """
     layers = next((values[n] for n in LAYER_COUNTS if isinstance(values.get(n), int)), 0)
     chosen = _one_of_each(values.get("layer_types") or [], layers)
@@ -102,13 +104,13 @@ def shrink(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _one_of_each(kinds: list[Any], layers: int) -> list[int]:
-    """The first layer of each kind; of one kind, two."""
+    """Returns the first layer of each kind, or two layers if there is one kind."""
     first = sorted(kinds.index(kind) for kind in dict.fromkeys(kinds))
     return first if len(kinds) == layers and len(first) > 1 else list(range(min(2, layers)))
 
 
 def _is_special(name: str, value: int) -> bool:
-    """A token that a prompt's words must not be; the text's own few stay where they are."""
+    """Whether a prompt must not use this token. The text's own few tokens stay where they are."""
     if not name.endswith(("_token_id", "_token_index")):
         return False
     return value > LAST_WORD or not name.startswith(("pad_", "bos_", "eos_"))
@@ -119,7 +121,7 @@ def _is_int(value: Any) -> bool:
 
 
 def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`changes` over `values`, configurations inside merged as well."""
+    """Applies `changes` to `values`, and merges the configurations inside as well."""
     merged = dict(values)
     for name, change in changes.items():
         old: Any = merged.get(name)

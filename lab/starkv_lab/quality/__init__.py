@@ -1,5 +1,6 @@
-"""What a compressed cache still answers: `starkv bench quality`.
+"""`starkv bench quality` measures how well compressed caches answer questions.
 
-The shipped agent is given held-out screens and one question; a policy compacts the cache; then
-that question and others are put to what is left. Importing this package imports no torch.
+The shipped agent gets held-out screens and one question. A policy compacts the cache. Then the
+agent answers that question and others from the compacted cache. Importing this package imports no
+torch.
 """

@@ -1,4 +1,4 @@
-"""The command lines of `bench quality`, `trajectories` and `plot`. Imports no torch."""
+"""Reads the command lines of `bench quality`, `trajectories` and `plot`. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,33 +13,46 @@ from starkv_compile.cli import share_of
 def add_quality(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     quality = kinds.add_parser(
         "quality",
-        help="policies and options on the shipped agent, at equal bytes",
+        help="compare policies and options on the shipped agent, at equal bytes",
         description="Gives the shipped agent held-out screens and a question, compacts the cache, "
-        "and puts that question and others to what is left. Interrupted, it goes on where it was: "
-        "one line of DIR/cells.jsonl for each policy and budget.",
+        "and asks that question and others again. DIR/cells.jsonl gets one line for each policy "
+        "and budget. A second run skips the lines that are there, so it continues after an "
+        "interruption.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     _add_common(quality, budgets="40,20,10,5,3")
     add = quality.add_argument
-    add("--questions", type=int, metavar="N", default=2000, help="at least, a policy and budget")
-    add("--frames", type=numbers, metavar="N,M", default="1,2,3,5", help="screenshots of a prompt")
+    add(
+        "--questions",
+        type=int,
+        metavar="N",
+        default=2000,
+        help="fewest questions for each policy and budget",
+    )
+    add(
+        "--frames",
+        type=numbers,
+        metavar="N,M",
+        default="1,2,3,5",
+        help="numbers of screenshots in a prompt",
+    )
     quality.set_defaults(run=_quality)
 
 
 def add_trajectories(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     trajectories = kinds.add_parser(
         "trajectories",
-        help="the same over many steps on one cache",
-        description="Shows the shipped agent a screenshot and asks a question at every step, all "
-        "on one cache that is compacted at each. Goes on where it was, from "
-        "DIR/trajectories.jsonl.",
+        help="compare policies over many steps on one cache",
+        description="Shows the shipped agent a screenshot and asks a question at every step. All "
+        "steps use one cache, which each step compacts. DIR/trajectories.jsonl gets one line for "
+        "each policy and budget. A second run skips the lines that are there.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     _add_common(trajectories, budgets="40,20,10")
     add = trajectories.add_argument
-    add("--trajectories", type=int, metavar="N", default=50)
-    add("--steps", type=int, metavar="N", default=20)
-    add("--history", type=int, metavar="N", default=5, help="screenshots that are remembered")
+    add("--trajectories", type=int, metavar="N", default=50, help="number of trajectories")
+    add("--steps", type=int, metavar="N", default=20, help="steps of each trajectory")
+    add("--history", type=int, metavar="N", default=5, help="screenshots that the session keeps")
     trajectories.set_defaults(run=_trajectories)
 
 
@@ -50,7 +63,8 @@ def _add_common(parser: argparse.ArgumentParser, budgets: str) -> None:
         type=names,
         metavar="A,B",
         default="policy,ablation,own",
-        help="names in starkv_lab.quality.variants; 'policy', 'ablation', 'own' for all of a kind",
+        help="names from starkv_lab.quality.variants; 'policy', 'ablation' or 'own' means all "
+        "variants of that group",
     )
     add(
         "--budgets",
@@ -58,16 +72,16 @@ def _add_common(parser: argparse.ArgumentParser, budgets: str) -> None:
         default=budgets,
         help="percent of the tokens seen that stay cached: 20 or 20%%",
     )
-    add("--seed", type=int, default=0, help="of screens and questions")
-    add("--threads", type=int, default=1)
+    add("--seed", type=int, default=0, help="seed of screens and questions")
+    add("--threads", type=int, default=1, help="threads of torch")
     add(
         "--agent",
         type=Path,
         metavar="DIR",
         default=argparse.SUPPRESS,
-        help="checkpoint folder of the agent (default: the one shipped)",
+        help="checkpoint folder of the agent (default: the shipped agent)",
     )
-    add("--out", type=Path, metavar="DIR", default=Path("bench-quality"))
+    add("--out", type=Path, metavar="DIR", default=Path("bench-quality"), help="output folder")
 
 
 def _quality(args: argparse.Namespace) -> int:
@@ -87,7 +101,7 @@ def _trajectories(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """What was given, under the names that the options have as well."""
+    """Returns the given values under the names of the options' fields."""
     given = {name: value for name, value in vars(args).items() if name != "run"}
     return {**given, "budgets": percents(args.budgets)}
 
@@ -95,13 +109,15 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 def add_plot(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     plot = kinds.add_parser(
         "plot",
-        help="tables and pictures of what `bench quality` measured",
-        description="Reads DIR/cells.jsonl. Writes tables, draws accuracy against bytes, and each "
-        "change to the paper's method against it.",
+        help="draw tables and pictures of what `bench quality` measured",
+        description="Reads DIR/cells.jsonl. Writes tables, and draws two pictures: accuracy "
+        "against bytes, and the effect of each change to the paper's method.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    plot.add_argument("folder", type=Path, metavar="DIR", help="the --out of `bench quality`")
-    plot.add_argument("--out", type=Path, metavar="DIR", default=Path("docs/results"))
+    plot.add_argument("folder", type=Path, metavar="DIR", help="folder that `bench quality` wrote")
+    plot.add_argument(
+        "--out", type=Path, metavar="DIR", default=Path("docs/results"), help="output folder"
+    )
     plot.set_defaults(run=_plot)
 
 
@@ -122,9 +138,9 @@ def numbers(text: str) -> list[int]:
 
 
 def percents(text: str) -> list[float]:
-    """Shares of the tokens: 20 and 20% are 0.2.
+    """Returns budgets as shares of the tokens: "20,10%" gives [0.2, 0.1].
 
     Raises:
-        OptionError: one is no number.
+        OptionError: a budget is no number.
     """
     return [share_of(number, "percent") for number in text.split(",")]

@@ -1,4 +1,4 @@
-"""Measured cells in a file, one JSON line each: a run that was interrupted goes on from it."""
+"""Keeps measured cells in a file, one JSON line each, so that an interrupted run can continue."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from .design import COLUMNS, AnyDesign
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """A variant at a budget. options: every value of its `StarKVConfig`.
+    """Holds what one variant answered at one budget.
 
-    right, same: [prompts, questions of each] bool, answers that are right, and those whose every
-    token is also the full cache's choice. kl: nats a token from the full cache's distribution, by
-    way of asking. recall: share of the reply's attention to the prompt that is still there; not a
-    number where it was not recorded. nbytes, full_nbytes: of all prompts' caches, kept and before,
-    of trajectories after every step. seconds: of processors, for all prefills and compactions, of
-    trajectories for replies too.
+    options: every value of its `StarKVConfig`. right: [prompts, questions of each] bool, the right
+    answers. same: [prompts, questions of each] bool, the answers that agree with the full cache in
+    every token. kl: distance from the full cache's distribution in nats per token, for each way of
+    asking. recall: share of the reply's attention to the prompt that goes to kept tokens; NaN where
+    it was not recorded. nbytes, full_nbytes: bytes of all caches, kept and before compaction; for
+    trajectories, summed over all steps. seconds: processor time of all prefills and compactions;
+    for trajectories, of replies too.
     """
 
     variant: str
@@ -60,10 +61,10 @@ class Cell:
 
 
 class CellFile:
-    """The cells of one design and one agent in a folder.
+    """Keeps the cells of one design and one agent in a folder.
 
-    The first line says what was measured and where. Opening a folder of another design is refused:
-    its cells answer other questions.
+    The first line of the file says what was measured and where. A folder with cells of another
+    design raises an error, because those cells answer other questions.
     """
 
     def __init__(self, folder: Path, design: AnyDesign, where: dict[str, Any]) -> None:
@@ -82,8 +83,8 @@ class CellFile:
         for name in ("design", "agent"):
             if there.get(name) != wanted.get(name):
                 raise StarKVError(
-                    f"{self.path} holds cells of another {name} ({there.get(name)}, now "
-                    f"{wanted.get(name)}); give another --out, or remove the file"
+                    f"{self.path} holds cells of another {name} (the file has {there.get(name)}, "
+                    f"this run has {wanted.get(name)}); give another --out, or remove the file"
                 )
         self.cells = {cell.key: cell for cell in cells}
         text = self.path.read_text()
@@ -91,11 +92,11 @@ class CellFile:
             self.path.write_text(text[: text.rindex("\n") + 1])
 
     def has(self, variant: str, budget: float, config: StarKVConfig) -> bool:
-        """Whether the cell was measured with this very configuration."""
+        """Returns whether the file has the cell, measured with this configuration."""
         cell = self.cells.get((variant, budget))
         try:
             return cell is not None and StarKVConfig.from_options(cell.options) == config
-        except OptionError:  # an option or a value of it that is no more
+        except OptionError:  # the option or its value no longer exists
             return False
 
     def add(self, cell: Cell) -> None:
@@ -105,17 +106,20 @@ class CellFile:
 
 
 def read_cells(path: Path) -> tuple[dict[str, Any], list[Cell]]:
-    """(first line, cells in the order measured; the last of several with one key counts).
+    """Returns the first line, and the cells in the order in which they were measured.
 
-    A last line cut off by an interruption is left out.
+    Where several cells have the same key, the last one counts. A last line that an interruption
+    cut off does not count.
 
     Raises:
-        StarKVError: it is no such file.
+        StarKVError: the file holds something else, or cannot be read.
     """
     try:
         lines = path.read_text().splitlines(keepends=True)
         head = json.loads(lines[0])
         cells = [Cell.from_line(line) for line in lines[1:] if line.endswith("\n")]
     except (OSError, ValueError, IndexError, TypeError, KeyError) as error:
-        raise StarKVError(f"{path}: no file of measured cells ({error})") from error
+        raise StarKVError(
+            f"{path}: no file of measured cells ({error}); give a folder that `bench` wrote"
+        ) from error
     return head, list({cell.key: cell for cell in cells}.values())

@@ -1,4 +1,4 @@
-"""`bench quality` and `bench trajectories`: measure what is missing, then say what was found."""
+"""Runs `bench quality` and `bench trajectories`: measures the missing cells and prints all."""
 
 from __future__ import annotations
 
@@ -38,11 +38,13 @@ GROUPS = ("policy", "ablation", "own")
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
-    """What the command line gives. policies: names of variants, or of `GROUPS` for all of
-    such. budgets: shares below 1. agent: a checkpoint folder, None for the shipped one.
+    """Holds the options of the command line.
+
+    policies: names of variants; a name from `GROUPS` means all variants of the group. budgets:
+    shares below 1. agent: a checkpoint folder, or None for the shipped agent.
 
     Raises:
-        OptionError: a budget is no such share.
+        OptionError: a budget is not between 0 and 1.
     """
 
     policies: Sequence[str] = GROUPS
@@ -56,8 +58,8 @@ class BenchOptions:
         for budget in self.budgets:
             if not 0 < budget < 1:
                 raise OptionError(
-                    f"budget {budget:.0%}: more than 0 and less than 100 %; 100 % is the full "
-                    "cache, which is always measured"
+                    f"budget {budget:.0%}: expected more than 0 and less than 100 %; the command "
+                    "always measures the full cache, which is 100 %"
                 )
 
 
@@ -75,7 +77,7 @@ class TrajectoryOptions(BenchOptions):
 
 
 def chosen(names: Sequence[str]) -> list[Variant]:
-    """The variants that `names` mean, in the order of the registry; the full cache is not one.
+    """Returns the variants that `names` mean, in the order of `VARIANTS`, without the full cache.
 
     Raises:
         OptionError: a name is unknown.
@@ -86,7 +88,7 @@ def chosen(names: Sequence[str]) -> list[Variant]:
             known = [*VARIANTS, *registered]
             raise OptionError(
                 f"policy {name!r}: {did_you_mean(name, [*known, *GROUPS])}known are "
-                f"{', '.join(known)}; {', '.join(GROUPS)} stand for all of a kind"
+                f"{', '.join(known)}; {', '.join(GROUPS)} mean all variants of a group"
             )
     found = [v for v in VARIANTS.values() if v.name in names or v.group in names]
     theirs = [policy_variant(name, name) for name in registered if name in names]
@@ -94,7 +96,7 @@ def chosen(names: Sequence[str]) -> list[Variant]:
 
 
 def run_quality(options: QualityOptions, console: Console | None = None) -> CellFile:
-    """Measure every cell that `out` lacks; write `quality.csv` beside them and print a table.
+    """Measures every cell that `out` lacks, writes `quality.csv` next to them, and prints a table.
 
     Raises:
         StarKVError: an option is impossible, or the folder holds cells of another design.
@@ -106,11 +108,13 @@ def run_quality(options: QualityOptions, console: Console | None = None) -> Cell
 
 
 def run_trajectories(options: TrajectoryOptions, console: Console | None = None) -> CellFile:
-    """The same of trajectories, and `trajectories.csv`. Policies of groups that end at one prompt
-    are left out.
+    """Does the same for trajectories, and writes `trajectories.csv`.
+
+    Some policies work for a single prompt only. The function skips them where a group includes
+    them.
 
     Raises:
-        StarKVError: as above, or such a policy is asked for by name.
+        StarKVError: as in `run_quality`, or `options.policies` names such a policy itself.
     """
     design = Trajectories(options.trajectories, options.steps, options.history, options.seed)
     variants = []
@@ -119,7 +123,9 @@ def run_trajectories(options: TrajectoryOptions, console: Console | None = None)
         if not variant.by_need and not config.is_uneven:
             variants.append(variant)
         elif variant.name in options.policies:
-            raise OptionError(f"policy {variant.name!r} ends at one prompt: it has no trajectory")
+            raise OptionError(
+                f"policy {variant.name!r} ends at one prompt, so it has no trajectory; leave it out"
+            )
     weights = agent_folder(options.agent)
     bench = functools.partial(TrajectoryBench, design, options.agent)
     return run_cells(options, design, weights, variants, bench, "trajectories.csv", console)
@@ -134,10 +140,13 @@ def run_cells(
     csv: str,
     console: Console | None = None,
 ) -> CellFile:
-    """Measure the cells of `variants` that `options.out` lacks, and the full cache's.
+    """Measures the cells of `variants` and of the full cache that `options.out` lacks.
 
-    model: folder of the weights that answer. bench: makes what measures, once there is something
-    to measure; called with what to call after each round.
+    Args:
+        model: folder of the weights that answer.
+        bench: makes the object that measures. It is called only if a cell is missing, with a
+            function to call after each round.
+        csv: name of the table to write.
 
     Raises:
         StarKVError: the folder holds cells of another design or model.
@@ -148,8 +157,8 @@ def run_cells(
     wanted = [(FULL, 1.0)] + [(v, b) for v in variants for b in options.budgets]
     missing = [(v, b) for v, b in wanted if not file.has(v.name, b, v.config(b))]
     console.print(
-        f"{design.prompts} prompts, {design.questions} questions a cell; "
-        f"{len(wanted) - len(missing)} of {len(wanted)} cells are there already"
+        f"Each cell has {design.prompts} prompts and {design.questions} questions. "
+        f"{len(wanted) - len(missing)} of {len(wanted)} cells are there already."
     )
     if missing:
         _measure(bench, missing, file, console)
@@ -177,7 +186,7 @@ def _measure(
     )
     rounds = file.design.rounds
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("full answers", total=rounds * (1 + len(missing)))
+        task = progress.add_task("full cache", total=rounds * (1 + len(missing)))
 
         def advance() -> None:
             progress.advance(task)
@@ -190,6 +199,6 @@ def _measure(
 
 
 def _digest(model: Path) -> str:
-    """What tells one model's answers from another's."""
+    """Returns an id of the weights, which tells one model's answers from another's."""
     weights = model / "model.safetensors"
     return hashlib.sha256(weights.read_bytes()).hexdigest()[:12]

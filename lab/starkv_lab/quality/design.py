@@ -1,4 +1,4 @@
-"""Which questions are put: how many prompts, of which kinds. The same for every variant."""
+"""Says which questions are asked: how many prompts, and of which kinds. All variants share them."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from starkv_compile import OptionError
 from ..agent.questions import KINDS
 from ..demo.turns import Turn, trajectory_turns
 
-ROWS = 16  # prompts of a batch: one grid, one number of frames, one kind, so one length
+ROWS = 16  # prompts of a batch; grid, number of frames and kind are the same, so is the length
 FRAMES = (1, 2, 3, 5)
 ASKINGS = ("reply", "again", "other")
-"""reply: the prompt's own answer, from its second token on; the first one is the full cache's.
-again: the same question, put once more to the compacted cache. other: a question it has not seen
-when it was compacted, one of each kind."""
-PART = 5  # steps at either end that are reported by themselves
+"""reply: the answer to the prompt's own question, from its second token on, because the full cache
+gives the first. again: the same question, asked once more after the compaction. other: a question
+that came only after the compaction, one of each kind."""
+PART = 5  # number of first and of last steps that have a column of their own
 COLUMNS = ("reply", "again", *("other" for _ in KINDS))
-"""What each question of a prompt is."""
+"""How each question of a prompt is asked."""
 
 
 class AnyDesign(Protocol):
-    """What every design of questions says of itself."""
+    """Lists what every design of questions has."""
 
     @property
     def file(self) -> str:
-        """Where its cells are kept, in a folder."""
+        """Name of the file that holds its cells."""
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """The parts that a table for people has."""
+        """The parts that the printed table shows."""
 
     @property
     def prompts(self) -> int: ...
@@ -42,17 +42,17 @@ class AnyDesign(Protocol):
 
     @property
     def rounds(self) -> int:
-        """How often a bench advances over a cell."""
+        """Number of rounds in which a bench measures a cell."""
 
     def slices(self) -> dict[str, np.ndarray]:
-        """Weights [prompts, questions of each] of the questions in each part that is reported."""
+        """Returns weights [prompts, questions of each] of the questions in each reported part."""
 
 
 @dataclass(frozen=True)
 class Design:
-    """`prompts` prompts of held-out episodes, the kinds and the numbers of frames balanced.
+    """Has `prompts` prompts of held-out episodes, balanced over kinds and numbers of frames.
 
-    Each asks one question before the compaction and is put `len(COLUMNS)` after it.
+    Each prompt has one question before the compaction and `len(COLUMNS)` questions after it.
     """
 
     prompts: int
@@ -64,15 +64,15 @@ class Design:
 
     @classmethod
     def of(cls, questions: int, seed: int = 0, frames: tuple[int, ...] = FRAMES) -> Design:
-        """The smallest balanced design with that many questions.
+        """Returns the smallest balanced design with at least `questions` questions.
 
         Raises:
-            OptionError: no questions, or an impossible number of frames.
+            OptionError: `questions` is less than 1, or a number of frames is impossible.
         """
         if questions < 1:
-            raise OptionError(f"questions={questions}: at least 1 is needed")
+            raise OptionError(f"questions={questions}: expected at least 1")
         if not frames or min(frames) < 1 or max(frames) > 10:
-            raise OptionError(f"frames={frames}: 1 to 10 screenshots a prompt")
+            raise OptionError(f"frames={frames}: expected 1 to 10 screenshots in a prompt")
         whole = ROWS * len(frames) * len(KINDS)
         rounds = -(-questions // (len(COLUMNS) * whole))
         return cls(rounds * whole, seed, tuple(frames))
@@ -83,21 +83,21 @@ class Design:
 
     @property
     def rounds(self) -> int:
-        """How often a bench advances over a cell."""
+        """Number of rounds in which a bench measures a cell."""
         return len(self.batches())
 
     def batches(self) -> list[tuple[int, str]]:
-        """(frames, kind of the question asked) of each batch of ROWS prompts."""
+        """Returns (number of frames, kind of question) of each batch of ROWS prompts."""
         n = len(self.frames)
         return [
             (self.frames[i % n], KINDS[i // n % len(KINDS)]) for i in range(self.prompts // ROWS)
         ]
 
     def slices(self) -> dict[str, np.ndarray]:
-        """Weights [prompts, len(COLUMNS)] of the questions in each part that is reported.
+        """Returns weights [prompts, len(COLUMNS)] of the questions in each reported part.
 
-        "all" gives the three ways of asking the same weight. A question's need is the current
-        frame, an older one, or both; with a single frame it is always the current one.
+        "all" gives the three ways of asking the same weight. A question needs the current frame,
+        an older frame, or both. With a single frame it always needs the current one.
         """
         frames = np.repeat([f for f, _ in self.batches()], ROWS)[:, None]
         asked = np.repeat([k for _, k in self.batches()], ROWS)[:, None]
@@ -122,10 +122,10 @@ class Design:
 
 @dataclass(frozen=True)
 class Trajectories:
-    """`prompts` trajectories of `steps` turns; the newest `history` screenshots are remembered.
+    """Has `prompts` trajectories of `steps` turns. Sessions keep the newest `history` screenshots.
 
     Raises:
-        OptionError: one of them is less than 1.
+        OptionError: a number is less than 1.
     """
 
     prompts: int = 50
@@ -139,7 +139,7 @@ class Trajectories:
     def __post_init__(self) -> None:
         for name in ("prompts", "steps", "history"):
             if getattr(self, name) < 1:
-                raise OptionError(f"{name}={getattr(self, name)}: at least 1 is needed")
+                raise OptionError(f"{name}={getattr(self, name)}: expected at least 1")
 
     @property
     def questions(self) -> int:
@@ -147,14 +147,14 @@ class Trajectories:
 
     @property
     def rounds(self) -> int:
-        """How often a bench advances over a cell."""
+        """Number of rounds in which a bench measures a cell."""
         return self.prompts
 
     def turns(self, number: int) -> list[Turn]:
         return trajectory_turns(self.steps, self.history, 1000 * self.seed + number)
 
     def slices(self) -> dict[str, np.ndarray]:
-        """Weights [prompts, steps] of the questions in each part that is reported."""
+        """Returns weights [prompts, steps] of the questions in each reported part."""
         step = np.arange(self.steps)
         parts = {"all": step >= 0}
         parts |= {kind: step % len(KINDS) == i for i, kind in enumerate(KINDS)}

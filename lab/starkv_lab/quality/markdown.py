@@ -1,4 +1,4 @@
-"""Measured cells as tables for the documentation."""
+"""Writes measured cells as tables for the documentation."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ ABLATED_AT = (0.2, 0.1, 0.05)
 
 
 def markdown(comparison: Comparison, trajectories: Comparison | None = None) -> str:
-    """A table of the policies for each budget, and one of the changes to each method."""
+    """Makes a table of the policies for each budget, and a table of the changes to each method."""
     parts = [
         "# Quality: tables",
-        "Made by `starkv bench plot`; `quality.md` says what they mean. Percent "
-        "right with 95 % intervals (bootstrap over prompts). Differences are paired: of the same "
-        "questions, in points.",
+        "`starkv bench plot` makes these tables. [Quality](quality.md) explains them. Shares are "
+        "percent of right answers, with 95 % intervals (bootstrap over prompts). Differences are "
+        "percentage points, and compare answers to the same questions.",
         *_policies(comparison, SHOWN, "{budget:.0%} of the tokens"),
         *_changes(comparison, "own", "default", "our default"),
         *_changes(comparison, "ablation", "paper", "the paper's configuration"),
     ]
     if trajectories is not None:
         steps = next(iter(trajectories.cells.values())).right.shape[1]
-        title = f"Trajectories of {steps} steps, {{budget:.0%}} of what is remembered"
+        title = f"Trajectories of {steps} steps, {{budget:.0%}} of the session's tokens"
         parts += _policies(trajectories, tuple(trajectories.parts), title)
     return "\n\n".join(parts) + "\n"
 
@@ -61,7 +61,9 @@ def _policies(comparison: Comparison, parts: tuple[str, ...], title: str) -> Ite
             ]
             for c in here
         ]
-        yield _table(["", *shown, "all, less full", "as full", "bytes"], rows)
+        yield _table(
+            ["", *shown, "all, minus full cache", "same as full cache", "bytes kept"], rows
+        )
 
 
 def _changes(comparison: Comparison, group: str, base: str, title: str) -> Iterator[str]:
@@ -81,7 +83,7 @@ def _changes(comparison: Comparison, group: str, base: str, title: str) -> Itera
         rows.append(row)
     if rows:
         yield f"## One change to {title}"
-        yield "Points gained over it; bold where the interval leaves out 0."
+        yield "Each number is the gain in points. The interval of a bold number does not contain 0."
         yield _table(["", *(f"{b:.0%} {p}" for b in budgets for p in ("again", "other"))], rows)
 
 

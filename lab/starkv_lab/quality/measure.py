@@ -1,4 +1,4 @@
-"""One cell: a variant at a budget, over all prompts of a design."""
+"""Measures one cell: a variant at a budget, over all prompts of a design."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from .variants import Variant
 
 @dataclass(frozen=True)
 class Reference:
-    """What the full cache gave for one batch, for each continuation.
+    """Holds what the full cache gave for each continuation of one batch.
 
-    chosen: [B, judged] each. logs: log-probabilities [B, judged, vocabulary] each. attention:
-    [B, layers, G, L], what the reply attends to in the prompt, summing to 1.
+    chosen: the chosen tokens [B, judged] of each. logs: log-probabilities [B, judged, vocabulary]
+    of each. attention: [B, layers, G, L], the attention of the reply to the prompt; it sums to 1.
     """
 
     seen: Seen
@@ -35,8 +35,11 @@ class Reference:
 
 
 class Judged(NamedTuple):
-    """One continuation of a batch, [B] each: right; the full cache's choices; nats a token from
-    its distribution."""
+    """Judges one continuation of a batch, with arrays [B].
+
+    right: whether the answer is right. same: whether every token is the full cache's choice. kl:
+    distance from the full cache's distribution, in nats per token.
+    """
 
     right: np.ndarray
     same: np.ndarray
@@ -44,7 +47,7 @@ class Judged(NamedTuple):
 
 
 class Bench:
-    """All prompts of a design, drawn, seen and answered from the full cache."""
+    """Draws all prompts of a design and answers them from the full cache."""
 
     def __init__(
         self,
@@ -70,7 +73,7 @@ class Bench:
     def measure(
         self, variant: Variant, budget: float, advance: Callable[[], Any] = lambda: None
     ) -> Cell:
-        """The cell of `variant` at `budget`.
+        """Measures the cell of `variant` at `budget`.
 
         Raises:
             StarKVError: a cache was not compacted to the budget.
@@ -115,7 +118,7 @@ class Bench:
 
 
 def _recall(attention: torch.Tensor, cache: StarKVCache) -> float:
-    """Share of the full cache's attention, while it replied, that goes to tokens still stored."""
+    """Returns the share of the full cache's attention, during its reply, to tokens still stored."""
     shares = []
     for number, layer in enumerate(cache.compressed_layers):
         if layer.kept is None or layer.stored == layer.seen:

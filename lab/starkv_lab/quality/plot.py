@@ -1,4 +1,4 @@
-"""Measured cells for the documentation: tables, accuracy against bytes, changes to the paper's."""
+"""Makes the documentation's tables and pictures of measured cells."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .variants import FULL, VARIANTS, group_of, title_of
 
 PANELS = {
     "all": "all questions",
-    "again": "the question the cache was compacted for, put again",
-    "other": "questions it was not compacted for",
+    "again": "the question before compaction, asked again",
+    "other": "questions asked only after compaction",
 }
-LOUD = {"oracle": "black", "default": "tab:green", "paper": "tab:red"}  # thick; the others thin
+LOUD = {"oracle": "black", "default": "tab:green", "paper": "tab:red"}  # with thick lines
 COLORS = (
     "tab:blue",
     "tab:orange",
@@ -47,20 +47,22 @@ COLORS = (
 
 
 def draw_plots(folder: Path, out: Path) -> list[Path]:
-    """`quality-tables.md`, `quality.png` and, if changes to the paper's method were measured,
-    `quality-ablation.png`.
+    """Writes `quality-tables.md` and `quality.png`, and returns the paths of all files.
+
+    Writes `quality-ablation.png` too if the folder has changes to the paper's method.
 
     Args:
-        folder: of a `cells.jsonl`; of a `trajectories.jsonl` beside it there are tables.
+        folder: a folder with `cells.jsonl`. The tables include a `trajectories.jsonl` next to it.
+        out: the folder for the files.
 
     Raises:
-        StarKVError: there is none, or matplotlib is missing.
+        StarKVError: the folder has no `cells.jsonl`, or matplotlib is missing.
     """
     head, cells = read_cells(folder / Design.file)
     try:
         import matplotlib
     except ImportError as error:
-        raise MissingPackage(f"no plot without it: pip install matplotlib ({error})") from error
+        raise MissingPackage(f"plots need matplotlib: pip install matplotlib ({error})") from error
     matplotlib.use("Agg")
     design = Design(**{**head["design"], "frames": tuple(head["design"]["frames"])})
     comparison = Comparison(design, cells)
@@ -89,7 +91,7 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _draw_policies(comparison: Comparison, path: Path) -> None:
-    """One panel a kind of question, one line a policy, its 95 % band."""
+    """Draws a panel for each way of asking, and a line with its 95 % band for each policy."""
     from matplotlib import pyplot
 
     cells = [c for c in comparison.cells.values() if group_of(c.variant) == "policy"]
@@ -109,7 +111,7 @@ def _draw_policies(comparison: Comparison, path: Path) -> None:
         panel.set_xlabel("bytes kept, % of the full cache")
         panel.set_title(title, fontsize=10)
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel("right answers, %, with 95 % bands")
+    panels[0].set_ylabel("right answers in %, with 95 % bands")
     handles, labels = panels[0].get_legend_handles_labels()
     rows = -(-len(labels) // 5)
     figure.legend(handles, labels, loc="lower center", ncols=5, fontsize=9, frameon=False)
@@ -143,7 +145,7 @@ def _draw_line(
 
 
 def _draw_ablation(comparison: Comparison, path: Path) -> None:
-    """Points gained by each change to the paper's method, a panel for each budget."""
+    """Draws the points that each change to the paper's method gains, in a panel for each budget."""
     from matplotlib import pyplot
 
     cells = comparison.cells
@@ -175,7 +177,7 @@ def _draw_ablation(comparison: Comparison, path: Path) -> None:
                 )
         panel.axvline(0, color="black", linewidth=0.8)
         panel.set_yticks(range(len(names)), [title_of(name) for name in names])
-        panel.set_xlabel("points more right than the paper's, 95 %")
+        panel.set_xlabel("points gained, with 95 % intervals")
         panel.set_title(f"{budget:.0%} of the bytes", fontsize=10)
         panel.grid(axis="x", alpha=0.3)
     handles, labels = panels[0].get_legend_handles_labels()

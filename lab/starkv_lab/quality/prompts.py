@@ -1,4 +1,4 @@
-"""Held-out screens and questions as the agent reads them."""
+"""Makes held-out screens and questions in the form that the agent reads."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .design import ROWS, Design
 
 @dataclass(frozen=True)
 class Continuation:
-    """What is put to a cache after its prompt, and how it should go on.
+    """Holds what follows a prompt on its cache.
 
-    ids: [B, S]; the last `judged` of them are what the agent should say.
+    ids: tokens [B, S]. The last `judged` of them are the right answer.
     """
 
     ids: torch.Tensor
@@ -29,11 +29,10 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Prompts:
-    """B prompts of one length: all screens, then one question.
+    """Holds B prompts of the same length: all screens, then one question.
 
-    input_ids: [B, L]. is_element, is_asked: [B, L] bool, tokens that show something that can be
-    asked for, and what this prompt's question needs. continuations: in the order of
-    `design.COLUMNS`.
+    input_ids: [B, L]. is_element: [B, L] bool, tokens that show an element. is_asked: [B, L] bool,
+    tokens that the prompt's question needs. continuations: one for each of `design.COLUMNS`.
     """
 
     input_ids: torch.Tensor
@@ -48,7 +47,7 @@ class Prompts:
 
 
 def make_prompts(design: Design, number: int) -> Prompts:
-    """Batch `number` of a design. Training draws no seed of this kind."""
+    """Makes batch `number` of a design. Training never draws these seeds."""
     frames, kind = design.batches()[number]
     rng = random.Random(f"quality-{design.seed}-{number}-{frames}-{kind}")
     episodes = _episodes(rng, frames)
@@ -75,7 +74,7 @@ def make_prompts(design: Design, number: int) -> Prompts:
 
 
 def needed_cells(episode: Episode, question: Question) -> set[tuple[int, Cell]]:
-    """(index of the frame, cell) of what must be seen to answer."""
+    """Returns (index of the frame, cell) of everything that the answer depends on."""
     words = question.text.split()
     steps = {int(step) for word, step in pairwise(words) if word == "step"}
     said = f"{question.text} {question.answer}"
@@ -89,9 +88,9 @@ def needed_cells(episode: Episode, question: Question) -> set[tuple[int, Cell]]:
 
 
 def _episodes(rng: random.Random, frames: int) -> list[Episode]:
-    """ROWS new ones on one grid, each with two questions of every kind at least.
+    """Draws ROWS episodes on one grid, each with at least two questions of every kind.
 
-    Of two frames between which a single element moved, one thing can be asked to "return".
+    Two frames between which a single element moved have only one question of the kind "return".
     """
     grid = rng.choice(GRIDS)
     episodes: list[Episode] = []
@@ -118,7 +117,7 @@ def _shown(episode: Episode) -> list[str]:
 
 
 def _places(episode: Episode) -> list[tuple[int, Cell]]:
-    """(index of the frame, cell) of each visual token, in reading order."""
+    """Returns (index of the frame, cell) of each visual token, in reading order."""
     rows, columns = range(episode.rows), range(episode.columns)
     return [(i, (r, c)) for i in range(len(episode.frames)) for r in rows for c in columns]
 
@@ -129,7 +128,7 @@ def _reply(questions: Sequence[Question]) -> Continuation:
 
 
 def _next_turn(questions: Sequence[Question]) -> Continuation:
-    """The question as a turn of its own, after an empty reply: a reply would give answers away."""
+    """Makes a separate turn after an empty reply, because a reply would give answers away."""
     ids = _ids([END, USER, *q.text.split(), AGENT, *q.answer.split(), END] for q in questions)
     return Continuation(ids, len(questions[0].answer.split()) + 1)
 

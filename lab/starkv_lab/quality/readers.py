@@ -1,4 +1,4 @@
-"""The agent, uncompressed and compressed: reads prompts into caches, goes on from a cache."""
+"""Reads prompts into full or compressed caches, and continues from a cache."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from .variants import Variant
 
 @dataclass(frozen=True)
 class Seen:
-    """Prompts whose screens the vision tower has seen.
+    """Holds prompts with the vision tower's output for their screens.
 
-    features: [visual tokens of all rows, 2 * hidden], embeddings and what is added to them after
-    the language model's first layer. shift: position of the token after the prompt, less L.
+    features: [visual tokens of all rows, 2 * hidden], the embeddings and what the model adds after
+    its first language layer. shift: position of the token after the prompt, minus L.
     """
 
     prompts: Prompts
@@ -34,9 +34,9 @@ class Seen:
 
 
 class SeenBefore(nn.Module):
-    """In the vision tower's place: what it is given is what the tower once returned.
+    """Replaces the vision tower: takes the tower's earlier output and returns it.
 
-    Seeing takes longer than reading, and is the same whatever the cache keeps.
+    The tower takes longer than the language model, and its output does not depend on the cache.
     """
 
     def __init__(self, tower: Any) -> None:
@@ -55,8 +55,10 @@ class SeenBefore(nn.Module):
 
 
 class Reader:
-    """Two copies of a model of the agent's architecture: one that is compiled to compress, one that
-    never is. They are the reader's from now on.
+    """Holds two copies of a model with the agent's architecture.
+
+    The reader compiles `compressing`, and never `plain`. It changes both, so the caller must not
+    use them any more.
     """
 
     def __init__(self, plain: Any, compressing: Any) -> None:
@@ -76,12 +78,14 @@ class Reader:
         return Seen(prompts, torch.cat([seen.pooler_output, added], -1), int(shift[0]))
 
     def read(self, seen: Seen) -> StarKVCache:
-        """The full cache of a batch of prompts."""
+        """Returns the full cache of a batch of prompts."""
         return _read(self.plain, seen)
 
     def read_by_need(self, seen: Seen, config: StarKVConfig) -> StarKVCache:
-        """What an oracle keeps of them: the window, what the question needs, the question itself,
-        then what others may need, newest first, then text.
+        """Returns the cache of an oracle, which knows what the prompts' questions need.
+
+        It keeps the window, then what the question needs, then the question itself, then what
+        other questions may need, and then text. Newer tokens come first among equals.
         """
         cache, prompts = self.read(seen), seen.prompts
         length = prompts.input_ids.shape[1]
@@ -101,7 +105,7 @@ class Reader:
 
     @contextlib.contextmanager
     def reading(self, variant: Variant, budget: float, first: Seen) -> Iterator[Metered]:
-        """How prompts become the caches of `variant`; compiled for ones like `first`."""
+        """Yields a reader into caches of `variant`, compiled for prompts shaped like `first`."""
         config = variant.config(budget)
         if variant.by_need:
             yield Metered(lambda seen: self.read_by_need(seen, config))
@@ -112,7 +116,7 @@ class Reader:
 
     @contextlib.contextmanager
     def compiled(self, config: StarKVConfig) -> Iterator[_Compressor]:
-        """Something whose `read` gives compacted caches, by the graph pass."""
+        """Yields an object whose `read` returns compacted caches, from the compiled model."""
         torch._dynamo.reset()  # lets go of the last configuration's graphs
         compile(self.compressing, config)
         try:
@@ -121,13 +125,13 @@ class Reader:
             undo(self.compressing)
 
     def go_on(self, cache: StarKVCache, seen: Seen, what: Continuation) -> torch.Tensor:
-        """Logits [B, judged, vocabulary] with which the judged tokens are predicted."""
+        """Returns the logits [B, judged, vocabulary] that predict the judged tokens."""
         return self.put(cache, seen, what.ids)[:, -what.judged - 1 : -1]
 
     def put(self, cache: StarKVCache, seen: Seen, ids: torch.Tensor) -> torch.Tensor:
-        """Logits [B, S, vocabulary] after each of the tokens `ids` [B, S].
+        """Returns the logits [B, S, vocabulary] after each of the tokens `ids` [B, S].
 
-        They are put to a fork of the cache as they are, nothing is dropped meanwhile.
+        The tokens go to a fork of the cache, which drops nothing.
         """
         fork = cache.fork()
         # No mask for several tokens fits layers that store different numbers of tokens.
@@ -135,12 +139,12 @@ class Reader:
         return torch.cat([self._put(fork, part, seen.shift).logits for part in parts], 1)
 
     def attended(self, cache: StarKVCache, seen: Seen, what: Continuation) -> torch.Tensor:
-        """What those predictions attend to: [B, layers, G, tokens stored and put].
+        """Returns the attention of those predictions, [B, layers, G, tokens stored and new].
 
-        Mean over the predictions, and over the query heads of each KV head.
+        It is the mean over the predictions and over the query heads of each KV head.
         """
         decoder, groups = self.plain.get_decoder(), cache.compressed_layers[0].keys.shape[1]
-        decoder.set_attn_implementation("eager")  # the others do not return it
+        decoder.set_attn_implementation("eager")  # the other implementations do not return it
         output = self._put(cache.fork(), what.ids, seen.shift, output_attentions=True)
         decoder.set_attn_implementation("sdpa")
         predicting = slice(-what.judged - 1, -1)
@@ -167,10 +171,10 @@ class _Compressor:
         self.model, self.config = model, config
 
     def read(self, seen: Seen) -> StarKVCache:
-        """The compacted cache of a batch of prompts.
+        """Returns the compacted cache of a batch of prompts.
 
         Raises:
-            StarKVError: it was not compacted, or not to the budget.
+            StarKVError: the cache was not compacted, or not to the budget.
         """
         cache = _read(self.model, seen)
         told = report(self.model)
@@ -180,8 +184,8 @@ class _Compressor:
         excess = abs(sum(stored) - layers * expected)
         if told.refusals or excess > (layers if cache.is_uneven else 0):
             raise StarKVError(
-                f"{self.config}: layers store {stored} of {length} tokens, expected {expected} "
-                f"each; {'; '.join(told.refusals) or 'nothing was refused'}"
+                f"{self.config}: layers store {stored} of {length} tokens, but {expected} each "
+                f"were expected; {'; '.join(told.refusals) or 'the report refuses nothing'}"
             )
         return cache
 
@@ -202,10 +206,10 @@ def _read(model: Any, seen: Seen) -> StarKVCache:
 
 @dataclass
 class Metered:
-    """Reads prompts into caches, and adds up what that takes.
+    """Reads prompts into caches, and adds up the costs.
 
-    nbytes, full_nbytes: of all caches, kept and before. seconds: of processors, whatever else the
-    machine does.
+    nbytes, full_nbytes: bytes of all caches, kept and before compaction. seconds: processor time,
+    which does not include other work on the machine.
     """
 
     _read: Callable[[Seen], StarKVCache]

@@ -1,4 +1,4 @@
-"""Measured cells as rows: every part of the questions with its intervals, as CSV and to read."""
+"""Makes rows of measured cells, with intervals for every part of the questions."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from .variants import FULL, title_of
 
 @dataclass(frozen=True)
 class Row:
-    """One part of the questions in one cell. Intervals are 95 %.
+    """Holds one part of the questions in one cell, with 95 % intervals.
 
-    accuracy: with its interval by the bootstrap over prompts; wilson: as if all questions were
-    independent and counted alike. minus_full, minus_default: paired differences, None where the
-    other cell was not measured. agreement: answers whose every token is the full cache's choice.
+    accuracy: share of right answers, with the interval of a bootstrap over prompts. wilson: the
+    interval if all questions were independent and had the same weight. minus_full, minus_default:
+    paired differences, or None where the other cell was not measured. agreement: share of answers
+    that agree with the full cache in every token.
     """
 
     cell: Cell
@@ -59,7 +60,7 @@ class Row:
 
 
 class Comparison:
-    """Cells of one design, all resampled alike."""
+    """Compares cells of one design. All use the same resamples."""
 
     def __init__(self, design: AnyDesign, cells: Sequence[Cell]) -> None:
         self.parts = design.slices()
@@ -70,16 +71,16 @@ class Comparison:
         return self._bootstrap.mean(cell.right, self.parts[part])
 
     def difference(self, cell: Cell, other: Cell, part: str = "all") -> Interval:
-        """How much more of the same questions `cell` gets right than `other`."""
+        """Returns how much larger the share of right answers of `cell` is than that of `other`."""
         return self._bootstrap.mean(cell.right.astype(float) - other.right, self.parts[part])
 
     def agreement(self, cell: Cell, part: str = "all") -> float:
-        """Share of the answers that are the full cache's."""
+        """Returns the share of answers that agree with the full cache in every token."""
         weights = self.parts[part]
         return float((cell.same * weights).sum() / weights.sum())
 
     def rows(self) -> Iterator[Row]:
-        """A row for every part of every cell."""
+        """Yields a row for every part of every cell."""
         for cell in self.cells.values():
             full, default = (
                 self.cells.get(key) for key in ((FULL.name, 1.0), ("default", cell.budget))
@@ -100,7 +101,7 @@ class Comparison:
 
 
 def write_csv(file: CellFile, path: Path) -> None:
-    """Every part of every cell of the file."""
+    """Writes a row for every part of every cell of the file."""
     rows = [row.to_csv() for row in Comparison(file.design, list(file.cells.values())).rows()]
     with path.open("w", newline="") as out:
         writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
@@ -109,11 +110,11 @@ def write_csv(file: CellFile, path: Path) -> None:
 
 
 def accuracy_table(design: AnyDesign, cells: Sequence[Cell]) -> Table:
-    """One line a cell: what is right of the parts to be shown, best first at each budget."""
+    """Makes a line for each cell with its right answers, best first at each budget."""
     comparison = Comparison(design, cells)
-    table = Table(title=f"Right answers, {design.questions} questions a line (95 % intervals)")
+    table = Table(title=f"Right answers to {design.questions} questions per line (95 % intervals)")
     shown = [part for part in design.shown if part in comparison.parts]
-    for name in ("budget", "policy", *shown, "minus full", "as full"):
+    for name in ("budget", "policy", *shown, "minus full cache", "same as full cache"):
         table.add_column(name, justify="left" if name == "policy" else "right")
     full = comparison.cells.get((FULL.name, 1.0))
 
@@ -133,6 +134,6 @@ def _percent(interval: Interval) -> str:
 
 
 def points(interval: Interval) -> str:
-    """A difference of shares, for people: in percentage points."""
+    """Writes a difference of shares and its interval in percentage points."""
     value, low, high = (100 * number for number in interval)
     return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"

@@ -1,9 +1,9 @@
-"""Trajectories of an agent, each on one cache: what a policy leaves is what it chooses from next.
+"""Measures trajectories of an agent, each on one cache.
 
-`bench quality` compacts every prompt once, and so says nothing of what acts over steps: what is
-stored beside what is new, state that a policy keeps, text that gathers. Here a session sees a
-screenshot and answers a question at each step; questions are about the newest screenshots, which
-are all that it remembers.
+`bench quality` compacts every prompt once. It cannot show what happens over steps: stored tokens
+compete with new tokens, a policy keeps state, and text accumulates. Here a session sees a
+screenshot and answers a question at each step. Questions ask about the newest screenshots, which
+are all that the session keeps.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .variants import FULL, Variant
 
 
 class Answers(NamedTuple):
-    """Of one trajectory, by step: replies, whether right, bytes stored after it; seconds of all."""
+    """Holds replies, right answers and stored bytes of each step, and seconds of a trajectory."""
 
     replies: list[str]
     right: list[bool]
@@ -36,7 +36,7 @@ class Answers(NamedTuple):
 
 
 class TrajectoryBench:
-    """All trajectories of a design, drawn, and answered with everything kept."""
+    """Draws all trajectories of a design and answers them with the full cache."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class TrajectoryBench:
     def measure(
         self, variant: Variant, budget: float, advance: Callable[[], Any] = lambda: None
     ) -> Cell:
-        """The cell of `variant` at `budget`, a share of what the session remembers."""
+        """Measures the cell of `variant` at `budget`, a share of the session's tokens."""
         config = variant.config(budget)
         found = self.full if variant is FULL else self._run(config, advance)
         pairs = list(zip(found, self.full, strict=True))

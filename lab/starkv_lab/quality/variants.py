@@ -1,4 +1,4 @@
-"""What is compared: one line of `VARIANTS` each."""
+"""Lists the variants that are compared, one line of `VARIANTS` each."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from starkv_compile import StarKVConfig
 
 BUDGETS = (0.4, 0.2, 0.1, 0.05, 0.03)
 DENSITY = (0.06, 0.15, 0.18, 0.32)
-"""What `measure_layer_budgets` gives for the shipped agent's layers, mean of six prompts."""
+"""Result of `measure_layer_budgets` for the shipped agent's layers, the mean of six prompts."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A configuration under a name. make: called with `budget` and `inner`.
+    """Gives a configuration a name and a title.
 
-    group: "policy"; "ablation" for one change to the paper's method, "own" to ours. by_need: no
-    policy but the ceiling, which is told what the questions need; of `make` only the capacity
-    counts then.
+    make: makes the configuration from `budget` and `inner`. group: "policy", "ablation" for one
+    change to the paper's method, or "own" for one change to our default. by_need: True for the
+    oracle, which is the upper limit. It knows what the questions need, so of `make` only the
+    capacity counts.
     """
 
     name: str
@@ -46,19 +47,19 @@ def _own(name: str, title: str, **options: Any) -> Variant:
 
 
 def policy_variant(policy: str, title: str, name: str = "", **options: Any) -> Variant:
-    """A policy, by its name, with some of its options changed."""
+    """Returns the variant of a registered policy with some of its options changed."""
     return Variant(name or policy, title, partial(_flat, policy=policy, **options))
 
 
 FULL = Variant("full", "full cache", StarKVConfig)
-"""At budget 1.0, and only there. What the others are compared with."""
+"""The variant that the others are compared with. Its only budget is 1.0."""
 
 _ALL = (
     FULL,
-    Variant("oracle", "oracle: told what is needed", StarKVConfig, by_need=True),
-    Variant("default", "novelty on the screen (our default)", StarKVConfig),
+    Variant("oracle", "oracle: knows what is needed", StarKVConfig, by_need=True),
+    Variant("default", "screen novelty (our default)", StarKVConfig),
     policy_variant("starkv", "STaR-KV, our options"),
-    Variant("paper", "STaR-KV, the paper's", StarKVConfig.paper),
+    Variant("paper", "STaR-KV, the paper's options", StarKVConfig.paper),
     policy_variant("snapkv", "SnapKV, a set for each KV head"),
     policy_variant("snapkv_mean", "SnapKV, mean over heads"),
     policy_variant("snapkv_boost", "SnapKV, mean over heads, with boost"),
@@ -66,7 +67,7 @@ _ALL = (
     policy_variant("mixkv", "MixKV on SnapKV"),
     policy_variant("vl_cache", "VL-Cache, one budget for all layers"),
     policy_variant(
-        "vl_cache", "VL-Cache, its budgets by layer", "vl_cache-layers", layer_budgets=DENSITY
+        "vl_cache", "VL-Cache, budgets by layer", "vl_cache-layers", layer_budgets=DENSITY
     ),
     policy_variant("gui_kv", "GUI-KV"),
     policy_variant("st_lite", "ST-Lite"),
@@ -93,37 +94,37 @@ _ALL = (
     _changed("boost-0.5", "boost 0.5", boost=0.5),
     _changed("boost-1", "boost 1", boost=1.0),
     _changed("boost-4", "boost 4", boost=4.0),
-    _changed("mi-at-once", "prior from the first step", mi_warm_steps=0, mi_ramp_steps=1),
+    _changed("mi-at-once", "spatial prior from the first step", mi_warm_steps=0, mi_ramp_steps=1),
     _changed(
         "mi-whole",
-        "prior alone from the first step",
+        "only the spatial prior, from the first step",
         mi_weight=1.0,
         mi_warm_steps=0,
         mi_ramp_steps=1,
     ),
     _changed(
         "mi-whole-true",
-        "prior alone, on the screens' own grid",
+        "only the spatial prior, on the screens' own grid",
         mi_weight=1.0,
         mi_warm_steps=0,
         mi_ramp_steps=1,
         grid="true",
     ),
     _changed("decay-0", "no discount of older frames", frame_decay=0.0),
-    _changed("decay-0.3", "discount 0.3 a frame", frame_decay=0.3),
+    _changed("decay-0.3", "discount 0.3 per frame", frame_decay=0.3),
     _changed("pool-1", "scores not pooled", pool=1),
-    _changed("pool-3", "pooled by 3", pool=3),
-    _changed("pool-1-boost-0", "not pooled, no boost", pool=1, boost=0.0),
+    _changed("pool-3", "scores pooled over 3 tokens", pool=3),
+    _changed("pool-1-boost-0", "scores not pooled, no boost", pool=1, boost=0.0),
     _changed("window-4", "window 4", window=4),
     _changed("window-16", "window 16", window=16),
     _changed("window-32", "window 32", window=32),
     _changed("layers", "VL-Cache's budgets by layer", layer_budgets=DENSITY),
     _own("own-layers", "VL-Cache's budgets by layer", layer_budgets=DENSITY),
-    _own("own-attention-0", "no attention on screens", attention_weight=0.0),
-    _own("own-attention-2", "attention 2", attention_weight=2.0),
-    _own("own-text-1", "as large a share of text as of screens", text_weight=1.0),
-    _own("own-text-4", "four times as large a share of text", text_weight=4.0),
-    _own("own-novelty-0", "text by attention alone", novelty_weight=0.0),
+    _own("own-attention-0", "no attention in the scores of screens", attention_weight=0.0),
+    _own("own-attention-2", "attention weight 2", attention_weight=2.0),
+    _own("own-text-1", "text weight 1", text_weight=1.0),
+    _own("own-text-4", "text weight 4", text_weight=4.0),
+    _own("own-novelty-0", "text scored by attention only", novelty_weight=0.0),
     _own("own-pool-1", "text not pooled", pool=1),
     _own("own-window-4", "window 4", window=4),
     _own("own-window-16", "window 16", window=16),
@@ -133,10 +134,10 @@ VARIANTS = {variant.name: variant for variant in _ALL}
 
 
 def title_of(name: str) -> str:
-    """For people. The name itself of a variant that is no more."""
+    """Returns the title, or the name itself of a variant that no longer exists."""
     return VARIANTS[name].title if name in VARIANTS else name
 
 
 def group_of(name: str) -> str:
-    """Nothing ("") of a variant that is no more."""
+    """Returns the group, or "" for a variant that no longer exists."""
     return VARIANTS[name].group if name in VARIANTS else ""

@@ -202,7 +202,7 @@ def test_a_folder_is_no_file_and_no_checkpoint(capsys, tmp_path):
     Image.new("RGB", (30, 30)).save(tmp_path / "a.png")
     arguments = ("--model", tmp_path, "--image", tmp_path / "a.png", "--prompt", "x")
     code, _, err = run(capsys, tmp_path / "page.html", *arguments)
-    assert (code, "no checkpoint there (config.json is missing)" in err) == (2, True)
+    assert (code, "there is no checkpoint (config.json is missing)" in err) == (2, True)
 
 
 def test_budgets_are_exact_and_sorted():

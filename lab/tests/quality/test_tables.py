@@ -75,7 +75,7 @@ def test_documents_are_made_from_the_file_alone(tmp_path):
         draw_plots(tmp_path / "nowhere", tmp_path)
     text = tables.read_text()
     assert text.index("## 100%") < text.index("## 20%") < text.index("## 10%")
-    assert "| STaR-KV, the paper's | 33.3 (33-33) | 0.0 (0-0) |" in text
+    assert "| STaR-KV, the paper's options | 33.3 (33-33) | 0.0 (0-0) |" in text
     assert "| -66.7 (-66.7 to -66.7) | 100% | 20.0% |" in text
     gained = "**+100.0 (+100.0 to +100.0)** | +0.0 (+0.0 to +0.0)"
     assert f"| paper, scores not pooled | {gained} |  |  |" in text

@@ -58,16 +58,16 @@ def test_a_policy_on_the_shipped_agent(bench):
     tables = markdown(
         Comparison(Design.of(1), [cell(Design.of(1))]), Comparison(DESIGN, [full, poor])
     )
-    assert "## Trajectories of 6 steps, 10% of what is remembered" in tables
+    assert "## Trajectories of 6 steps, 10% of the session's tokens" in tables
     assert "| random |" in tables
 
 
 def test_policies_of_one_prompt_have_no_trajectory(tmp_path, capsys):
     console = Console(file=io.StringIO())
     for name in ("pyramidkv", "oracle"):
-        with pytest.raises(OptionError, match=f"'{name}' ends at one prompt"):
+        with pytest.raises(OptionError, match=f"'{name}' ends at one prompt, so it has no"):
             run_trajectories(TrajectoryOptions(policies=[name], out=tmp_path), console)
     arguments = ["bench", "trajectories", "--out", str(tmp_path), "--steps", "0"]
     assert main(arguments) == 2
-    assert "steps=0: at least 1" in capsys.readouterr().err
+    assert "steps=0: expected at least 1" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
