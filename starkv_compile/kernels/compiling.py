@@ -1,4 +1,4 @@
-"""What holds while a graph with `torch.ops.starkv` in it is compiled to run in this process."""
+"""Settings for the compilation of graphs that contain `torch.ops.starkv`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _own_kernels: ContextVar[bool] = ContextVar("own_kernels", default=False)
 
 
 _recorded: dict[str, bytes] = {}
-"""What ops defined outside this folder are made of, by the name of the op."""
+"""Source of ops defined outside this folder, with the name of the op as key."""
 
 
 def record_source(name: str, function: Callable[..., Any]) -> None:
-    """Let compiled graphs depend on the source of an op's body, its whole file where it has one."""
+    """Makes compiled graphs depend on the source of an op's body: on its file, if it has one."""
     source = inspect.getsourcefile(function)
     if source is not None and Path(source).is_file():
         _recorded[name] = Path(source).read_bytes()
@@ -33,7 +33,7 @@ def record_source(name: str, function: Callable[..., Any]) -> None:
 
 @functools.cache
 def source_fingerprint() -> str:
-    """Changes with any source file of the kernels, and with what recorded ops are made of."""
+    """A digest that changes with any source file of the kernels and of recorded ops."""
     folder = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.cpp")]):
@@ -45,10 +45,10 @@ def source_fingerprint() -> str:
 
 @contextmanager
 def _compiling(kind: str) -> Iterator[None]:
-    """Cached under the ops' source and `kind`.
+    """Caches compiled graphs under the ops' source and `kind`.
 
-    Inductor's cache key names the ops of a graph, not what they are made of: after an upgrade of
-    this package it would go on running the compiled code of the version before.
+    Inductor's cache key contains the names of a graph's ops, but not their source. After an upgrade
+    of this package, it would still run the compiled code of the earlier version.
     """
     tag = f"{config.cache_key_tag}starkv-{kind}-{source_fingerprint()}"
     token = _own_kernels.set(kind == "in-process")
@@ -60,17 +60,17 @@ def _compiling(kind: str) -> Iterator[None]:
 
 
 def in_process() -> AbstractContextManager[None]:
-    """For whoever compiles a graph with our ops for this process; the backend does so itself.
+    """Compile a graph with ops of starkv inside this context if this process runs it.
 
-    On a CPU such a graph calls the C++ kernels where there are any.
+    The backend does so itself. On a CPU such a graph calls the C++ kernels.
     """
     return _compiling("in-process")
 
 
 def portable() -> AbstractContextManager[None]:
-    """For a graph that is to leave the process, exported or packaged.
+    """Compile a graph inside this context if it leaves the process, exported or packaged.
 
-    On a CPU it consists of torch's own operations and needs nothing of ours.
+    On a CPU it consists of torch's own operations and does not need this package.
     """
     return _compiling("portable")
 
@@ -78,6 +78,6 @@ def portable() -> AbstractContextManager[None]:
 def runs_cpp() -> bool:
     """Whether a graph being compiled may call C++ kernels on a CPU.
 
-    On Linux, where Inductor's compiler is GCC or Clang, whose vectors they are written in.
+    That is so on Linux, where Inductor's compiler is GCC or Clang: the kernels use their vectors.
     """
     return _own_kernels.get() and sys.platform == "linux"

@@ -1,8 +1,8 @@
-"""What `starkv.cache_write` takes and returns, by name.
+"""Names for the arguments and results of the op `starkv.cache_write`.
 
-The op marks where a cache stores a prompt. Its own signature is flat, as every registered op's is;
-these tuples have the same fields in the same order. A cache fills them with tensors, a graph pass
-with nodes.
+The op marks where a cache stores a prompt. Its own signature is flat, as that of every registered
+op. These tuples have the same fields in the same order. A cache fills them with tensors, a graph
+pass fills them with nodes.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from .reference.star import Layout, State
 
 
 class Written(NamedTuple):
-    """What one layer stores of a prompt: the marker's results, each named as its argument.
+    """What one layer stores of a prompt: the marker's results. Each has its argument's name.
 
     key, value: [B, G, L, D]. place: [B, L] int64, where each token is in the stream of all tokens
-    seen. novelty: [B, L] float32, see `reference.novelty.spatial_novelty`. Both are [B, G, L] where
+    seen. novelty: [B, L] float32, see `reference.novelty.spatial_novelty`. Both are [B, G, L] if
     each head keeps a set of its own. The other four are the layer's scoring state, as in
     `reference.star.State`.
     """
@@ -38,12 +38,12 @@ class Written(NamedTuple):
 
 
 class WriteArguments(NamedTuple):
-    """The marker's arguments: what is about to be stored, and what policies read of it.
+    """The marker's arguments: what is about to be stored, and what policies read.
 
     key to novelty and mi to pattern_count: as in `Written`. frame to current: as in
-    `reference.star.Layout`. counts: [B, 2] as in `vision.layout.VisionLayout`. seen: tokens that a
-    share of the budget counts. has_layout: whether the cache knows what the tokens are; if not,
-    frame to counts say that all are text.
+    `reference.star.Layout`. counts: [B, 2] as in `vision.layout.VisionLayout`. seen: number of
+    tokens that a budget counts if it is a share. has_layout: whether the cache knows what the
+    tokens are. If not, frame to counts say that all tokens are text.
     """
 
     key: torch.Tensor
@@ -72,7 +72,7 @@ class WriteArguments(NamedTuple):
 
     @property
     def unchanged(self) -> Written:
-        """What a marker that is left in place returns, but for the copying."""
+        """What a marker returns if no pass replaces it, without the copies."""
         return Written(
             key=self.key,
             value=self.value,

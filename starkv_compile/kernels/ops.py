@@ -1,10 +1,10 @@
 """`torch.ops.starkv`: scoring and compaction as registered ops, and the cache-write marker.
 
 Each op runs `kernels.reference` on the CPU and `kernels.triton` on a GPU. All are functional and
-traceable: Inductor and `torch.export` see through them, so on the CPU they are compiled to C++
-with the rest of the graph, and on a GPU their launches stay in it. Some are written in C++ as well
-(`kernels.cpp`), which graphs compiled for this process call. An op that mutated a cloned tensor
-would be silently wrong under Inductor (pytorch #198031).
+traceable: Inductor and `torch.export` see through them. On the CPU Inductor compiles them to C++
+with the rest of the graph. On a GPU their launches stay in the graph. Some ops have C++ code as
+well (`kernels.cpp`); graphs that are compiled for this process call it. An op that mutated a cloned
+tensor would be silently wrong under Inductor (pytorch #198031).
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ Tensor = torch.Tensor
 
 
 BODIES: dict[str, Callable[..., Any]] = {}
-"""What each op below runs, by its name: an exporter puts it in the op's place."""
+"""The function that each op below runs, with the op's name as key. An exporter calls it instead."""
 
 
 def op(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Register `function`, on tensors, as `torch.ops.starkv.NAME` under its own name.
+    """Decorator: registers a function on tensors as `torch.ops.starkv.NAME`, with its own name.
 
     Its parameters need annotations that `torch.library.infer_schema` knows. Compiled code depends
-    on its source: a changed body is compiled anew.
+    on its source, so a changed body is compiled again.
     """
     BODIES[function.__name__] = function
     record_source(function.__name__, function)
@@ -52,7 +52,7 @@ def op(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _kernels(tensor: Tensor) -> Any:
-    """The module of kernels for `tensor`'s device. On a GPU there is no falling back."""
+    """The module of kernels for `tensor`'s device. On a GPU there is no fallback."""
     if not tensor.is_cuda:  # true on AMD's GPUs as well
         return cpp if tensor.device.type == "cpu" and runs_cpp() else reference
     from . import triton
@@ -80,7 +80,7 @@ def window_attention(
 def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function(*tensors, *options)` with a parameter for each field of `StarOptions`.
 
-    The schema of an op is read from its parameters, and the options are listed in one place.
+    torch reads the schema of an op from its parameters. The options are listed in one place only.
     """
     signature = inspect.signature(function, eval_str=True)
     tensors = [p for p in signature.parameters.values() if p.kind is not p.VAR_POSITIONAL]
@@ -112,7 +112,7 @@ def star_scores(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See `reference.star.star_scores`. Returns the final scores [B, P] and the four states.
 
-    Its further arguments are the fields of `reference.star.StarOptions`, in their order.
+    `options` are the fields of `reference.star.StarOptions`, in their order.
     """
     return scores_counting_by(  # type: ignore[return-value]
         Counting(_kernels(attention).rank_histogram),
@@ -132,7 +132,7 @@ def star_scores(
 
 
 def scores_counting_by(counting: Counting, *arguments: Any) -> tuple[Tensor, ...]:
-    """`star_scores` of its `arguments`, with other implementations of its counting."""
+    """`star_scores` of its `arguments`, with the given implementations of its counting."""
     scores = score_after_each_axis(counting, *arguments)
     return scores.final, *scores.state
 
@@ -179,7 +179,7 @@ def select_tokens(
 ) -> Tensor:
     """See `reference.selection.select_tokens`. Scores of all L tokens are read up to the window.
 
-    A set for each head from scores [B, G, P] or [B, G, L]: heads are rows to the kernels.
+    Scores [B, G, P] or [B, G, L] give a set for each head. The kernels see heads as rows.
     """
     if scores.shape[-1] == length:
         scores = scores[..., : length - split_capacity(length, window, capacity)[1]]
@@ -195,23 +195,23 @@ def select_tokens(
 def gather_kv(
     key: Tensor, value: Tensor, kept: Tensor, real: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """See `reference.selection.gather_kv`. kept: [B, C], or [B, G, C], a set for each head."""
+    """See `reference.selection.gather_kv`. kept: [B, C], or [B, G, C] with a set for each head."""
     if kept.dim() == 2:
         return _kernels(key).gather_kv(key, value, kept, real)
     heads = kept.shape[1]
     real = None if real is None else real.repeat_interleave(heads, 0)
     rows = (t.flatten(0, 1)[:, None] for t in (key, value))
     pair = _kernels(key).gather_kv(*rows, kept.flatten(0, 1), real)
-    # As in the reference: what is cached must be no view.
+    # As in the reference, a cached tensor must not be a view.
     shapes = ([*kept.shape, t.shape[-1]] for t in pair)
     return tuple(map(torch.ops.aten._unsafe_view, pair, shapes))
 
 
 @torch.library.custom_op("starkv::after", mutates_args=("out",))
 def after(out: Tensor, key: Tensor, value: Tensor) -> None:
-    """Nothing. To a compiler it writes `out`, so what reads `out` comes after key and value exist.
+    """Does nothing. To a compiler it writes `out`, so readers of `out` wait for key and value.
 
-    Should a compiler copy `out` for it, the copy has the same values: it cannot be wrong.
+    If a compiler copies `out` for it, the copy has the same values, so the result stays right.
     """
 
 
@@ -238,10 +238,10 @@ def cache_write(
     seen: int,
     has_layout: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Marks where `StarKVCache` stores a prompt, for the pass to replace by a compaction.
+    """Marks where `StarKVCache` stores a prompt. A pass replaces it by a compaction.
 
-    Left in place it changes nothing: it returns copies. Arguments as in `marker.WriteArguments`,
-    results as in `marker.Written`.
+    If it stays in the graph, it changes nothing: it returns copies. Arguments are as in
+    `marker.WriteArguments`, results as in `marker.Written`.
     """
     return Written(
         key=key.clone(),
@@ -281,12 +281,16 @@ def fresh_state(key: Tensor, current: Tensor) -> tuple[Tensor, Tensor, Tensor, T
 
 @torch.library.custom_op("starkv::check_finite", mutates_args=())
 def check_finite(tensor: Tensor, name: str) -> Tensor:
-    """A copy of `tensor`; raises `NonFiniteScores` with `name` if it holds NaN or infinity."""
+    """Returns a copy of `tensor`.
+
+    Raises:
+        NonFiniteScores: it holds NaN or infinity. The message contains `name`.
+    """
     bad = int((~tensor.isfinite()).sum())
     if bad:
         raise NonFiniteScores(
-            f"{name}: {bad} of {tensor.numel()} values are NaN or infinite. Without debug=True "
-            "a key that is not a number counts as never attended to, and is dropped first"
+            f"{name}: {bad} of {tensor.numel()} values are NaN or infinite; expected finite "
+            "numbers. Without debug=True such a key counts as not attended to, and is dropped first"
         )
     return tensor.clone()
 
@@ -297,4 +301,4 @@ def _(tensor: Tensor, name: str) -> Tensor:
 
 
 STARKV = torch.ops.starkv
-"""The registered ops. Import this name rather than `torch.ops.starkv`: then they exist."""
+"""The registered ops. Import this name instead of `torch.ops.starkv`: the import registers them."""

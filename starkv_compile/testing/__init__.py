@@ -1,7 +1,7 @@
 """Tiny random models of real architectures, and inputs for them. For tests and examples.
 
-`starkv_compile.testing.hf_suite` runs the test suite of transformers through this package; it is
-imported by transformers itself, when told to.
+`starkv_compile.testing.hf_suite` runs the test suite of transformers through this package.
+transformers imports it if an environment variable names it.
 """
 
 from __future__ import annotations

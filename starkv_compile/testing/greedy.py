@@ -1,4 +1,4 @@
-"""`generate` as tests look at it."""
+"""`generate` with everything that tests look at."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ import torch
 
 
 def generate(model: Any, inputs: dict[str, torch.Tensor], tokens: int = 4, **more: Any) -> Any:
-    """Greedy `generate` with logits and the cache."""
+    """Calls `generate`, greedily. Returns tokens, logits and the cache.
+
+    Args:
+        inputs: arguments of the model.
+        tokens: how many tokens to generate.
+        more: further arguments of `generate`.
+    """
     with torch.no_grad():
         return model.generate(
             **inputs,

@@ -1,17 +1,17 @@
-"""Runs every `generate` of a test suite through starkv: for transformers' own tests.
+"""Runs every `generate` of a test suite through starkv, for transformers' own tests.
 
-`transformers.testing_utils` imports the module that TRANSFORMERS_TEST_BACKEND names before any
-test, and importing this one wraps `generate` of every model. Nothing else imports it.
+Before any test, `transformers.testing_utils` imports the module that TRANSFORMERS_TEST_BACKEND
+names. The import of this one wraps `generate` of every model. Nothing else imports it.
 
     TRANSFORMERS_TEST_BACKEND=starkv_compile.testing.hf_suite pytest tests/models/llama
 
-    STARKV_TEST_BUDGET   share of the tokens that stays; 1.0, where nothing set, changes no result
-    STARKV_TEST_INNER    inner backend; "eager" where nothing is set, so that a suite takes minutes
-    STARKV_TEST_SUMMARY  a file: what became of the calls, as JSON. Printed in any case
+    STARKV_TEST_BUDGET   share of the tokens that stays; the default 1.0 changes no result
+    STARKV_TEST_INNER    inner backend; with the default "eager" a suite takes minutes
+    STARKV_TEST_SUMMARY  file for a summary of the calls, as JSON; it is printed in any case
 
-A model is compiled for the length of a call and given back after it: what a test does to its model
-between two calls is not touched. A call that cannot be wrapped runs as it is, and is counted with
-the reason. `tools/run_hf_suite.py` fetches the suite and runs it.
+A model is compiled during a call and restored after it, so a test can change its model between two
+calls. A call that cannot be wrapped runs as it is, and is counted with the reason.
+`tools/run_hf_suite.py` fetches the suite and runs it.
 """
 
 from __future__ import annotations
@@ -36,14 +36,19 @@ from ..frontend import api, backend
 from ..frontend.attachment import attached
 
 MODELS = 8
-"""Dynamo forgets its graphs after so many: models of a class share them, up to a limit."""
+"""Dynamo drops its graphs after this many models: models of a class share a limit of graphs."""
 
 
 class Tally:
-    """What became of each call of `generate`.
+    """Counts what happened in each call of `generate`.
 
-    compiled: a graph of ours ran in it; graph_runs: how often, in all. compressed: and its last
-    prompt was stored shorter. not_compiled, left_whole: how many calls, by reason.
+    Attributes:
+        calls: calls of `generate`.
+        compiled: calls in which a graph of starkv ran.
+        graph_runs: how often such graphs ran.
+        compressed: calls whose last prompt was stored shorter.
+        not_compiled: calls that were not compiled, for each reason.
+        left_whole: compiled calls that stayed uncompressed, for each reason.
     """
 
     def __init__(self) -> None:
@@ -75,10 +80,10 @@ class Tally:
 
 
 def config_from(environment: Mapping[str, str]) -> StarKVConfig:
-    """The configuration that the environment's variables ask for.
+    """Returns the configuration that the environment's variables ask for.
 
     Raises:
-        OptionError: a value is impossible; the message names its variable.
+        OptionError: a value is impossible. The message names its variable.
     """
     budget = environment.get("STARKV_TEST_BUDGET", "1.0")
     inner = environment.get("STARKV_TEST_INNER", "eager")
@@ -92,7 +97,7 @@ def config_from(environment: Mapping[str, str]) -> StarKVConfig:
 
 
 def why_left(model: Any, generation_config: Any, options: Mapping[str, Any]) -> str | None:
-    """Why a call of `generate` with these keywords is not wrapped, or None."""
+    """Returns why a call of `generate` with these keywords is not wrapped, or None."""
     if attached(model) is not None:
         return "compiled with starkv already"
     if getattr(model.config, "is_encoder_decoder", False):
@@ -100,14 +105,14 @@ def why_left(model: Any, generation_config: Any, options: Mapping[str, Any]) -> 
     settings = (model.generation_config, generation_config)
     asked = [options.get("compile_config"), *(getattr(s, "compile_config", None) for s in settings)]
     if any(asked):
-        return "the test compiles the model by a compile_config"
+        return "the test compiles the model with a compile_config"
     if any(module._compiled_call_impl is not None for module in model.modules()):
         return "the test compiled the model itself"
     return None
 
 
 def wrap(original: Callable[..., Any], config: StarKVConfig, tally: Tally) -> Callable[..., Any]:
-    """`original`, a `generate`, with the model compiled for the length of each call."""
+    """Returns `original`, a `generate`, with the model compiled during each call."""
     known: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
     fresh = 0  # models since Dynamo last forgot; most of them are gone by now
     running: list[Any] = []  # an assistant's generate runs within its main model's
@@ -155,9 +160,9 @@ def wrap(original: Callable[..., Any], config: StarKVConfig, tally: Tally) -> Ca
 def count_graph_runs(
     compile_inner: Callable[..., Callable[..., Any]], tally: Tally
 ) -> Callable[..., Callable[..., Any]]:
-    """`compile_inner` of the backend, whose results count how often they run.
+    """Returns `compile_inner` of the backend; its results then count how often they run.
 
-    What a report lists are compilations; a graph that was compiled for one model runs for others.
+    A report lists compilations only, but a graph that was compiled for one model runs for others.
     """
 
     @functools.wraps(compile_inner)
@@ -175,14 +180,14 @@ def count_graph_runs(
 
 
 def say(tally: Tally, config: StarKVConfig, file: str | None) -> None:
-    """Print the tally, and write it to `file` if there is one."""
+    """Prints the tally, and writes it to `file` if there is one."""
     print(tally, file=sys.stderr)
     if file:
         Path(file).write_text(json.dumps(tally.as_dict(config), indent=1) + "\n")
 
 
 def install(environment: Mapping[str, str]) -> Tally:
-    """Wrap `generate` of every model in this process; the tally of its calls."""
+    """Wraps `generate` of every model in this process. Returns the tally of its calls."""
     config, tally = config_from(environment), Tally()
     GenerationMixin.generate = wrap(GenerationMixin.generate, config, tally)
     backend.compile_inner = count_graph_runs(backend.compile_inner, tally)

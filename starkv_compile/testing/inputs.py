@@ -1,4 +1,4 @@
-"""Prompts of frames and text for tiny models, as a processor would hand them over."""
+"""Prompts of frames and text for tiny models, in the form that a processor gives."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from .models import IMAGE_TOKEN, PAD, VISION_END, VISION_START
 class TinyPrompt:
     """A prompt of frames, each between two markers, then random text.
 
-    grids: (rows, columns) of each frame in merged tokens; LLaVA's are always 4 x 4.
+    Attributes:
+        grids: (rows, columns) of each frame in merged tokens. LLaVA's are always 4 x 4.
+        text: number of tokens of text.
+        seed: chooses the text and the pixels.
     """
 
     grids: Sequence[tuple[int, int]] = ((4, 4), (4, 4))
@@ -30,7 +33,7 @@ class TinyPrompt:
 
 
 def tiny_inputs(family: str, *prompts: TinyPrompt) -> dict[str, torch.Tensor]:
-    """Model inputs for a batch of prompts, padded on the left."""
+    """Returns the model inputs for a batch of prompts, padded on the left."""
     prompts = prompts or (TinyPrompt(),)
     rows = [prompt.token_ids() for prompt in prompts]
     width = max(map(len, rows))

@@ -1,4 +1,4 @@
-"""How much memory tensors hold at once during a run."""
+"""Measures how much memory tensors hold at once during a run."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:
-    """Most bytes that tensors allocated during `run` held at once, by torch's own records. CPU.
+    """Returns the most bytes that tensors allocated during `run` held at once, on a CPU.
 
-    The process's resident set would not show it: it is mostly Python, torch and the compiler.
+    torch's own records are the source. The process's resident set would not show it, because it is
+    mostly Python, torch and the compiler.
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as records:
         run()

@@ -33,7 +33,13 @@ LAYERS = 2
 
 
 def tiny_model(family: str, seed: int = 0, **text: Any) -> Any:
-    """A random model of `family`, float32, in eval mode. `text` changes the text config."""
+    """Returns a random model, float32, in eval mode.
+
+    Args:
+        family: one of `FAMILIES`.
+        seed: seed of the weights.
+        text: values that replace those of the text configuration.
+    """
     torch.manual_seed(seed)
     model = _BUILDERS[family]({**_TEXT, **text}).eval()
     model.generation_config.eos_token_id = None

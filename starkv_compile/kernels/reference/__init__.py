@@ -1,6 +1,6 @@
-"""Pure-tensor implementations, batch first, no data-dependent Python: the meaning of every op.
+"""Pure-tensor implementations, batch first, without data-dependent Python. They define every op.
 
-Selection and compaction are exact; scores are float32 whatever the model's dtype.
+Selection and compaction are exact. Scores are float32 for models of any dtype.
 """
 
 from .attention import window_attention

@@ -29,16 +29,16 @@ def window_attention(
         scale: what the model multiplies QK^T by.
         window: W before clipping to the capacity.
         capacity: C.
-        per_head: one row a query head, instead of the mean over the heads of each KV head.
-        log_sum_exp: [B, H, S] of all visible logits, natural logarithm, where this very
-            attention has computed it. Spares a pass over the keys.
+        per_head: one row for each query head, instead of the mean over the heads of each KV head.
+        log_sum_exp: [B, H, S] of all visible logits, natural logarithm, if this very attention has
+            computed it. It saves a pass over the keys.
 
     Returns:
         [B, G, P] float32, or [B, H, P] per head; P = L - W.
 
-    A logit that is not a number counts as invisible and an infinite one as the largest finite
-    number: one bad key loses its own place and disturbs no other. A query that sees nothing, or
-    whose given log_sum_exp is not finite, does not vote.
+    A NaN logit counts as invisible, and an infinite one as the largest finite number. So a bad key
+    affects its own score only. A query that sees nothing, or whose given log_sum_exp is not finite,
+    does not vote.
     """
     batch, heads, queries, dim = query.shape
     groups, length = key.shape[1], key.shape[2]
@@ -73,10 +73,10 @@ def window_attention(
 def window_logits(
     packed: torch.Tensor, key: torch.Tensor, shown: torch.Tensor | None, window: int
 ) -> torch.Tensor:
-    """Logits of the window's own keys: [B, G, rows, W]. A query sees those up to its own.
+    """Logits of the window's own keys: [B, G, rows, W]. A query sees the keys up to its own.
 
-    packed: [B, G, rows, D], the scaled queries of a KV head's query heads, W of each. shown: mask
-    [B, G, rows, L] instead of causality.
+    packed: [B, G, rows, D], the scaled queries of a KV head's query heads, W of each. shown: a mask
+    [B, G, rows, L] that replaces causality.
     """
     logits = torch.matmul(packed, key[:, :, -window:].float().transpose(2, 3))
     if shown is not None:
@@ -96,7 +96,7 @@ def _finite(logits: torch.Tensor) -> torch.Tensor:
 
 
 def pool(scores: torch.Tensor, width: int) -> torch.Tensor:
-    """Moving average along the tokens, zeros beyond the ends counted. scores [B, G, P]."""
+    """Moving average along the tokens. Beyond the ends it counts zeros. scores [B, G, P]."""
     if width == 1:
         return scores
     return F.avg_pool1d(scores, width, stride=1, padding=width // 2)

@@ -1,4 +1,4 @@
-"""How many tokens are kept. Integer arithmetic only, so it works on symbolic lengths."""
+"""How many tokens stay. Integer arithmetic only, so it works on symbolic lengths."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ _every_length: ContextVar[bool] = ContextVar("_every_length", default=False)
 
 @contextlib.contextmanager
 def every_length() -> Iterator[None]:
-    """Trace inside for all lengths at once: minima stay in the graph instead of being decided.
+    """Traces for all lengths at once: inside, minima stay in the graph.
 
-    A compiler checks what was decided when a graph is called, and compiles another one; an
-    exported graph is called with any length and checks nothing.
+    Elsewhere a minimum is decided at tracing. A compiler checks such decisions when a graph is
+    called, and compiles another graph. An exported graph is called with any length and checks
+    nothing.
     """
     token = _every_length.set(True)
     try:
@@ -46,10 +47,10 @@ def clip_window(window: int, capacity: int, length: int) -> int:
 
 
 def checked_window(window: int, capacity: int, length: int, queries: int) -> int:
-    """`clip_window`, of as many queries at least.
+    """`clip_window`, checked against the number of queries.
 
     Raises:
-        ValueError: there are fewer queries.
+        ValueError: there are fewer queries than the window has tokens.
     """
     window = clip_window(window, capacity, length)
     if queries < window:
@@ -70,10 +71,10 @@ def split_capacity(length: int, window: int, capacity: int) -> tuple[int, int]:
 def layer_capacity(
     length: int, window: int, capacity: int, weights: Sequence[int], layer: int
 ) -> int:
-    """C of one layer where layers share out by weight what they keep beyond their windows.
+    """C of one layer if layers divide by weight what they keep beyond their windows.
 
-    All layers together keep exactly what they would with `capacity` each. Where the largest would
-    keep more than there is, all are brought nearer to the mean, until it keeps everything.
+    All layers together keep exactly as many tokens as with `capacity` each. If the largest would
+    keep more than there are, all move nearer to the mean until the largest keeps everything.
 
     Args:
         length: L. window: W before clipping. capacity: mean C, before clipping to L.
@@ -91,7 +92,7 @@ def layer_capacity(
     stretch = least(mean * largest, (length - window - mean) * total)
 
     def up_to(layers: int) -> int:
-        """What so many layers keep together: rounded down there, so that no rounding adds up."""
+        """What this many layers keep together. It rounds the sum, so rounding never adds up."""
         return mean * layers + stretch * sum(above[:layers]) // (largest * total)
 
     return window + up_to(layer + 1) - up_to(layer)

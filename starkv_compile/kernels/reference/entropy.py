@@ -1,4 +1,4 @@
-"""The entropy axis: a temperature from how spread a distribution of scores is."""
+"""The entropy axis: a temperature that follows the entropy of the scores."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ def temperature(
 ) -> torch.Tensor:
     """low + (high - low) * entropy of scores [B, ..., P] over its maximum -> [B, ..., 1].
 
-    tokens: [B], how many of the P are real. A tensor, since the logarithm of a symbolic length
-    would tie the compiled graph to that length.
+    tokens: [B], how many of the P are real. It is a tensor, because the logarithm of a symbolic
+    length would fix the compiled graph to that length.
     """
     share = scores / scores.sum(-1, keepdim=True).clamp(min=1e-8)
     entropy = -(share * (share + 1e-8).log()).sum(-1, keepdim=True)
@@ -20,17 +20,17 @@ def temperature(
 
 
 def reshape_global(scores: torch.Tensor, temperatures: torch.Tensor) -> torch.Tensor:
-    """max(scores, 0) ** (1 / T), the paper's form: monotone, so no selection can change."""
+    """max(scores, 0) ** (1 / T), the paper's form. It is monotone, so no selection can change."""
     return scores.clamp(min=0).pow(1.0 / temperatures)
 
 
 def reshape_subspaces(
     scores: torch.Tensor, tokens: torch.Tensor, low: float, high: float
 ) -> torch.Tensor:
-    """Each group's distribution sharpened or flattened by its own entropy, mass unchanged.
+    """Sharpens or flattens each group's distribution by its own entropy. Its mass stays.
 
-    scores [B, G, P], not negative; tokens [B] as in `temperature`. Acts before groups are fused,
-    where it changes what is kept.
+    scores [B, G, P], not negative; tokens [B] as in `temperature`. It acts before groups are fused,
+    so it changes which tokens stay.
     """
     mass = scores.sum(-1, keepdim=True)
     shaped = (scores / mass.clamp(min=1e-30)).pow(1.0 / temperature(scores, tokens, low, high))

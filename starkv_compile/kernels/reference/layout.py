@@ -1,4 +1,4 @@
-"""What each token of a whole prompt is, read from values that a graph holds."""
+"""What each token of a prompt is, read from values in a graph."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Described = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def layout_from_positions(positions: torch.Tensor) -> Described:
-    """From M-RoPE position ids, [3, B, S] (time, height, width) or [4, B, S], text first.
+    """Reads M-RoPE position ids, [3, B, S] (time, height, width) or [4, B, S], text first.
 
-    Text tokens have three equal coordinates that grow by one; neighbours in a frame share their
+    Text tokens have three equal coordinates that grow by one. Neighbours in a frame share their
     time and differ in height or width (padding repeats all three). A frame of a single token
-    reads as text.
+    looks like text.
 
     Returns:
         frame, row, column [B, S] and current [B, S], as in `star.Layout`.
@@ -35,9 +35,9 @@ def layout_from_positions(positions: torch.Tensor) -> Described:
 
 
 def layout_from_image_mask(is_image: torch.Tensor) -> Described:
-    """From where image embeddings are merged in, [B, S] bool. Returns the same.
+    """Reads the mask that merges image embeddings, [B, S] bool. Returns the same.
 
-    One frame a run of image tokens, read as a square: nothing in the mask tells its shape.
+    Each run of image tokens is a frame. The mask does not show its shape, so it counts as a square.
     """
     started = F.pad(is_image[:, :-1], (1, 0))
     frame = _number(is_image, is_image & ~started)
@@ -52,7 +52,7 @@ def layout_from_image_mask(is_image: torch.Tensor) -> Described:
 
 
 def layout_all_text(key: torch.Tensor) -> Described:
-    """For a prompt nothing is known about. key: [B, G, L, D], for its shape."""
+    """The layout of a prompt about which nothing is known. key: [B, G, L, D], for its shape."""
     batch, _, length, _ = key.shape
     frame = torch.full((batch, length), -1, dtype=torch.int64, device=key.device)
     nothing = torch.full((batch, 1), -1, dtype=torch.int64, device=key.device)

@@ -1,4 +1,4 @@
-"""How new a token is: beside its neighbours on the frame, the newest frame, or all the others."""
+"""How new a token is, compared with its neighbours, the newest frame, or all other tokens."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def spatial_novelty(
     Args:
         key: [B, G, L, D]; the keys of all KV heads count as one vector.
         frame, row, column: [B, L] as in `star.Layout`; the tokens of a frame in reading order.
-        earlier: [B, L - S] float32, the result for what is stored of earlier prompts, whose
+        earlier: [B, L - S] float32, the result for the stored tokens of earlier prompts, whose
             neighbours are gone. The S tokens of this prompt are compared with each other.
 
     Returns:
-        [B, L] float32 in 0..2; 1 for text and where there is no neighbour. A key that is not
+        [B, L] float32 in 0..2; 1 for text and for tokens without a neighbour. A key that is not
         finite resembles nothing.
     """
     before = earlier.shape[1]
@@ -37,7 +37,7 @@ def spatial_novelty(
     size = _size(key)
     place = torch.arange(new, device=frame.device).expand_as(frame)
     visual = frame >= 0
-    # Where the rows of all frames start, in order; the last slot takes what starts none.
+    # The starts of the rows of all frames, in order. The last slot collects all other tokens.
     starts = visual & (column == 0)
     number = starts.long().cumsum(1)
     nowhere = torch.full((frame.shape[0], new + 2), new, dtype=torch.int64, device=frame.device)
@@ -66,17 +66,17 @@ STANDS_FOR = 0.5
 def temporal_novelty(
     key: Tensor, frame: Tensor, row: Tensor, column: Tensor, current: Tensor, stored: int
 ) -> Tensor:
-    """1 - cosine with the newest frame's token at the same place, in shares of the largest.
+    """1 - cosine with the newest frame's token at the same place, as a share of the largest.
 
-    Tokens kept from earlier prompts get s + (1 - s) times the share, s = `STANDS_FOR`: like ones of
-    the frames in between may have been dropped because these were there.
+    Tokens kept from earlier prompts get s + (1 - s) times the share, s = `STANDS_FOR`: similar
+    tokens of later frames may have been dropped in their favour.
 
     Args:
         key, frame, row, column, current: as above and in `star.Layout`.
         stored: how many tokens at the beginning are of earlier prompts.
 
     Returns:
-        [B, L] float32 in 0..1; 1 for text, for the newest frame, and where that has no such place.
+        [B, L] float32 in 0..1; 1 for text, for the newest frame, and for places that it lacks.
     """
     on_frame = current.clamp(min=0)
     width = column.gather(1, on_frame).where(current >= 0, 0).amax(1, keepdim=True) + 1
@@ -96,15 +96,15 @@ def temporal_novelty(
 def key_novelty(key: Tensor, among: Tensor) -> Tensor:
     """1 - mean cosine of each token's keys with those of the tokens `among`, itself included.
 
-    Linear in the prompt: the mean of cosines is one with the mean of vectors of length 1.
+    The cost is linear in the prompt: the mean of cosines is a product with the mean of vectors of
+    length 1.
 
     Args:
         key: [B, G, L, D]; the keys of all KV heads count as one vector.
         among: [B, L] bool.
 
     Returns:
-        [B, L] float32 in 0..2; 0 for tokens that are not among them. A key that is not finite
-        resembles nothing, and is never new.
+        [B, L] float32 in 0..2; 0 for other tokens, and for a key that is not finite.
     """
     size = _size(key)
     good = among & size.isfinite() & (size > 0)
@@ -126,24 +126,24 @@ def share_out(
     *,
     best: Best | None = None,
 ) -> Tensor:
-    """Scores by which tokens are selected, each kind by its own score and quota.
+    """Scores that select text and screens separately, each by its own score and quota.
 
-    So however the scores of screens and of text are scaled, neither crowds the other out: of n text
-    tokens, and m of screens, text gets the share text_weight n / (text_weight n + m) of what is
-    selected, rounded down. What one kind has too few tokens for goes to the other. n and m are of
-    the whole session, without the window: of what is stored the kind that had the larger share
-    would get a larger one at each prompt.
+    So the scales of the two scores do not matter, and neither kind crowds the other out. With n
+    text tokens and m tokens of screens, text gets the share text_weight n / (text_weight n + m) of
+    the selected tokens, rounded down. If one kind has too few tokens, the other gets the rest. n
+    and m count the whole session, without the window. If they counted stored tokens, the kind with
+    the larger share would gain at each prompt.
 
     Args:
         scores: [B, P], not negative.
         real: [B, L] bool, False at padding, or None.
         frame: [B, L] as in `star.Layout`.
-        counts: [B, 2], text tokens and those of screens in the session; None: those of `real`.
+        counts: [B, 2], tokens of text and of screens in the session; None: those of `real`.
         window, capacity: as in `window_attention`.
-        best: what finds the best tokens of each kind; by default a sort, ties to the earlier.
+        best: finds the best tokens of each kind; by default a sort, with ties to the earlier token.
 
     Returns:
-        [B, P]: 1 to 1.5 for what is within its quota, else 0 to 0.5; within a kind by score.
+        [B, P], 1 to 1.5 for tokens within their quota, else 0 to 0.5; within a kind by score.
     """
     past = scores.shape[-1]
     selected, _ = split_capacity(frame.shape[1], window, capacity)
@@ -171,9 +171,9 @@ def share_out(
 
 
 def best_by_sort(scores: Tensor, kinds: list[Tensor], quotas: list[Tensor]) -> Tensor:
-    """Whether each token is among the best of its kind, as many as the quota: bool [B, P].
+    """Marks the best tokens of each kind, as many as its quota: bool [B, P].
 
-    kinds [B, P] bool each, quotas [B, 1] int64 each; ties go to the earlier token.
+    kinds [B, P] bool each, quotas [B, 1] int64 each. Ties go to the earlier token.
     """
     order = scores.sort(dim=-1, descending=True, stable=True).indices
     chosen = torch.zeros_like(kinds[0])
@@ -184,7 +184,7 @@ def best_by_sort(scores: Tensor, kinds: list[Tensor], quotas: list[Tensor]) -> T
 
 
 def _size(key: Tensor) -> Tensor:
-    """[B, L]: squared length of each token's keys side by side."""
+    """[B, L]: squared length of each token's keys, concatenated."""
     return key.float().square().sum((1, 3))
 
 
@@ -197,6 +197,6 @@ def _cosine(key: Tensor, size: Tensor, other: Tensor) -> Tensor:
 
 
 def _at(place: Tensor, values: Tensor) -> Tensor:
-    """`values` [B, S] where `place` says, 0 elsewhere; a place of S is none."""
+    """Puts `values` [B, S] at `place`, with 0 elsewhere. The place S is dropped."""
     empty = values.new_zeros(values.shape[0], values.shape[1] + 1)
     return empty.scatter(1, place, values)[:, :-1]

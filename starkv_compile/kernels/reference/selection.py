@@ -29,12 +29,12 @@ def select_tokens(
 
 
 def best_first(scores: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
-    """Tokens before the window in the order they are selected in. scores [B, P] -> [B, P]."""
+    """Tokens before the window, in the order of selection. scores [B, P] -> [B, P]."""
     return rank(scores, real).sort(dim=-1, descending=True, stable=True).indices
 
 
 def rank(scores: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
-    """What is sorted by: scores [B, P], those that are not finite last, then padding."""
+    """The sort key: scores [B, P], with those that are not finite last, then padding."""
     ranked = scores.masked_fill(~scores.isfinite(), torch.finfo(scores.dtype).min)
     if real is None:
         return ranked
@@ -44,9 +44,9 @@ def rank(scores: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
 def gather_kv(
     key: torch.Tensor, value: torch.Tensor, kept: torch.Tensor, real: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Kept rows of key and value [B, G, L, D], each in new storage; padding becomes zero.
+    """Kept rows of key and value [B, G, L, D], each in new storage. Padding becomes zero.
 
-    kept [B, C] ascending. Never a view: a slice would keep the whole cache alive.
+    kept [B, C] ascending. The results are never views: a slice would keep the full cache alive.
     """
     return _take(key, kept, real), _take(value, kept, real)
 
@@ -57,7 +57,7 @@ def _take(source: torch.Tensor, kept: torch.Tensor, real: torch.Tensor | None) -
     offset = torch.arange(batch * groups, device=source.device).view(batch, groups, 1) * length
     rows = (offset + kept[:, None]).reshape(-1)
     flat = source.reshape(-1, dim).index_select(0, rows)
-    # No view: a cached tensor with a base would have Dynamo compile the first decode step alone.
+    # Not a view: for a cached tensor with a base, Dynamo would compile a first step apart.
     out = torch.ops.aten._unsafe_view(flat, [batch, groups, kept.shape[1], dim])
     if real is None:
         return out

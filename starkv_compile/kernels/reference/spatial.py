@@ -15,7 +15,7 @@ Information = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 VALUE_BINS = 16
 GRID_BINS = 12
 GUARD = 1e-12
-"""Added to a share before its logarithm is taken, as the paper's release does."""
+"""Added to a share before its logarithm, as in the paper's release."""
 
 
 def boost(hidden: torch.Tensor, valid: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -44,7 +44,7 @@ def boost(hidden: torch.Tensor, valid: torch.Tensor, temperature: float) -> torc
 
 
 def square_grid(valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(row, column) [B, N] of a frame read as a square, as the paper's release does."""
+    """(row, column) [B, N] of a frame that counts as a square, as in the paper's release."""
     count = valid.sum(-1, keepdim=True).clamp(min=1)
     height = rounded_root(count)
     width = (count + height - 1) // height
@@ -53,7 +53,7 @@ def square_grid(valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def rank_histogram(scores: torch.Tensor, place: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """How many valid tokens have each bin of score rank and each place.
+    """Counts valid tokens for each pair of a bin of score rank and a place.
 
     scores [B, G, N] float32, place [B, N] in 0..143, valid [B, N] bool, a row's valid tokens
     first. Returns [B, G, 16, 144] int32.
@@ -68,7 +68,7 @@ def rank_histogram(scores: torch.Tensor, place: torch.Tensor, valid: torch.Tenso
 
 
 def value_bins(scores: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Which of 16 bins of equal mass each token's rank falls into. As above -> [B, G, N] int64."""
+    """The bin of each token's rank, of 16 bins of equal mass. As above -> [B, G, N] int64."""
     count = valid.sum(-1).clamp(min=1)[:, None, None]
     ordered = scores.masked_fill(~valid[:, None], float("inf"))
     order = ordered.sort(dim=-1, stable=True).indices
@@ -79,7 +79,8 @@ def value_bins(scores: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
 def information(joint: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
     """Mutual information, in nats, of counts joint [B, G, 16, 144] that sum to count [B].
 
-    In float64: it is a small difference of large sums. Returns [B, G] float32, not negative.
+    It uses float64, because it is a small difference of large sums. Returns [B, G] float32, not
+    negative.
     """
     share = joint.double() / count.clamp(min=1)[:, None, None, None]
     product = share.sum(-1, keepdim=True) * share.sum(-2, keepdim=True)

@@ -18,9 +18,9 @@ GRIDS = ("true", "square")
 
 
 class Layout(NamedTuple):
-    """What each stored token is.
+    """What each stored token is: text, or a place on a frame.
 
-    frame, row, column: [B, L] int64; frame is -1 for text, else it counts frames in time order.
+    frame, row, column: [B, L] int64. frame is -1 for text; else it counts frames in time order.
     current: [B, N] int64, places in 0..L-1 of the current frame's tokens in reading order, -1
     beyond the row's last.
     """
@@ -32,7 +32,7 @@ class Layout(NamedTuple):
 
 
 class State(NamedTuple):
-    """What one layer carries from one agent step to the next; all zeros at first.
+    """What one layer carries from one agent step to the next. It begins with zeros.
 
     mi: [B, G] float32, averaged mutual information. mi_steps: [B] int64, frames profiled.
     pattern: [B, G, N] float32, averaged attention over the current frame.
@@ -56,19 +56,21 @@ def fresh_state(key: torch.Tensor, current: torch.Tensor) -> State:
 
 @dataclass(frozen=True, kw_only=True)
 class StarOptions:
-    """The options of scoring. Symbols in brackets are the paper's."""
+    """The options of STaR-KV's scores. Symbols in brackets are the paper's."""
 
     pool: int = integer(5, least=1, most=63, odd=True)
-    """Width of the moving average over attention scores, in tokens. 1 = none."""
+    """Width of the moving average over attention scores, in tokens; odd. 1: no average."""
 
     boost: float = number(2.0, least=0)
-    """Score mass added to the current frame, shared out by hidden norm [alpha]. 0 = none."""
+    """Adds this much score to the current frame [alpha]. Each token's part follows the norm of its
+    hidden state. 0: no boost."""
 
     boost_temperature: float = number(3.5, above=0)
-    """Temperature of that sharing out."""
+    """Temperature of the softmax that divides the boost among the tokens."""
 
     mi_weight: float = number(0.5, least=0, most=1)
-    """Weight of the mutual-information prior once ramped up [lambda]. 0 = none, 1 = all."""
+    """Weight of the mutual-information prior after its ramp [lambda]. 0: no prior, 1: the full
+    prior."""
 
     mi_warm_steps: int = integer(5, least=0)
     """Agent steps before the prior begins."""
@@ -83,7 +85,7 @@ class StarOptions:
     """Temperature of the softmax over subspaces [tau]."""
 
     frame_decay: float = number(0.1, least=0)
-    """Discount rate per frame of age [delta]. 0 = none."""
+    """Discount rate per frame of age [delta]. 0: no discount."""
 
     frame_floor: float = number(0.0, least=0, most=1)
     """Smallest factor that the discount can reach [D_min]."""
@@ -95,12 +97,12 @@ class StarOptions:
     """Weight of the past in the average attention pattern [rho]."""
 
     stability_floor: float = number(0.0, least=0, most=1)
-    """Smallest stability that enters the discount [epsilon]."""
+    """Smallest stability that the discount uses [epsilon]."""
 
     entropy: str = choice("subspace", ENTROPIES)
-    """Where entropy acts. "subspace": each KV head's scores are sharpened or flattened by their
-    own entropy before heads are fused. "global": one power acts on the fused scores, as in the
-    paper; it is monotone, so it cannot change what is kept. "off": nowhere."""
+    """Where entropy acts. "subspace": it sharpens or flattens each KV head's scores by their own
+    entropy, before heads are fused. "global": one power acts on the fused scores, as in the paper.
+    It is monotone, so it cannot change which tokens stay. "off": nowhere."""
 
     entropy_low: float = number(0.75, above=0)
     """Temperature at zero entropy [T_min]."""
@@ -113,18 +115,18 @@ class StarOptions:
     square guessed from the number of tokens, as in the paper's release."""
 
     def scalars(self) -> tuple[int | float | str, ...]:
-        """The values, in the order of the fields."""
+        """Returns the values, in the order of the fields."""
         return tuple(getattr(self, field.name) for field in fields(StarOptions))
 
     @staticmethod
     def of_scalars(values: Sequence[int | float | str]) -> StarOptions:
-        """What `scalars` came from."""
+        """Returns the options that have these `scalars`."""
         names = (field.name for field in fields(StarOptions))
         return StarOptions(**dict(zip(names, values, strict=True)))  # type: ignore[arg-type]
 
 
 class Scores(NamedTuple):
-    """The score after each axis. final [B, P] is what selection reads."""
+    """The score after each axis. Selection reads final [B, P]."""
 
     group: torch.Tensor  # [B, G, P] pooled window attention of each KV head, boosted
     weights: torch.Tensor  # [B, G] mutual-information prior over groups
@@ -143,13 +145,13 @@ def star_scores(
     options: StarOptions,
     counting: Counting = REFERENCE,
 ) -> Scores:
-    """Score every token before the window.
+    """Scores every token before the window.
 
     Args:
         attention: [B, G, P] from `window_attention`.
-        hidden: [B, S, E], what the key projection read for the S newest tokens; None skips
-            the boost.
-        real: [B, L] bool, False at padding, or None if there is none.
+        hidden: [B, S, E], input of the key projection for the S newest tokens; None skips the
+            boost.
+        real: [B, L] bool, False at padding; None without padding.
         layout, state, options: see there.
         counting: implementations to use.
     """
@@ -159,7 +161,7 @@ def star_scores(
     place = current.where(valid, 0)
     # Heads were averaged within a KV head before pooling and boost, which are both linear.
     group = pool(attention, options.pool)
-    if real is not None:  # pooling spills attention onto padding beside a prompt's first tokens
+    if real is not None:  # pooling spills attention onto padding before a prompt's first tokens
         group = group.masked_fill(~real[:, None, :past], 0.0)
     if hidden is not None and options.boost > 0:
         added = frame_boost(hidden, layout.frame, layout.current, past, options.boost_temperature)
@@ -215,7 +217,7 @@ def frame_boost(
     past: int,
     temperature: float,
 ) -> torch.Tensor:
-    """[B, P]: the boost of each token of the current frame, 0 elsewhere; sums to 1, or 0.
+    """[B, P]: the boost of each token of the current frame, 0 elsewhere. Its sum is 1 or 0.
 
     hidden [B, S, E] as in `star_scores`; frame and current as in `Layout`; past: P.
     """
@@ -226,7 +228,7 @@ def frame_boost(
     rows = hidden.gather(1, source[..., None].expand(-1, -1, hidden.shape[-1]))
     added = spatial.boost(rows, valid, temperature)
     empty = torch.zeros(hidden.shape[0], past + 1, dtype=added.dtype, device=added.device)
-    slot = place.where(valid, past)  # the last takes what is no token
+    slot = place.where(valid, past)  # the last slot collects the rest
     return empty.scatter(1, slot, added)[:, :past]
 
 

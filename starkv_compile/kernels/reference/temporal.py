@@ -1,4 +1,4 @@
-"""The temporal axis: older frames count less, the more so in subspaces that stay stable."""
+"""The temporal axis: older frames count less, and still less in subspaces that stay stable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def update_pattern(
         scores: [B, G, N] group scores of the current frame's tokens.
         valid: [B, N] bool.
         pattern: [B, G, N], the average so far.
-        pattern_count: [B], tokens of the frame it averages; another count starts anew.
+        pattern_count: [B], tokens of the frames it averages; with another count it starts again.
         decay: weight of the past.
 
     Returns:
@@ -41,7 +41,7 @@ def update_pattern(
 
 
 def age(frame: torch.Tensor) -> torch.Tensor:
-    """Frames since each token's; 0 for text and the newest frame. frame [B, L] -> [B, L]."""
+    """Frames after each token's frame; 0 for text and the newest frame. frame [B, L] -> [B, L]."""
     return (frame.amax(-1, keepdim=True) - frame).where(frame >= 0, 0)
 
 
