@@ -1,4 +1,4 @@
-"""The embedded GUI agent: a Qwen3-VL of 2 M parameters, and the world it was trained in.
+"""The shipped GUI agent is a Qwen3-VL of 2.5 M parameters. This package also has its world.
 
     model, processor = load_agent()
 

@@ -1,6 +1,6 @@
-"""The shipped agent: a Qwen3-VL of 2.5 M parameters, its tokenizer and its processor.
+"""Builds the shipped agent's configuration, tokenizer and image processor.
 
-A stock transformers architecture: nothing here subclasses or patches a model.
+The agent is a stock Qwen3-VL of 2.5 M parameters. Nothing here subclasses or patches a model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 IMAGE_MEAN = IMAGE_STD = (0.5, 0.5, 0.5)
 MAX_VISUAL_TOKENS = 112
 
-# One turn is `<|user|>...<|agent|>...<|end|>`; an image is its placeholder between its markers.
+# One turn is `<|user|>...<|agent|>...<|end|>`. An image is a placeholder between two markers.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|user|>' if message['role'] == 'user' else '<|agent|>' }}"
@@ -43,7 +43,7 @@ CHAT_TEMPLATE = (
 
 
 def build_config() -> Qwen3VLConfig:
-    """Qwen3-VL, small: 4 layers, 8 query heads over 4 KV heads of 32, one vision token a patch."""
+    """Makes a small Qwen3-VL: 4 layers, 8 query heads, 4 KV heads of 32, one token per patch."""
     from transformers import Qwen3VLConfig
 
     hidden = 128
@@ -57,7 +57,7 @@ def build_config() -> Qwen3VLConfig:
             "num_key_value_heads": 4,
             "head_dim": 32,
             "max_position_embeddings": 8192,
-            "initializer_range": 0.06,  # 0.02 suits wide models; so narrow a one learns slowly
+            "initializer_range": 0.06,  # 0.02 suits wide models; this narrow one would learn slowly
             "attention_bias": True,  # with it a head can look a fixed distance back
             "rope_parameters": {
                 "rope_type": "default",
@@ -91,7 +91,7 @@ def build_config() -> Qwen3VLConfig:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word of `vocabulary.TOKENS`, words split at white space."""
+    """Makes one token of each word of `vocabulary.TOKENS`. Words are split at white space."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -111,7 +111,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_image_processor() -> Qwen2VLImageProcessorPil:
-    """Qwen-VL's image processor in its PIL form, which needs no torchvision."""
+    """Makes Qwen-VL's image processor in its PIL form, which needs no torchvision."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     return Qwen2VLImageProcessorPil(

@@ -1,7 +1,7 @@
-"""Episodes laid out as tokens and pixels: what training and evaluation feed the model.
+"""Turns episodes into tokens and pixels, for training and evaluation.
 
-All rows of a batch share grid, number of frames and kinds of questions, so they have the same
-length and the same positions: no padding, one position table.
+All rows of a batch share grid, number of frames and kinds of questions. So they have the same
+length and the same positions, and need no padding.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ from .vocabulary import (
 from .world import GRIDS, Episode, sample_episode
 
 IGNORE = -100
-Plan = tuple[int | str, ...]  # a frame's index, or a question's kind
+Plan = tuple[int | str, ...]  # indices of frames and kinds of questions
 
 
 @dataclass(frozen=True)
 class Screens:
-    """B episodes of F frames of n visual tokens each.
+    """Holds B episodes of F frames with n visual tokens each.
 
-    pixel_values [B*F*n, 3*32*32]; grid_thw [B*F, 3]; cells [B*F*n, 4]: class indices of
-    attribute, noun, x bin and y bin of each visual token (0 = no element, for the first two).
+    pixel_values: [B*F*n, 3*32*32]. grid_thw: [B*F, 3]. cells: [B*F*n, 4], the class indices of
+    attribute, noun, x bin and y bin of each visual token; attribute and noun are 0 where the cell
+    has no element.
     """
 
     pixel_values: torch.Tensor
@@ -49,9 +50,9 @@ class Screens:
 
 @dataclass(frozen=True)
 class Dialogues:
-    """B rows of L tokens: frames (as placeholders), questions and answers.
+    """Holds B rows of L tokens: frames (as placeholders), questions and answers.
 
-    input_ids [B, L]; labels [B, L], the next token where it is part of an answer, else IGNORE.
+    input_ids: [B, L]. labels: [B, L], the next token where it is part of an answer, else IGNORE.
     """
 
     input_ids: torch.Tensor
@@ -59,14 +60,17 @@ class Dialogues:
 
     @property
     def is_image(self) -> torch.Tensor:
-        """[B, L] bool: where a visual token stands. The same in each row."""
+        """[B, L] bool: True at visual tokens. All rows are the same."""
         return self.input_ids == TOKEN_ID[IMAGE]
 
 
 def sample_plan(rng: random.Random, frames: int, questions: int, at_end: bool = False) -> Plan:
-    """Frames in order, up to two questions after each but the last, the rest at the end.
+    """Draws a plan of frames in their order and of questions.
 
-    at_end: all of them at the end.
+    Up to two questions follow each frame but the last. All others come at the end.
+
+    Args:
+        at_end: puts all questions after the last frame.
     """
     plan: list[int | str] = []
     left = questions
@@ -82,13 +86,13 @@ def sample_plan(rng: random.Random, frames: int, questions: int, at_end: bool = 
 def sample_episodes(
     rng: random.Random, rows: int, frames: int, elements: int = 12
 ) -> list[Episode]:
-    """`rows` new episodes on one random grid."""
+    """Draws `rows` episodes on one random grid."""
     grid = rng.choice(GRIDS)
     return [sample_episode(rng, frames, grid, elements=elements) for _ in range(rows)]
 
 
 def draw(episodes: Sequence[Episode]) -> Screens:
-    """The pixels of all frames of `episodes`, which share grid and number of frames."""
+    """Draws all frames of `episodes`, which share grid and number of frames."""
     frames, grid = len(episodes[0].frames), (episodes[0].rows, episodes[0].columns)
     pixels = np.stack([np.asarray(screenshot(e, i)) for e in episodes for i in range(frames)])
     return Screens(
@@ -99,7 +103,7 @@ def draw(episodes: Sequence[Episode]) -> Screens:
 
 
 def write(rng: random.Random, episodes: Sequence[Episode], plan: Plan) -> Dialogues:
-    """Questions of the plan's kinds about each of `episodes`, answered."""
+    """Writes questions of the plan's kinds about each of `episodes`, with their answers."""
     rows = [_lay_out(rng, episode, plan) for episode in episodes]
     input_ids, labels = (torch.tensor(part) for part in zip(*rows, strict=True))
     return Dialogues(input_ids, labels)
@@ -135,7 +139,7 @@ def _lay_out(rng: random.Random, episode: Episode, plan: Plan) -> tuple[list[int
 
 
 def _cell_classes(episode: Episode) -> np.ndarray:
-    """[F*n, 4] int64: attribute, noun (0 = none), x bin, y bin of each visual token."""
+    """Returns [F*n, 4] int64: attribute, noun (0 = none), x bin, y bin of each visual token."""
     shape = (len(episode.frames), episode.rows, episode.columns)
     classes = np.zeros((*shape, 4), np.int64)
     for i, frame in enumerate(episode.frames):
@@ -150,10 +154,10 @@ def _cell_classes(episode: Episode) -> np.ndarray:
 
 
 def patchify(pixels: np.ndarray) -> torch.Tensor:
-    """[N, rows*32, columns*32, 3] uint8 -> [N*rows*columns, 3*32*32] float32.
+    """Cuts [N, rows*32, columns*32, 3] uint8 into patches [N*rows*columns, 3*32*32] float32.
 
-    The image processor's output for images that need no resizing, without its per-image cost
-    (a test holds the two equal).
+    The result equals the image processor's for images that need no resizing, and a test compares
+    the two. The function avoids the processor's cost per image.
     """
     n, height, width, channels = pixels.shape
     cells = pixels.reshape(n, height // CELL, CELL, width // CELL, CELL, channels)

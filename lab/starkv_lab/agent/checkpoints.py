@@ -1,4 +1,4 @@
-"""The agent's checkpoint folder: written when training ends, read by `load_agent`."""
+"""Writes and reads the agent's checkpoint folder."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ NEEDED = ("config.json", "model.safetensors", "tokenizer.json", "processor_confi
 
 
 def save_agent(weights: Any, folder: Path) -> None:
-    """Write model, tokenizer and processor to `folder`, made if it is not there.
+    """Writes model, tokenizer and processor to `folder`, and creates the folder if needed.
 
     Args:
-        weights: a Qwen3-VL of `architecture.build_config()`, or its state dict. It is not changed.
-        folder: what `load_agent` is given.
+        weights: a Qwen3-VL of `architecture.build_config()`, or its state dict. The function does
+            not change it.
+        folder: the folder for `load_agent`.
     """
     from transformers import GenerationConfig, Qwen3VLForConditionalGeneration
 
@@ -40,7 +41,7 @@ def save_agent(weights: Any, folder: Path) -> None:
 
 
 def agent_folder(path: Path | None = None) -> Path:
-    """`path`, by default the shipped agent's folder, once all its files are seen to be there.
+    """Returns `path`, or for None the shipped agent's folder, after it found all files there.
 
     Raises:
         StarKVError: the folder holds no checkpoint.
@@ -49,14 +50,14 @@ def agent_folder(path: Path | None = None) -> Path:
     missing = [name for name in NEEDED if not (folder / name).is_file()]
     if missing:
         raise StarKVError(
-            f"no agent in {folder}: {', '.join(missing)} missing; train one with "
+            f"no agent in {folder}: it lacks {', '.join(missing)}; train an agent with "
             "`python -m starkv_lab.training.train --out FOLDER` and give that folder"
         )
     return folder
 
 
 def load_agent(path: Path | None = None) -> tuple[Any, Any]:
-    """The agent of the folder `path`, by default the one this package ships.
+    """Loads the agent from the folder `path`, by default the shipped agent.
 
     Returns:
         Model (float32, eval mode, CPU) and its `AgentProcessor`.

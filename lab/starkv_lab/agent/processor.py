@@ -1,4 +1,4 @@
-"""Qwen3-VL's processor without its video part, which transformers builds on torchvision."""
+"""Qwen3-VL's processor without its video part, which needs torchvision."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .vocabulary import IMAGE
 
 
 class AgentProcessor(Qwen3VLProcessor):
-    """Turns text and screenshots into the inputs of a Qwen3-VL: same call, same outputs.
+    """Turns text and screenshots into the inputs of a Qwen3-VL, as its own processor does.
 
     `processor(text=[...], images=[...], return_tensors="pt")` gives `input_ids` [B, L],
     `attention_mask` [B, L], `mm_token_type_ids` [B, L], `pixel_values` [patches, 3*32*32] and

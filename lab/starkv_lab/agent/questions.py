@@ -1,8 +1,8 @@
-"""Questions about an episode, their answers, and how an answer is judged.
+"""Asks questions about an episode, and judges answers.
 
-Every answer has a preamble ("click (", "it is"), as real agents write a thought before the
-coordinates. The first token after a prefill comes from the full cache whatever the policy,
-so an answer without a preamble would not exercise the compacted cache.
+Every answer begins with a preamble ("click (", "it is"), as real agents write a thought before the
+coordinates. The first token after a prefill comes from the full cache under any policy. So an
+answer without a preamble would not test the compacted cache.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from .vocabulary import BIN_CENTERS, coordinate_bin
 from .world import Cell, Episode, Frame, Name
 
 KINDS = ("click", "where", "what", "return")
-"""click: needs the current frame. where, what: need the frame they name. return: both."""
+"""click needs the current frame, where and what need the frame that they name, return both."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """`text` is the user's line, `answer` the expected reply, `step` the frame it names."""
+    """Holds the user's line (`text`), the expected reply, and the step of the named frame."""
 
     kind: str
     step: int
@@ -27,7 +27,7 @@ class Question:
     answer: str
 
     def is_right(self, reply: str) -> bool:
-        """Whether `reply` says what the answer says; spacing does not count."""
+        """Whether `reply` equals the answer. Spacing does not count."""
         return reply.split() == self.answer.split()
 
 
@@ -39,9 +39,12 @@ def _where(episode: Episode, cell: Cell) -> str:
 
 
 def ask(rng: random.Random, episode: Episode, kind: str, shown: int | None = None) -> Question:
-    """A question of `kind` answerable from the first `shown` frames (default all).
+    """Draws a question of `kind` that the first `shown` frames answer (default: all frames).
 
-    `return` asks for an element that an older frame showed and the current one still has.
+    "return" asks for an element that an older frame shows and the current frame still has.
+
+    Raises:
+        ValueError: the kind is unknown.
     """
     frames = episode.frames[:shown]
     current = frames[-1]
@@ -72,7 +75,7 @@ def _ask_return(rng: random.Random, episode: Episode, frame: Frame, current: Fra
     moved = [n for n in still_there if frame.elements[n] != current.elements[n]]
     name = rng.choice(moved or still_there or sorted(current.elements))
     before = frame.elements.get(name)
-    if before is None:  # nothing survived since that frame: ask about the current one
+    if before is None:  # no element of that frame is left, so ask about the current frame
         frame, before = current, current.elements[name]
     text = f"return step {frame.step} {_where(episode, before)} step {current.step}"
     reply = f"it is {' '.join(name)} at ( {_where(episode, current.elements[name])} )"

@@ -1,6 +1,6 @@
-"""Draw an episode's frames as screenshots (PIL images), deterministically.
+"""Draws an episode's frames as screenshots (PIL images).
 
-The font is the one Pillow carries, so the same episode gives the same pixels everywhere.
+The font comes with Pillow, so the same episode gives the same pixels on every machine.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 from .vocabulary import ICON_COLORS
 from .world import Episode, Frame, Name
 
-CELL = 32  # pixels a side; one visual token of the shipped agent
-ICON_JITTER, TEXT_JITTER = 2, 1  # pixels an element may sit off its cell's centre
+CELL = 32  # pixels per side of a cell, which is one visual token of the shipped agent
+ICON_JITTER, TEXT_JITTER = 2, 1  # most pixels between an element and its cell's centre
 
 _ICON_RGB = {
     "red": (214, 40, 40),
@@ -35,11 +35,11 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def screenshot(episode: Episode, index: int) -> Image.Image:
-    """Frame `index` of `episode` as an RGB image of rows*32 x columns*32 pixels."""
+    """Draws frame `index` of `episode` as an RGB image, 32 pixels per side of a cell."""
     frame = episode.frames[index]
     image = _decoration(episode.rows, episode.columns, episode.decoration_seed).copy()
     _draw_status(image, frame)
-    # Seeded by name and step-independent: an element that stays put keeps its pixels.
+    # The seed does not depend on the step, so an element that stays keeps its pixels.
     for name, (row, column) in frame.elements.items():
         style = random.Random(f"{episode.decoration_seed} {name}")
         sprite = _sprite(name, style.randint(0, 3))
@@ -51,7 +51,7 @@ def screenshot(episode: Episode, index: int) -> Image.Image:
 
 @lru_cache(maxsize=64)
 def _decoration(rows: int, columns: int, seed: int) -> Image.Image:
-    """Everything that no question asks about and that stays the same all episode."""
+    """Draws what no question asks about. It stays the same during an episode."""
     rng = random.Random(seed)
     image = Image.new("RGB", (columns * CELL, rows * CELL), rng.choice(_WALLPAPERS))
     draw = ImageDraw.Draw(image)
@@ -85,7 +85,7 @@ def _draw_window(draw: ImageDraw.ImageDraw, rng: random.Random, rows: int, colum
 
 
 def _draw_status(image: Image.Image, frame: Frame) -> None:
-    """A clock that changes with the step: motion that carries no answer."""
+    """Draws a clock, which changes with the step and answers no question."""
     draw = ImageDraw.Draw(image)
     x, y = image.width - 2 * CELL + 12, image.height - CELL + 9
     minutes = 9 * 60 + 7 * frame.step
@@ -96,7 +96,7 @@ def _draw_status(image: Image.Image, frame: Frame) -> None:
 
 @lru_cache(maxsize=1024)
 def _sprite(name: Name, style: int) -> Image.Image:
-    """An element alone, on transparent ground. `style` 0..3 varies its size."""
+    """Draws one element on transparent ground. `style`, 0 to 3, varies its size."""
     image = Image.new("RGBA", (CELL, CELL))
     draw = ImageDraw.Draw(image)
     first, second = name
@@ -143,7 +143,7 @@ def _draw_icon(
         draw.regular_polygon((c, c, r), 3, fill=color)
         draw.regular_polygon((c, c, r), 3, rotation=180, fill=color)
     else:
-        raise ValueError(f"shape={shape!r} has no drawing")
+        raise ValueError(f"shape={shape!r}: expected a shape in ICON_SHAPES")
 
 
 def _draw_widget(draw: ImageDraw.ImageDraw, kind: str, word: str, size: int) -> None:
@@ -161,5 +161,5 @@ def _draw_widget(draw: ImageDraw.ImageDraw, kind: str, word: str, size: int) -> 
         ink = (20, 60, 210)
         draw.line((3, CELL - 10, CELL - 4, CELL - 10), fill=ink)
     else:
-        raise ValueError(f"kind={kind!r} has no drawing")
+        raise ValueError(f"kind={kind!r}: expected a kind in WIDGET_KINDS")
     draw.text((CELL // 2, CELL // 2), word, fill=ink, font=_font(size), anchor="mm")

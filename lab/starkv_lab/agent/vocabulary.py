@@ -1,8 +1,8 @@
-"""The words of the embedded GUI agent: element names, coordinates, question forms.
+"""Lists the words of the shipped GUI agent: element names, coordinates, question forms.
 
-Coordinates are normalised to 0..1000 as Qwen3-VL writes them, in 25 bins of 40, so one
-token says `x=420`. Every screen cell is wider than a bin, hence the centre of the right
-bin always lies inside the cell: an answer is either a hit or a miss.
+Coordinates go from 0 to 1000, as Qwen3-VL writes them, in 25 bins of 40. So one token says
+`x=420`. Every screen cell is wider than a bin. Hence the centre of the right bin is always inside
+the cell, and an answer is either right or wrong.
 """
 
 from __future__ import annotations
@@ -64,5 +64,5 @@ TOKEN_ID = {token: i for i, token in enumerate(TOKENS)}
 
 
 def coordinate_bin(index: int, cells: int) -> int:
-    """Bin of the centre of cell `index` along an axis of `cells` cells."""
+    """Returns the bin of the centre of cell `index`, on an axis of `cells` cells."""
     return int((index + 0.5) / cells * COORDINATE_RANGE) // BIN_WIDTH

@@ -1,9 +1,9 @@
-"""GUI episodes: screens whose elements change a little from step to step.
+"""Draws GUI episodes, whose screens change a little from step to step.
 
-An episode is a sequence of frames on one grid of cells (one cell = one visual token of the
-shipped agent). A frame is a set of named elements at cells; from one frame to the next a few
-move, appear or vanish, as they do on a desktop. Everything else (wallpaper, windows, menu bar,
-filler text) is decoration, drawn by `render`, and never asked about.
+An episode is a sequence of frames on one grid of cells. One cell is one visual token of the shipped
+agent. A frame is a set of named elements in cells. From one frame to the next a few elements move,
+appear or vanish, as on a desktop. `render` draws everything else (wallpaper, windows, menu bar,
+filler text), and no question asks about it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ GRIDS = ((10, 10), (8, 12), (12, 8), (7, 13), (11, 9))  # rows, columns
 
 @dataclass(frozen=True)
 class Frame:
-    """What one screenshot shows: each element's name and its cell (row, column)."""
+    """Holds the elements of one screenshot: their names and cells (row, column)."""
 
     step: int
     elements: dict[Name, Cell]
@@ -29,9 +29,9 @@ class Frame:
 
 @dataclass(frozen=True)
 class Episode:
-    """Frames in time order, on a grid of `rows` x `columns` cells.
+    """Holds frames in time order, on a grid of `rows` x `columns` cells.
 
-    `decoration_seed` fixes everything drawn that is not an element.
+    `decoration_seed` fixes the drawing of everything that is not an element.
     """
 
     rows: int
@@ -47,12 +47,15 @@ def sample_episode(
     first_step: int | None = None,
     elements: int = 12,
 ) -> Episode:
-    """One random episode of `frames` frames, its step numbers within 1..MAX_STEP.
+    """Draws an episode of `frames` frames. Its step numbers are between 1 and MAX_STEP.
 
-    About 12 of a hundred cells hold an element, as on a real screen most is background.
+    About 12 of a hundred cells hold an element, because most of a real screen is background too.
+
+    Raises:
+        ValueError: `frames` is out of range.
     """
     if not 1 <= frames <= MAX_STEP:
-        raise ValueError(f"frames={frames}: an episode has 1 to {MAX_STEP} frames")
+        raise ValueError(f"frames={frames}: expected 1 to {MAX_STEP} frames")
     rows, columns = grid or rng.choice(GRIDS)
     first_step = first_step or rng.randint(1, MAX_STEP + 1 - frames)
     # The menu bar (first row) and the status bar (last row) hold no elements.
@@ -66,7 +69,7 @@ def sample_episode(
 
 
 def _change(rng: random.Random, before: dict[Name, Cell], cells: list[Cell]) -> dict[Name, Cell]:
-    """Move two elements and replace one or two by new ones."""
+    """Moves two elements, and replaces one or two with new ones."""
     after = dict(before)
     taken = set(after.values())
     free = [cell for cell in cells if cell not in taken]

@@ -1,6 +1,6 @@
-"""GUI benchmarks on a model of one's own: `starkv bench gui`.
+"""`starkv bench gui` runs published GUI benchmarks on a model of the user.
 
-Reads the published files of ScreenSpot-v2, ScreenSpot-Pro, AndroidControl and AgentNetBench, lets
-a Hugging Face model answer on a compressed cache, and judges by each benchmark's published rule.
-Importing this package imports no torch.
+It reads the published files of ScreenSpot-v2, ScreenSpot-Pro, AndroidControl and AgentNetBench,
+lets a Hugging Face model answer from a compressed cache, and judges by each benchmark's published
+rule. Importing this package imports no torch.
 """

@@ -1,4 +1,4 @@
-"""What a GUI model wants done, whatever words its family uses for it."""
+"""Describes the actions of GUI models in one vocabulary for all families."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ POINTED = (
     "move",
     "drag_to",
 )
-"""Kinds that need a point."""
+"""Kinds of actions that need a point."""
 
 KINDS = (
     *POINTED,
@@ -37,19 +37,22 @@ DIRECTIONS = ("up", "down", "left", "right")
 
 
 class UnparsableAnswer(ValueError):
-    """An answer that is no action of its family. It counts as wrong, and the record says why."""
+    """An answer is no action of its family. It counts as wrong, and the record gives the reason."""
 
 
 @dataclass(frozen=True)
 class Action:
-    """One thing to do.
+    """Describes one action.
 
-    kind: one of KINDS. point: where, in pixels of the screenshot as its file has them; of a scroll,
-    where the pointer is, if the answer says so. text: what is typed (a newline at its end is the
-    Enter key), the app that is opened, or how the task ended ("success", "failure"). keys: of
-    "press" one after the other, of "hotkey" together. direction: where a scroll moves the view
-    ("down" shows what is further down). amount: of a scroll, in the data set's own unit, if the
-    answer says so; never negative.
+    kind: one of KINDS. point: the place in pixels of the screenshot's file; for a scroll, the
+    pointer, if the answer gives it. text: the text to type (a newline at its end is the Enter
+    key), the app to open, or how the task ended ("success", "failure"). keys: the keys that "press"
+    presses one after another, or that "hotkey" presses together. direction: the direction in which
+    a scroll moves the view ("down" shows what is further down). amount: the distance of a scroll
+    in the data set's own unit, if the answer gives it; never negative.
+
+    Raises:
+        UnparsableAnswer: the kind is unknown, or lacks a value that it needs.
     """
 
     kind: str
@@ -72,6 +75,6 @@ class Action:
             raise UnparsableAnswer(f"scroll to {self.direction!r}: it goes {', '.join(DIRECTIONS)}")
 
     def to_json(self) -> dict[str, Any]:
-        """What is set of it."""
+        """Returns the values that are set."""
         values = dataclasses.asdict(self)
         return {name: value for name, value in values.items() if value not in (None, ())}

@@ -1,8 +1,9 @@
-"""AgentNetBench: the next step of a desktop trajectory (OpenCUA, arXiv 2508.09123).
+"""Reads AgentNetBench, which asks for the next step of a desktop trajectory.
 
-A folder of `TASK.json` files of a trajectory each, with `images/` beside them: {"task_id",
-"high_level_task_description", "steps": [{"image", "inner_monologue", "ground_truth_actions",
-"alternative_options"}]}. Positions are shares of the screenshot.
+Source: OpenCUA, arXiv 2508.09123. The folder has a file `TASK.json` for each trajectory, and
+`images/`. A file holds {"task_id", "high_level_task_description", "steps": [{"image",
+"inner_monologue", "ground_truth_actions", "alternative_options"}]}. Positions are shares of the
+screenshot.
 """
 
 from __future__ import annotations
@@ -33,18 +34,18 @@ KINDS = {
     "scroll": "scroll",
     "terminate": "finish",
 }
-"""The data set's action types in lower case, and ours."""
+"""Our action kind for each action type of the data set, in lower case."""
 
 
 def read(folder: Path, reading: Reading) -> Iterator[Sample]:
-    """All steps of all trajectories; all records are checked before the first is given.
+    """Yields all steps of all trajectories, after it checked all records.
 
     Raises:
         StarKVError: a file is missing, or a record is malformed.
     """
     paths = sorted(folder.glob("*.json"))
     if not paths:
-        raise StarKVError(f"{folder}: no trajectories (*.json); they come with AgentNetBench")
+        raise StarKVError(f"{folder}: no trajectories (*.json) here; AgentNetBench has them")
     yield from [sample for path in paths for sample in _of_trajectory(path, reading)]
 
 
@@ -83,16 +84,22 @@ def _said(step: Record) -> str:
 
 
 def _checked(where: str, option: Any) -> list[dict[str, Any]]:
-    """Actions whose every type is known and whose every position is there."""
+    """Checks that all types of the actions are known and no position is missing."""
     if not isinstance(option, list) or not option:
-        raise StarKVError(f"{where}: no list of actions, but {option!r}")
+        raise StarKVError(
+            f"{where}: no list of actions, but {option!r}; expected at least one action"
+        )
     for values in option:
         if not isinstance(values, dict):
-            raise StarKVError(f"{where}: {values!r} is no action")
+            raise StarKVError(
+                f"{where}: {values!r} is no action; expected an object with type and params"
+            )
         action = Record(where, values)
         kind = action.text("type").lower()
         if kind not in KINDS:
-            raise StarKVError(f"{where}: type {values['type']!r}: known are {', '.join(KINDS)}")
+            raise StarKVError(
+                f"{where}: type {values['type']!r}: expected one of {', '.join(KINDS)}"
+            )
         params = action.part("params")
         if kind.endswith(("click", "to")):
             for axis in ("x", "y"):
@@ -104,7 +111,7 @@ def _checked(where: str, option: Any) -> list[dict[str, Any]]:
             params.text("text" if "text" in params.values else "content")
         elif kind in ("press", "hotkey"):
             if not params.get("keys", (list, str)):
-                raise StarKVError(f"{where}: {values['type']} without a key")
+                raise StarKVError(f"{where}: {values['type']} without a key; expected one or more")
         elif kind == "scroll":
             for name in ("amount", "pixels"):
                 if name in params.values:
@@ -113,7 +120,7 @@ def _checked(where: str, option: Any) -> list[dict[str, Any]]:
 
 
 def actions_of(step: dict[str, Any], size: Size) -> tuple[Action, ...]:
-    """What the demonstration did in a step, in pixels of a screenshot of that size."""
+    """Returns the demonstration's actions in a step, in pixels of a screenshot of that size."""
     return tuple(_action(values, size) for values in step["ground_truth_actions"])
 
 
@@ -136,7 +143,7 @@ def _action(values: dict[str, Any], size: Size) -> Action:
 
 
 def score(target: Sequence[Any], actions: Sequence[Action], size: Size) -> float:
-    """0 to 1: the best score against the demonstration's actions and their alternatives."""
+    """Returns the best score, 0 to 1, against the demonstration and its alternatives."""
     return best(target, actions, size)
 
 

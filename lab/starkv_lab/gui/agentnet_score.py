@@ -1,7 +1,7 @@
-"""AgentNetBench's score of a step, as its published evaluator computes it.
+"""Computes AgentNetBench's score of a step as its published evaluator does.
 
-By the description and the code of xlang-ai/OpenCUA, `evaluation/agentnetbench` (MIT), as of
-January 2026; earlier versions gave any scroll, any order of keys and any extra action full marks.
+Source: description and code of xlang-ai/OpenCUA, `evaluation/agentnetbench` (MIT), as of January
+2026. Earlier versions gave full marks to any scroll, any order of keys and any extra action.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from .actions import Action
 from .boxes import contains
 from .samples import Size
 
-NEAR = 0.01 * math.sqrt(2)  # of the screen: no loss up to there
-FALL = 120.0  # how fast it falls off beyond
-SIMILAR = 0.8  # texts as similar as that count as equal
+NEAR = 0.01 * math.sqrt(2)  # share of the screen; a point within it loses nothing
+FALL = 120.0  # how fast the score falls beyond it
+SIMILAR = 0.8  # texts with this similarity count as equal
 
 _TYPES = {
     "click": "click",
@@ -37,14 +37,14 @@ _SIGNS = {"up": 1, "down": -1}
 
 Step = tuple[str, Any]
 """A type in lower case, and its value: a point as shares of the screen, a text, a list of keys, or
-(direction 1, -1 or 0, amount or None) of a scroll. Of the demonstration, a point comes with the
-boxes that are right as well, [x, y, width, height] each."""
+(direction 1, -1 or 0; amount or None) of a scroll. A point of the demonstration comes with a list
+of boxes [x, y, width, height] that are right too."""
 
 
 def best(
     options: Sequence[Sequence[dict[str, Any]]], actions: Sequence[Action], size: Size
 ) -> float:
-    """The best score of `actions` (points in pixels of `size`) against any of the options."""
+    """Returns the best score of `actions` (points in pixels of `size`) against any option."""
     answer = _merged([step for action in actions for step in _answered(action, size)], ("press",))
     truths = [_merged([_shown(values) for values in o], ("press", "hotkey")) for o in options]
     return max(_score(truth, answer) for truth in truths)
@@ -63,7 +63,7 @@ def _answered(action: Action, size: Size) -> list[Step]:
 
 
 def _shown(values: dict[str, Any]) -> Step:
-    """An action of the data set, as `_answered` has ours."""
+    """Converts an action of the data set into the form of `_answered`."""
     kind, params = values["type"].lower(), values["params"]
     if kind == "scroll":
         return kind, scroll_of(params)
@@ -78,7 +78,7 @@ def _shown(values: dict[str, Any]) -> Step:
 
 
 def scroll_of(params: dict[str, Any]) -> tuple[int, float | None]:
-    """(1 up, -1 down or 0; how far, where the data set says so)."""
+    """Returns (1 for up, -1 for down or 0; the distance, or None if the data set has none)."""
     amount = params.get("amount", params.get("pixels"))
     if amount is None:
         return _SIGNS.get(params.get("direction", ""), 0), None
@@ -91,7 +91,7 @@ def keys_of(params: dict[str, Any]) -> list[str]:
 
 
 def _merged(steps: Sequence[Step], enters: Sequence[str]) -> list[Step]:
-    """Writing and then pressing Enter, by an action of a type in `enters`, is writing a line."""
+    """Merges writing and a following Enter, by a type in `enters`, into writing a line."""
     merged: list[Step] = []
     open_line = False
     for kind, value in steps:
@@ -147,7 +147,7 @@ def _text_score(right: str, value: str) -> float:
 
 
 def edits(left: str, right: str) -> int:
-    """Levenshtein's distance: letters put in, taken out or changed."""
+    """Returns Levenshtein's distance: the number of letters inserted, deleted or changed."""
     above = list(range(len(right) + 1))
     for row, letter in enumerate(left, start=1):
         here = [row]

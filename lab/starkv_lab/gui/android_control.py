@@ -1,12 +1,12 @@
-"""AndroidControl: the next step on a phone (arXiv 2406.03679).
+"""Reads AndroidControl, which asks for the next step on a phone (arXiv 2406.03679).
 
-Two forms are read, whichever is in the folder:
+The folder holds one of two forms:
 
-* as published (google-research, `gs://gresearch/android_control`): `android_control-*-of-*`,
-  gzipped TFRecords of an episode each, with `splits.json` and `test_subsplits.json`. The steps of
-  the test split.
-* `500_steps.json`, the 500 steps of it that UGround (arXiv 2410.05243) drew and later papers use,
-  a list of records, and the screenshots they name.
+* The published form (google-research, `gs://gresearch/android_control`): `android_control-*-of-*`,
+  gzipped TFRecords with one episode each, `splits.json` and `test_subsplits.json`. The reader takes
+  the steps of the test split.
+* `500_steps.json`: a list of records, and the screenshots that they name. UGround (arXiv
+  2410.05243) drew these 500 steps, and later papers use them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .samples import Dataset, Past, Reading, Sample, Size
 from .wire import message, messages, numbers, parse, read_records, string
 
 SAMPLE = "500_steps.json"
-PARTS = ("IDD", "app_unseen", "task_unseen", "category_unseen")  # of the test split
+PARTS = ("IDD", "app_unseen", "task_unseen", "category_unseen")  # parts of the test split
 TEXTS = ("type", "type_text", "input_text")
 KINDS = {
     "click": "click",
@@ -39,11 +39,13 @@ KINDS = {
     "status": "finish",
     **dict.fromkeys(TEXTS, "type"),
 }
-"""The data set's action types, and ours."""
+"""Our action kind for each action type of the data set."""
 
 
 def read(folder: Path, reading: Reading) -> Iterator[Sample]:
-    """Steps in the order of the files. TFRecords are streamed: hence an error in one comes late.
+    """Yields the steps in the order of the files.
+
+    It reads TFRecords one at a time, so an error in a late record comes late.
 
     Raises:
         StarKVError: a file is missing, or a record is malformed.
@@ -53,7 +55,10 @@ def read(folder: Path, reading: Reading) -> Iterator[Sample]:
         return
     paths = sorted(folder.glob("android_control-*-of-*"))
     if not paths:
-        raise StarKVError(f"{folder}: neither {SAMPLE} nor android_control-*-of-* is there")
+        raise StarKVError(
+            f"{folder}: neither {SAMPLE} nor android_control-*-of-* is here; give the folder of "
+            "one form"
+        )
     wanted = set(_episodes(folder / "splits.json", "test"))
     unseen = {name: set(_episodes(folder / "test_subsplits.json", name)) for name in PARTS}
     for path in paths:
@@ -62,7 +67,7 @@ def read(folder: Path, reading: Reading) -> Iterator[Sample]:
 
 
 def _episodes(path: Path, name: str) -> list[int]:
-    return list(read_object(must_exist(path, "it comes with the TFRecords")).get(name, list))
+    return list(read_object(must_exist(path, "download it with the TFRecords")).get(name, list))
 
 
 def _of_json(folder: Path, record: Record, reading: Reading) -> Sample:
@@ -85,7 +90,9 @@ def _checked_episode(where: str, data: bytes, *choice: Any) -> list[Sample]:
     try:
         return list(_of_episode(where, data, *choice))
     except ValueError as error:
-        raise StarKVError(f"{where}: no episode of AndroidControl ({error})") from error
+        raise StarKVError(
+            f"{where}: no episode of AndroidControl ({error}); download the file again"
+        ) from error
 
 
 def _of_episode(
@@ -106,12 +113,12 @@ def _of_episode(
     if not len(shots) - 1 == len(trees) - 1 == len(actions) == len(said):
         raise ValueError(
             f"{len(shots)} screenshots, {len(trees)} trees, {len(actions)} actions and "
-            f"{len(said)} instructions do not fit"
+            f"{len(said)} instructions do not fit; expected one more screenshot and tree"
         )
     parts = [name for name, episodes in unseen.items() if episode in episodes]
     for step, action in enumerate(actions):
         if not isinstance(action, dict):
-            raise ValueError(f"action {step} is {action!r}")
+            raise ValueError(f"action {step} is {action!r}; expected an object")
         record = Record(f"{where}, step {step}", action)
         elements = elements_of_forest(trees[step])
         yield Sample(
@@ -126,7 +133,7 @@ def _of_episode(
 
 
 def _past(said: Sequence[str], reading: Reading) -> tuple[Past, ...]:
-    """What was done, in words; a low-level step is asked for by itself."""
+    """Returns the earlier steps in words. A question about a low-level step has none."""
     if reading.level == "low" or not reading.texts:
         return ()
     return tuple(Past(str(step)) for step in said[-reading.texts :])
@@ -135,7 +142,9 @@ def _past(said: Sequence[str], reading: Reading) -> tuple[Past, ...]:
 def _target(action: Record, elements: Sequence[Element]) -> dict[str, Any]:
     name = action.text("action_type")
     if name not in KINDS:
-        raise StarKVError(f"{action.where}: action_type {name!r}: known are {', '.join(KINDS)}")
+        raise StarKVError(
+            f"{action.where}: action_type {name!r}: expected one of {', '.join(KINDS)}"
+        )
     kind = KINDS[name]
     target: dict[str, Any] = {"kind": kind}
     if kind in ("click", "long_press") or (kind == "type" and "x" in action.values):
@@ -148,8 +157,11 @@ def _target(action: Record, elements: Sequence[Element]) -> dict[str, Any]:
     elif kind == "scroll":
         target["direction"] = action.text("direction")
         if target["direction"] not in DIRECTIONS:
-            raise StarKVError(f"{action.where}: scroll to {target['direction']!r}")
-    if kind in ("open_app", "back"):  # a click may stand for it
+            raise StarKVError(
+                f"{action.where}: scroll to {target['direction']!r}: expected "
+                f"{', '.join(DIRECTIONS)}"
+            )
+    if kind in ("open_app", "back"):  # a click may do the same
         target["elements"] = [element.to_json() for element in elements]
     return target
 
@@ -160,11 +172,12 @@ def _at(elements: Sequence[Element], point: Point) -> dict[str, Any] | None:
 
 
 def score(target: Mapping[str, Any], actions: Sequence[Action], size: Size) -> float:
-    """1 if the action's type and all its arguments are right (the paper, D.3, and UGround's code).
+    """Returns 1 if the action's type and all its arguments are right, else 0.
 
-    A point is right in the smallest element that holds the demonstration's. A click on an element
-    that bears the app's name stands for opening it, one on "back" for going back, and the reverse.
-    Text is compared as it is, and its point only where the answer gives one.
+    Source: the paper, D.3, and UGround's code. A point is right inside the smallest element that
+    holds the demonstration's point. A click on an element with the app's name equals opening the
+    app, and a click on "back" equals going back; the reverse holds too. Text has to be the same.
+    A point of typed text counts only if the answer gives one.
     """
     if len(actions) != 1:
         return 0.0
@@ -192,13 +205,13 @@ def _same_arguments(action: Action, target: Mapping[str, Any]) -> bool:
 
 
 def _stands_for(clicked: Element | None, kind: str, app: str | None) -> bool:
-    """Whether a click on that element does what `kind`, of the app if it opens one, does."""
+    """Whether a click on that element does the same as `kind`, for the app if `kind` opens one."""
     name = (app or "").lower() if kind == "open_app" else "back"
     return clicked is not None and bool(name) and name in clicked.label
 
 
 def _features(data: bytes) -> dict[str, Any]:
-    """tf.train.Example: name to Feature."""
+    """Returns each Feature of a tf.train.Example by its name."""
     entries = messages(message(parse(data), 1), 1)
     found = {string(entry, 1): message(entry, 2) for entry in entries}
     for name in (
@@ -224,7 +237,7 @@ def _texts(features: Mapping[str, Any], name: str) -> list[str]:
 
 def _one(values: Sequence[int], name: str) -> int:
     if len(values) != 1:
-        raise ValueError(f"{len(values)} values of {name!r}")
+        raise ValueError(f"{len(values)} values of {name!r}; expected one")
     return values[0]
 
 

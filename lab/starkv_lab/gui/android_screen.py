@@ -1,4 +1,4 @@
-"""What stands where on an Android screen: AndroidControl's accessibility trees."""
+"""Reads from AndroidControl's accessibility trees where elements are on an Android screen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .boxes import area, contains
 from .files import Record
 from .wire import integer, message, messages, parse, string
 
-# Of android_env's android_accessibility_*.proto: forest.windows, window.tree, tree.nodes.
+# Field numbers of android_env's android_accessibility_*.proto, in forest, window, tree and node.
 _WINDOWS, _TREE, _NODES = 1, 11, 1
 _BOUNDS, _CLASS, _DESCRIPTION, _HINT, _TEXT, _VISIBLE, _TOOLTIP = 2, 3, 4, 5, 7, 23, 31
 _ALWAYS = ("android.widget.Switch", "android.widget.EditText")
@@ -19,7 +19,10 @@ _ALWAYS = ("android.widget.Switch", "android.widget.EditText")
 
 @dataclass(frozen=True)
 class Element:
-    """box: [left, top, right, bottom] in pixels. label: its text and description, lower case."""
+    """Holds an element of a screen.
+
+    box: [left, top, right, bottom] in pixels. label: its text and description in lower case.
+    """
 
     box: tuple[float, float, float, float]
     label: str
@@ -29,18 +32,19 @@ class Element:
 
 
 def element_at(elements: Sequence[Element], point: Point) -> Element | None:
-    """The smallest element there; None: there is none."""
+    """Returns the smallest element at the point, or None."""
     there = [element for element in elements if contains(element.box, point)]
     return min(there, key=lambda element: area(element.box), default=None)
 
 
 def elements_of_forest(data: bytes) -> list[Element]:
-    """Of a TFRecord's tree: what is visible and says something, switches and text fields.
+    """Returns the elements of a TFRecord's tree that are visible and have a text.
 
-    That choice is the authors' (google-research issue 2120).
+    Switches and text fields count without a text. This is the authors' choice (google-research
+    issue 2120).
 
     Raises:
-        ValueError: it is no such tree.
+        ValueError: the bytes are no such tree.
     """
     found = []
     for window in messages(parse(data), _WINDOWS):
@@ -56,7 +60,10 @@ def elements_of_forest(data: bytes) -> list[Element]:
 
 
 def elements_of_json(record: Record) -> Iterator[Element]:
-    """Of UGround's sample: a list of elements with "bbox_pixels", "text", "content_description"."""
+    """Yields the elements of a record of UGround's 500 steps.
+
+    An element has "bbox_pixels", "text" and "content_description".
+    """
     for node in record.parts("accessibility_tree"):
         box = node.part("bbox_pixels")
         sides = ("x_min", "y_min", "x_max", "y_max")

@@ -1,4 +1,4 @@
-"""The command line of `bench gui`. Imports no torch, so that --help is quick."""
+"""Reads the command line of `bench gui`. Imports no torch, so that --help is quick."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from starkv_compile.config import INNER_BACKENDS
 def add_gui(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     gui = kinds.add_parser(
         "gui",
-        help="a GUI model on ScreenSpot-v2, ScreenSpot-Pro, AndroidControl or AgentNetBench",
-        description="Lets a model answer a benchmark's questions on a compressed cache. Cut off, "
-        "it goes on where it was: one line of DIR/answers-*.jsonl for each sample. "
-        "docs/guides/gui-benchmarks.md says where the data come from.",
+        help="run a GUI model on ScreenSpot-v2, ScreenSpot-Pro, AndroidControl or AgentNetBench",
+        description="Lets a model answer a benchmark's questions from a compressed cache. "
+        "DIR/answers-*.jsonl gets one line for each sample. A second run skips the samples that "
+        "are there, so it continues after an interruption. docs/guides/gui-benchmarks.md says "
+        "where to get the data.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = gui.add_argument
@@ -33,67 +34,87 @@ def add_gui(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         type=Path,
         metavar="DIR",
         default=unset,
-        help="only merge the shards there: DIR/summary.json and a table",
+        help="run nothing; merge the shards in DIR into DIR/summary.json and print a table",
     )
-    add("--data", type=Path, metavar="DIR", default=unset, help="the data set, unpacked")
+    add("--data", type=Path, metavar="DIR", default=unset, help="folder of the unpacked data set")
     add(
         "--model",
         metavar="CHECKPOINT",
         default=unset,
-        help="folder or name on Hugging Face's hub; 'shipped': the package's agent",
+        help="folder, or name on Hugging Face's hub; 'shipped' means the agent of starkv-lab",
     )
     add(
         "--family",
         metavar="NAME",
         default=unset,
-        help="prompt and grammar: ui-tars, opencua, qwen2.5-vl, qwen3-vl "
-        "(default: what the model's name tells)",
+        help="prompt and grammar of answers: ui-tars, opencua, qwen2.5-vl or qwen3-vl "
+        "(default: the family that the model's name contains)",
     )
     add(
         "--trust-remote-code",
         action="store_true",
-        help="run code that comes with the checkpoint, which OpenCUA's needs",
+        help="run code from the checkpoint; OpenCUA's checkpoints need it",
     )
-    add("--out", type=Path, metavar="DIR", default=unset, help="for answers and summary")
+    add("--out", type=Path, metavar="DIR", default=unset, help="folder for answers and summary")
     add(
         "--budget",
         default="0.2",
         help="share of the tokens seen that stays cached: 0.2 or 20%%; 1 for the full cache",
     )
     add_method(gui)
-    add("--inner", choices=INNER_BACKENDS, default="eager", help="backend under starkv")
-    add("--images", type=int, metavar="N", default=5, help="screenshots of a trajectory")
-    add("--texts", type=int, metavar="N", default=10, help="earlier steps told in words")
-    add("--level", choices=("high", "low"), default="high", help="of AndroidControl's instructions")
+    add(
+        "--inner",
+        choices=INNER_BACKENDS,
+        default="eager",
+        help="backend that compiles the rewritten graphs",
+    )
+    add("--images", type=int, metavar="N", default=5, help="most screenshots of a trajectory")
+    add(
+        "--texts",
+        type=int,
+        metavar="N",
+        default=10,
+        help="most earlier steps that the prompt gives in words",
+    )
+    add(
+        "--level",
+        choices=("high", "low"),
+        default="high",
+        help="level of AndroidControl's instructions",
+    )
     add(
         "--min-pixels",
         type=int,
         metavar="N",
         default=unset,
-        help="of a resized screenshot (default: the checkpoint's)",
+        help="fewest pixels of a resized screenshot (default: the checkpoint's)",
     )
     add(
         "--max-pixels",
         type=int,
         metavar="N",
         default=unset,
-        help="of a resized screenshot (default: the checkpoint's)",
+        help="most pixels of a resized screenshot (default: the checkpoint's)",
     )
     add(
         "--max-new-tokens",
         type=int,
         metavar="N",
         default=unset,
-        help="of an answer (default: 256, AgentNetBench 512)",
+        help="most tokens of an answer (default: 256, for AgentNetBench 512)",
     )
-    add("--limit", type=int, metavar="N", default=unset, help="only the first N samples")
+    add("--limit", type=int, metavar="N", default=unset, help="run only the first N samples")
     add(
         "--shard",
         metavar="I/N",
         default=unset,
-        help="part I of N, from 0 (default: RANK and WORLD_SIZE, else all)",
+        help="run part I of N, counted from 0 (default: RANK and WORLD_SIZE, else all samples)",
     )
-    add("--device", default=unset, help="(default: the GPU of LOCAL_RANK, else the CPU)")
+    add(
+        "--device",
+        default=unset,
+        help="torch device (default: the GPU of LOCAL_RANK, else the CPU)",
+    )
     gui.set_defaults(run=_gui)
 
 
@@ -104,7 +125,7 @@ def _gui(args: argparse.Namespace) -> int:
     missing = [f"--{name}" for name in ("data", "model", "out") if name not in given]
     if "dataset" not in given or missing:
         what = missing if "dataset" in given else ["DATASET", *missing]
-        raise OptionError(f"bench gui needs {', '.join(what)}; or --summary DIR alone")
+        raise OptionError(f"bench gui needs {', '.join(what)}; or give only --summary DIR")
     from .run import GuiOptions, run_gui  # imports torch, which --help should not
     from .samples import Reading
     from .shards import shard_of
@@ -133,7 +154,7 @@ def _gui(args: argparse.Namespace) -> int:
 
 def _summary(folder: Path, with_dataset: bool) -> int:
     if with_dataset:
-        raise OptionError("--summary stands alone: it runs nothing, so leave out DATASET")
+        raise OptionError("--summary stands alone, because it runs nothing; leave out DATASET")
     from rich.console import Console
 
     from .summary import summarise, table_of

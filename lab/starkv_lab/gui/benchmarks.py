@@ -1,4 +1,4 @@
-"""The benchmarks by name."""
+"""Lists the benchmarks and finds one by its name."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ DATASETS = {d.name: d for d in (SCREENSPOT_V2, SCREENSPOT_PRO, ANDROID_CONTROL, 
 
 
 def dataset_of(name: str) -> Dataset:
-    """Raises `OptionError` where there is no such benchmark."""
+    """Returns the benchmark called `name`. Raises `OptionError` if there is none."""
     if name not in DATASETS:
-        raise OptionError(f"data set {name!r}: known are {', '.join(DATASETS)}")
+        raise OptionError(f"data set {name!r}: expected one of {', '.join(DATASETS)}")
     return DATASETS[name]
 
 
 def fingerprint(dataset: Dataset, folder: Path) -> str:
-    """What tells one copy of a data set from another: names and sizes of its files.
+    """Returns an id of this copy of a data set, from the names and sizes of its files.
 
     Raises:
-        StarKVError: none of them is there.
+        StarKVError: the folder has none of the files.
     """
     paths = sorted({path for pattern in dataset.files for path in folder.glob(pattern)})
     if not paths:

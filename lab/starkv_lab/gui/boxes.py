@@ -1,4 +1,4 @@
-"""Points and boxes of screens."""
+"""Computes with points and boxes on screens."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def area(box: Sequence[float]) -> float:
 
 
 def hit(box: Sequence[float], actions: Sequence[Action]) -> bool:
-    """Whether the answer is one action at a point of the box: how grounding is judged.
+    """Whether the answer is one pointer action inside the box, which is right for grounding.
 
-    Which pointer action it is does not count, as the benchmarks only ask where.
+    Any pointer action counts, because the benchmarks only ask for the place.
     """
     if len(actions) != 1 or actions[0].kind not in POINTED or actions[0].point is None:
         return False

@@ -1,4 +1,4 @@
-"""Published JSON files, read so that an error names the file and the line."""
+"""Reads published JSON files. An error names the file and the line."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _DECODER = json.JSONDecoder()
 
 @dataclass(frozen=True)
 class Record:
-    """An object of a file, and where it stands ("file:line")."""
+    """Holds an object of a file, and its place ("file:line")."""
 
     where: str
     values: dict[str, Any]
 
     def get(self, name: str, kind: type | tuple[type, ...]) -> Any:
-        """The value of `name`.
+        """Returns the value of `name`.
 
         Raises:
-            StarKVError: there is none, or none of that kind.
+            StarKVError: the record has no such value, or a value of another type.
         """
         if name not in self.values:
             raise StarKVError(f"{self.where}: the record has no {name!r}")
@@ -37,14 +37,14 @@ class Record:
         return self.get(name, str)
 
     def number(self, name: str) -> float:
-        """A finite number."""
+        """Returns a finite number."""
         value = self.get(name, (int, float))
         if not _is_number(value):
-            raise StarKVError(f"{self.where}: {name!r} is {value}")
+            raise StarKVError(f"{self.where}: {name!r} is {value}; expected a finite number")
         return float(value)
 
     def numbers(self, name: str, count: int) -> list[float]:
-        """A list of `count` finite numbers."""
+        """Returns a list of `count` finite numbers."""
         values = self.get(name, list)
         if len(values) != count or not all(_is_number(value) for value in values):
             raise StarKVError(f"{self.where}: {name!r} is {_short(values)}, not {count} numbers")
@@ -54,7 +54,7 @@ class Record:
         return Record(self.where, self.get(name, dict))
 
     def parts(self, name: str) -> list[Record]:
-        """A list of objects."""
+        """Returns a list of objects."""
         values = self.get(name, list)
         if not all(isinstance(value, dict) for value in values):
             raise StarKVError(f"{self.where}: {name!r} is not a list of objects")
@@ -62,10 +62,10 @@ class Record:
 
 
 def read_object(path: Path) -> Record:
-    """A file that is one object.
+    """Reads a file that holds one object.
 
     Raises:
-        StarKVError: it is not there, no JSON, or no object.
+        StarKVError: the file is missing, is no JSON, or holds no object.
     """
     text = _read(path)
     try:
@@ -76,15 +76,15 @@ def read_object(path: Path) -> Record:
 
 
 def read_objects(path: Path) -> Iterator[Record]:
-    """The objects of a file that is a list of them.
+    """Yields the objects of a file that holds a list of them.
 
     Raises:
-        StarKVError: it is not there, no JSON, or no list of objects.
+        StarKVError: the file is missing, is no JSON, or holds no list of objects.
     """
     text = _read(path)
     place = _skip(text, 0)
     if text[place : place + 1] != "[":
-        raise StarKVError(f"{path}:{_line(text, place)}: a list of records was expected")
+        raise StarKVError(f"{path}:{_line(text, place)}: expected a list of records")
     place = _skip(text, place + 1)
     while text[place : place + 1] != "]":
         try:
@@ -100,10 +100,10 @@ def read_objects(path: Path) -> Iterator[Record]:
 
 
 def must_exist(path: Path, hint: str) -> Path:
-    """`path`, if there is such a file or folder.
+    """Returns `path` if there is such a file or folder.
 
     Raises:
-        StarKVError: there is not; `hint` says what it would be.
+        StarKVError: there is none. `hint` says where the file comes from.
     """
     if not path.exists():
         raise StarKVError(f"{path}: there is no such file or folder; {hint}")
@@ -113,7 +113,7 @@ def must_exist(path: Path, hint: str) -> Path:
 def _record(path: Path, text: str, place: int, value: Any) -> Record:
     where = f"{path}:{_line(text, place)}"
     if not isinstance(value, dict):
-        raise StarKVError(f"{where}: {_short(value)} is no record")
+        raise StarKVError(f"{where}: {_short(value)} is no record; expected an object")
     return Record(where, value)
 
 

@@ -1,4 +1,4 @@
-"""A GUI model that answers samples on a compressed cache."""
+"""Runs a GUI model, which answers samples from a compressed cache."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .screens import Screen, check_shown, shown_size
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said about a sample, and what that cost.
+    """Holds a model's answer to a sample, and its costs.
 
-    prompt: as its chat template writes it. screen: the current one. kept, seen: tokens of a layer
-    once the prompt was compacted, a mean over layers, and before. nbytes, full_nbytes: of the cache
-    at the end, and of an uncompressed one. seconds: generation, from the prepared inputs to the
-    last token.
+    prompt: the text that the chat template wrote. screen: the current screen. kept: tokens that a
+    layer stores after the prompt's compaction, the mean over layers. seen: tokens of the prompt.
+    nbytes, full_nbytes: bytes of the cache at the end, and of a full cache. seconds: time of
+    generation, from the prepared inputs to the last token.
     """
 
     prompt: str
@@ -38,12 +38,12 @@ class Answer:
 
 
 class GuiModel:
-    """A checkpoint of `family`, compiled by `config`.
+    """Loads a checkpoint of `family` and compiles it with `config`.
 
     Args:
         checkpoint: a folder, or a name on Hugging Face's hub.
-        pixels: least and most pixels that a screenshot is resized to; None: the checkpoint's own.
-        trust_remote_code: whether code that comes with the checkpoint may run.
+        pixels: fewest and most pixels of a resized screenshot; None means the checkpoint's own.
+        trust_remote_code: whether code from the checkpoint may run.
 
     Raises:
         StarKVError: the checkpoint cannot be loaded or compressed.
@@ -69,10 +69,10 @@ class GuiModel:
 
     @torch.no_grad()
     def answer(self, sample: Sample, max_new_tokens: int) -> Answer:
-        """Greedy, on a new cache.
+        """Answers a sample greedily, on a new cache.
 
         Raises:
-            StarKVError: a screenshot cannot be read, or what the model saw of it is not known.
+            StarKVError: a screenshot cannot be read, or the processor resized it in an unknown way.
         """
         pictures = [open_screen(screen) for screen in sample.screens]
         screens = [self._screen(picture.size) for picture in pictures]
@@ -125,9 +125,13 @@ def _load(family: Family, checkpoint: str, trust: bool) -> tuple[Any, Any]:
     except StarKVError:
         raise
     except ImportError as error:
-        raise MissingPackage(f"{checkpoint}: its files need a package ({error})") from error
+        raise MissingPackage(
+            f"{checkpoint}: its files need a package that is not installed ({error})"
+        ) from error
     except (OSError, ValueError, KeyError) as error:
         said = str(error).strip().splitlines()
         raise StarKVError(
-            f"{checkpoint}: no checkpoint that can be loaded ({said[0] if said else error})"
+            f"{checkpoint}: no checkpoint that can be loaded ({said[0] if said else error}); give "
+            "a "
+            "folder or a name on Hugging Face's hub"
         ) from error

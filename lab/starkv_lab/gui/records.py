@@ -1,6 +1,6 @@
-"""Answers in a folder, one JSON line each: a run that was cut off goes on after the last whole one.
+"""Keeps answers in a folder, one JSON line each, so that an interrupted run can continue.
 
-A shard writes a file of its own, `answers-0-of-4.jsonl`, whose first line holds the settings.
+Each shard writes its own file, such as `answers-0-of-4.jsonl`. The first line holds the settings.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ PATTERN = "answers-*-of-*.jsonl"
 
 
 class AnswerFile:
-    """The answers of one shard. The file is made with the first of them.
+    """Holds the answers of one shard. The first answer creates the file.
 
-    Opening it is refused where any file of the folder was begun with other settings: its answers
-    would not go together. What is known of the machine is written, not compared.
+    All files of a folder must have the same settings, because their answers are merged. The file
+    also describes the machine, which may differ.
 
     Raises:
-        StarKVError: so, or the folder or a file of it cannot be read or written.
+        StarKVError: a file of the folder has other settings, or a file or the folder cannot be read
+            or written.
     """
 
     def __init__(
@@ -41,22 +42,24 @@ class AnswerFile:
             if self.path.exists() and _cut(self.path):
                 self.done = {record["id"] for record in read_answers(self.path)[1]}
         except OSError as error:
-            raise StarKVError(f"{folder}: cannot be the output folder ({error})") from error
+            raise StarKVError(
+                f"{folder} cannot be the output folder ({error}); give another --out"
+            ) from error
 
     def _check(self, path: Path, settings: dict[str, Any]) -> None:
         first = path.read_text().partition("\n")
         if not first[1]:
-            return  # cut off before its first line was whole: nothing was answered
+            return  # an interrupted first line: the file has no answers
         there, now = _head(path, first[0]), json.loads(json.dumps(settings))
         for name in sorted(there.keys() | now.keys()):
             if there.get(name) != now.get(name):
                 raise StarKVError(
                     f"{path} was begun with {name}={there.get(name)!r}, now it is "
-                    f"{now.get(name)!r}: give another --out, or remove the file"
+                    f"{now.get(name)!r}; give another --out, or remove the file"
                 )
 
     def add(self, record: dict[str, Any]) -> None:
-        """Append a record, on the disk before this returns."""
+        """Appends a record and waits until it is on the disk."""
         with self.path.open("a") as file:
             for values in [record] if file.tell() else [self._head, record]:
                 file.write(json.dumps(values) + "\n")
@@ -66,14 +69,16 @@ class AnswerFile:
 
 
 def read_answers(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(settings, records in the order written). A last line that was cut off is left out.
+    """Returns the settings, and the records in the order of the file.
+
+    A last line that an interruption cut off does not count.
 
     Raises:
-        StarKVError: it is no such file; the line is named.
+        StarKVError: the file holds something else. The message names the line.
     """
     lines = path.read_text().split("\n")[:-1]
     if not lines:
-        raise StarKVError(f"{path}: no whole line in it")
+        raise StarKVError(f"{path}: it has no complete line; remove the file")
     settings = _head(path, lines[0])
     records = []
     for number, line in enumerate(lines[1:], start=2):
@@ -81,7 +86,9 @@ def read_answers(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             record = json.loads(line)
             str(record["id"]), float(record["score"]), dict(record["group"])
         except (ValueError, KeyError, TypeError) as error:
-            raise StarKVError(f"{path}:{number}: no answer ({error})") from error
+            raise StarKVError(
+                f"{path}:{number}: no answer ({error}); remove the line or the file"
+            ) from error
         records.append(record)
     return settings, records
 
@@ -90,11 +97,13 @@ def _head(path: Path, line: str) -> dict[str, Any]:
     try:
         return dict(json.loads(line)["settings"])
     except (ValueError, KeyError, TypeError) as error:
-        raise StarKVError(f"{path}:1: no settings of `bench gui` ({error})") from error
+        raise StarKVError(
+            f"{path}:1: no settings of `bench gui` ({error}); remove the file"
+        ) from error
 
 
 def _cut(path: Path) -> bool:
-    """Cut a torn last line off; whether a whole one is left."""
+    """Removes an incomplete last line. Returns whether the file still has a line."""
     whole = path.read_bytes().rpartition(b"\n")
     if whole[2]:
         path.write_bytes(whole[0] + whole[1])

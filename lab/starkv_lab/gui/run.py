@@ -1,4 +1,4 @@
-"""`starkv bench gui`: answer what is missing, then say what it comes to."""
+"""Runs `starkv bench gui`: answers the missing samples, then prints the summary."""
 
 from __future__ import annotations
 
@@ -25,11 +25,15 @@ from .summary import Summary, summarise, table_of
 
 @dataclass(frozen=True, kw_only=True)
 class GuiOptions:
-    """What the command line gives. model: a folder, a name on Hugging Face's hub, or "shipped".
+    """Holds the options of the command line.
 
-    family: None where the model's name tells. pixels: least and most of a screenshot after
-    resizing, None for the checkpoint's. limit: only so many samples of the data set, None for all.
-    trust_remote_code: whether code that comes with the checkpoint may run.
+    model: a folder, a name on Hugging Face's hub, or "shipped". family: None takes the family from
+    the model's name. pixels: fewest and most pixels of a resized screenshot, None for the
+    checkpoint's. limit: number of samples to run, None for all. trust_remote_code: whether code
+    from the checkpoint may run.
+
+    Raises:
+        OptionError: a value is impossible.
     """
 
     dataset: str
@@ -49,9 +53,11 @@ class GuiOptions:
     def __post_init__(self) -> None:
         for name, needed in (("images", 1), ("texts", 0)):
             if getattr(self.reading, name) < needed:
-                raise OptionError(f"{name}={getattr(self.reading, name)}: {needed} or more")
+                raise OptionError(
+                    f"{name}={getattr(self.reading, name)}: expected {needed} or more"
+                )
         if self.reading.level not in ("high", "low"):
-            raise OptionError(f"level {self.reading.level!r}: high or low")
+            raise OptionError(f"level {self.reading.level!r}: expected high or low")
         least, most = self.pixels
         for name, value in (
             ("limit", self.limit),
@@ -60,12 +66,14 @@ class GuiOptions:
             ("max_pixels", most),
         ):
             if value is not None and value < 1:
-                raise OptionError(f"{name}={value}: 1 or more")
+                raise OptionError(f"{name}={value}: expected 1 or more")
         if least is not None and most is not None and least > most:
-            raise OptionError(f"min_pixels={least}, max_pixels={most}: the least is the larger")
+            raise OptionError(
+                f"min_pixels={least}, max_pixels={most}: expected min_pixels to be the smaller"
+            )
 
     def settings(self, dataset: Dataset, family: str) -> dict[str, Any]:
-        """What runs must share for their answers to go together."""
+        """Returns the settings that runs must share so that their answers can be merged."""
         config = {f"config.{name}": value for name, value in self.config.describe().items()}
         return {
             "dataset": dataset.name,
@@ -82,11 +90,11 @@ class GuiOptions:
 
 
 def run_gui(options: GuiOptions, console: Console | None = None) -> Summary:
-    """Answer every sample of the shard that `out` lacks; write `summary.json`, print a table.
+    """Answers every sample of the shard that `out` lacks, writes `summary.json`, prints a table.
 
     Raises:
         StarKVError: an option is impossible, a file is missing or malformed, or the folder holds
-            answers of other settings.
+            answers with other settings.
     """
     console = console or Console()
     dataset, family = dataset_of(options.dataset), family_of(options.model, options.family)
@@ -95,10 +103,10 @@ def run_gui(options: GuiOptions, console: Console | None = None) -> Summary:
     machine = environment(device.partition(":")[0])
     file = AnswerFile(options.out, options.shard, settings, machine)
     if file.done:
-        console.print(f"{len(file.done)} answers are there already")
+        console.print(f"{len(file.done)} answers are there already.")
     samples = islice(dataset.read(options.data, options.reading), options.limit)
     missing = (s for s in options.shard.of(samples) if s.id not in file.done)
-    first = next(missing, None)  # reads, and checks, before a model is loaded
+    first = next(missing, None)  # reads and checks the data before it loads a model
     if first is not None:
         model = GuiModel(
             family,
@@ -127,7 +135,7 @@ def run_gui(options: GuiOptions, console: Console | None = None) -> Summary:
 
 
 def answer(model: GuiModel, dataset: Dataset, sample: Sample, tokens: int) -> dict[str, Any]:
-    """The record of a sample: one line of the file."""
+    """Answers a sample and returns its record, which is one line of the file."""
     said = model.answer(sample, tokens)
     unparsable = None
     try:

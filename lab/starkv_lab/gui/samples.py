@@ -1,4 +1,4 @@
-"""A question of a benchmark: screenshots, what is asked, and what would be right."""
+"""Describes benchmarks and their questions: screenshots, instruction and right answer."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Size = tuple[int, int]  # width, height, in pixels
 
 @dataclass(frozen=True)
 class Past:
-    """A step that was taken before, as the benchmark's demonstration has it.
+    """Describes an earlier step of the benchmark's demonstration.
 
-    said: its instruction in words. act: given the size of its screenshot, the actions; their
-    points are in pixels of that.
+    said: its instruction in words. act: returns its actions from the size of its screenshot, with
+    points in pixels of that screenshot.
     """
 
     said: str
@@ -32,12 +32,13 @@ class Past:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One question.
+    """Describes one question.
 
-    id: unique in its data set. setting: "point" (where is it), "desktop" or "phone" (what is to be
-    done). screens: oldest first, the current one last: files, or encoded images. past: the steps
-    before, oldest first; the screens before the current one belong to the last of them. target: of
-    any form that the data set's rule reads and JSON can hold. group: what tables are made of.
+    id: unique in its data set. setting: "point" asks where an element is, "desktop" and "phone" ask
+    for the next action. screens: files or encoded images, oldest first, so the current screen comes
+    last. past: the earlier steps, oldest first; the earlier screens belong to the last of them.
+    target: the right answer, in a form that the data set's rule reads and JSON can hold. group:
+    values by which tables are split.
     """
 
     id: str
@@ -51,11 +52,10 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What can be chosen of a data set.
+    """Says how much of a trajectory a prompt shows.
 
-    texts: at most so many earlier steps of a trajectory. images: at most so many screenshots, of
-    the current step and of the newest of those. level: of AndroidControl's instructions, "high"
-    (the goal) or "low" (the step).
+    images: most screenshots, of the current step and of the newest earlier steps. texts: most
+    earlier steps. level: AndroidControl's instructions, "high" for the goal or "low" for the step.
     """
 
     images: int = 5
@@ -65,12 +65,12 @@ class Reading:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A benchmark.
+    """Describes a benchmark.
 
-    read: its samples, of the folder they were unpacked in; the same order each time.
-    score: 0 to 1, by the published rule: of a target, the actions, and the current screenshot's
-    size. files: patterns of what `read` reads, to tell one copy from another. tables: what accuracy
-    is reported by, each a choice of `Sample.group`'s names. tokens: the longest answer.
+    read: yields the samples of an unpacked folder, in the same order each time. score: returns 0 to
+    1 by the published rule, from a target, the actions, and the size of the current screenshot.
+    files: patterns of the files that `read` reads. tables: names in `Sample.group` that split the
+    reported accuracy, a sequence for each table. tokens: most tokens of an answer.
     """
 
     name: str
@@ -83,10 +83,10 @@ class Dataset:
 
 
 def open_screen(screen: Path | bytes) -> Image:
-    """The screenshot, in RGB.
+    """Reads a screenshot in RGB.
 
     Raises:
-        StarKVError: it is not there, or no image.
+        StarKVError: the file is missing, or is no image.
     """
     from PIL import Image
 
@@ -95,4 +95,6 @@ def open_screen(screen: Path | bytes) -> Image:
             return file.convert("RGB")
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         where = "a screenshot of a record" if isinstance(screen, bytes) else str(screen)
-        raise StarKVError(f"{where}: not an image that can be read ({error})") from error
+        raise StarKVError(
+            f"{where}: not an image that can be read ({error}); unpack the data set again"
+        ) from error

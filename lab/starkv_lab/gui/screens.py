@@ -1,4 +1,4 @@
-"""A screenshot in its file's pixels, and in those that the model saw."""
+"""Converts points between a screenshot's file and the resized picture that the model sees."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from .samples import Size
 
 @dataclass(frozen=True)
 class Screen:
-    """size: of the file. shown: after the processor's resizing."""
+    """Holds the size of a screenshot's file, and the size shown to the model after resizing."""
 
     size: Size
     shown: Size
 
     def from_shown(self, point: Point) -> Point:
-        """From pixels the model saw to the file's."""
+        """Converts a point from pixels that the model saw to the file's pixels."""
         return self._scaled(point, self.shown)
 
     def from_thousandths(self, point: Point) -> Point:
         return self._scaled(point, (1000, 1000))
 
     def to_shown(self, point: Point) -> tuple[int, int]:
-        """From the file's pixels to whole ones that the model saw."""
+        """Converts a point from the file's pixels to whole pixels that the model saw."""
         return self._whole(point, self.shown)
 
     def to_thousandths(self, point: Point) -> tuple[int, int]:
@@ -41,8 +41,9 @@ class Screen:
 
 
 def shown_size(size: Size, image_processor: Any) -> Size:
-    """What Qwen-VL's image processors make of a screenshot: sides in whole visual tokens, as near
-    to the original as the limits of pixels allow.
+    """Returns the size to which Qwen-VL's image processors resize a screenshot.
+
+    The sides are whole visual tokens, and as near to the original as the limits of pixels allow.
 
     Raises:
         StarKVError: the processor resizes in another way.
@@ -52,8 +53,9 @@ def shown_size(size: Size, image_processor: Any) -> Size:
         low, high = (image_processor.size[name] for name in ("shortest_edge", "longest_edge"))
     except (AttributeError, KeyError, TypeError) as error:
         raise StarKVError(
-            f"{type(image_processor).__name__} is no image processor of Qwen-VL's kind ({error}): "
-            "how it resizes screenshots, and so what coordinates mean, is not known here"
+            f"{type(image_processor).__name__} is no image processor of Qwen-VL's kind ({error}), "
+            "so `bench gui` does not know how it resizes screenshots and what coordinates mean; "
+            "give a checkpoint with such a processor"
         ) from error
     width, height = (round(side / token) * token for side in size)
     pixels = size[0] * size[1]
@@ -67,15 +69,15 @@ def shown_size(size: Size, image_processor: Any) -> Size:
 
 
 def check_shown(screens: list[Screen], grid: Any, patch: int) -> None:
-    """Compare with `image_grid_thw` [images, 3], which the processor gave.
+    """Compares the expected sizes with the processor's `image_grid_thw` [images, 3].
 
     Raises:
-        StarKVError: it resized otherwise, so that coordinates would be read wrong.
+        StarKVError: the processor resized in another way, so coordinates would be read wrongly.
     """
     really = [(columns * patch, rows * patch) for _, rows, columns in grid.tolist()]
     wanted = [screen.shown for screen in screens]
     if really != wanted:
         raise StarKVError(
-            f"the processor resized screenshots to {really}, not to {wanted}: coordinates would be "
-            "read wrong"
+            f"the processor resized screenshots to {really}, not to {wanted}, so coordinates would "
+            "be read wrongly; give a checkpoint with Qwen-VL's resizing"
         )

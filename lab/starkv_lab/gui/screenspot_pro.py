@@ -1,9 +1,9 @@
-"""ScreenSpot-Pro: one element of one large desktop screenshot, named in words.
+"""Reads ScreenSpot-Pro, which asks for one element of a large desktop screenshot.
 
-Of Hugging Face's `likaixin/ScreenSpot-Pro` (arXiv 2504.07981): `annotations/*.json`, a list for
-each application, of records {"id", "img_filename", "bbox": [left, top, right, bottom] in pixels of
-"img_size" [width, height], "instruction", "instruction_cn", "application", "platform", "group",
-"ui_type": text or icon}, and `images/`.
+Source: `likaixin/ScreenSpot-Pro` on Hugging Face (arXiv 2504.07981). The folder has `images/`, and
+in `annotations/*.json` a list of records for each application: {"id", "img_filename", "bbox":
+[left, top, right, bottom] in pixels of "img_size" [width, height], "instruction", "instruction_cn",
+"application", "platform", "group", "ui_type": text or icon}.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from .samples import Dataset, Reading, Sample, Size
 
 
 def read(folder: Path, reading: Reading) -> Iterator[Sample]:
-    """English instructions of all applications; all checked before the first is given.
+    """Yields the English instructions of all applications, after it checked all records.
 
     Raises:
         StarKVError: a file is missing, or a record is malformed.
     """
-    annotations = must_exist(folder / "annotations", "it comes with likaixin/ScreenSpot-Pro")
+    annotations = must_exist(folder / "annotations", "download likaixin/ScreenSpot-Pro")
     paths = sorted(annotations.glob("*.json"))
     if not paths:
-        raise StarKVError(f"{annotations}: no .json files; they come with likaixin/ScreenSpot-Pro")
+        raise StarKVError(f"{annotations}: no .json files here; download likaixin/ScreenSpot-Pro")
     samples = []
     for path in paths:
         for number, record in enumerate(read_objects(path)):
@@ -37,7 +37,7 @@ def read(folder: Path, reading: Reading) -> Iterator[Sample]:
             must_exist(image, f"{record.where} names it")
             size = record.numbers("img_size", 2)
             if min(size) <= 0:
-                raise StarKVError(f"{record.where}: 'img_size' is {size}: a screen has some pixels")
+                raise StarKVError(f"{record.where}: 'img_size' is {size}; expected numbers above 0")
             sample = Sample(
                 id=f"{path.stem}-{number}",
                 setting="point",
@@ -56,7 +56,7 @@ def read(folder: Path, reading: Reading) -> Iterator[Sample]:
 
 
 def score(target: dict[str, Any], actions: Sequence[Action], size: Size) -> float:
-    """1 if the answer's point is in the box, edges included, both as shares of their screens."""
+    """Returns 1 if the answer's point is in the box, edges included, as shares of their screens."""
     x, y = size[0] / target["of"][0], size[1] / target["of"][1]
     left, top, right, bottom = target["box"]
     return float(hit([left * x, top * y, right * x, bottom * y], actions))

@@ -1,8 +1,8 @@
-"""ScreenSpot-v2: one element of one screenshot, named in words.
+"""Reads ScreenSpot-v2, which asks for one element of a screenshot.
 
-Of Hugging Face's `OS-Copilot/ScreenSpot-v2` (OS-Atlas, arXiv 2410.23218): three lists of records
-{"img_filename", "bbox": [x, y, width, height] in pixels, "instruction", "data_type": text or icon,
-"data_source"}, and `screenspotv2_image/`.
+Source: `OS-Copilot/ScreenSpot-v2` on Hugging Face (OS-Atlas, arXiv 2410.23218). The folder has
+`screenspotv2_image/`, and three lists of records {"img_filename", "bbox": [x, y, width, height] in
+pixels, "instruction", "data_type": text or icon, "data_source"}.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ IMAGES = "screenspotv2_image"
 
 
 def read(folder: Path, reading: Reading) -> Iterator[Sample]:
-    """The samples of the three platforms; all records are checked before the first is given.
+    """Yields the samples of the three platforms, after it checked all records.
 
     Raises:
         StarKVError: a file is missing, or a record is malformed.
@@ -28,7 +28,7 @@ def read(folder: Path, reading: Reading) -> Iterator[Sample]:
     samples = []
     for platform in PLATFORMS:
         path = folder / f"screenspot_{platform}_v2.json"
-        must_exist(path, "it comes with OS-Copilot/ScreenSpot-v2")
+        must_exist(path, "download OS-Copilot/ScreenSpot-v2")
         for number, record in enumerate(read_objects(path)):
             left, top, width, height = record.numbers("bbox", 4)
             image = folder / IMAGES / record.text("img_filename")
@@ -50,7 +50,7 @@ def read(folder: Path, reading: Reading) -> Iterator[Sample]:
 
 
 def score(target: dict[str, list[float]], actions: Sequence[Action], size: Size) -> float:
-    """1 if the answer's point is in the box, edges included."""
+    """Returns 1 if the answer's point is in the box, edges included, else 0."""
     return float(hit(target["box"], actions))
 
 

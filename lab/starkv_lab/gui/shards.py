@@ -1,4 +1,4 @@
-"""Which part of a data set a process answers."""
+"""Chooses the part of a data set, and the device, of one process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Shard:
-    """Part `index` of `count`, counted from 0: every `count`-th sample."""
+    """Takes every `count`-th sample, beginning with sample `index`, counted from 0."""
 
     index: int = 0
     count: int = 1
@@ -26,21 +26,23 @@ class Shard:
 
 
 def shard_of(written: str | None, environ: Mapping[str, str] = os.environ) -> Shard:
-    """The part written as "i/n"; None: RANK of WORLD_SIZE, as torchrun and accelerate set them.
+    """Reads a part written as "i/n". None takes RANK and WORLD_SIZE from the environment.
+
+    torchrun and accelerate set these two.
 
     Raises:
-        OptionError: it is no such part.
+        OptionError: the text is no such part.
     """
     if written is None:
         written = f"{environ.get('RANK', '0')}/{environ.get('WORLD_SIZE', '1')}"
     matched = re.fullmatch(r"(\d+)/(\d+)", written)
     if not matched or int(matched[1]) >= int(matched[2]):
-        raise OptionError(f"shard {written!r}: i/n, with i from 0 to n - 1, such as 0/4")
+        raise OptionError(f"shard {written!r}: expected i/n, with i from 0 to n - 1, such as 0/4")
     return Shard(int(matched[1]), int(matched[2]))
 
 
 def device_of(written: str | None, environ: Mapping[str, str] = os.environ) -> str:
-    """The device named; None: the GPU of LOCAL_RANK, or the first; the CPU where there is none."""
+    """Returns `written`, or for None the GPU of LOCAL_RANK (default 0) or, without one, the CPU."""
     import torch
 
     if written is not None:

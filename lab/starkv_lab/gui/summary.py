@@ -1,4 +1,4 @@
-"""What a folder of answers comes to: accuracy by the benchmark's own parts, bytes and seconds."""
+"""Summarises a folder of answers: accuracy by the benchmark's own parts, bytes and seconds."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ FILE = "summary.json"
 
 @dataclass(frozen=True)
 class Part:
-    """Samples that share `group`; all of them if it is empty. Intervals are 95 %.
+    """Holds the results of the samples that share `group`, with 95 % intervals.
 
-    right: full marks; accuracy: their share, Wilson's interval. score: mean of the benchmark's
-    score, the same as accuracy where it gives no part marks; its interval by the bootstrap.
-    unparsable: answers that were no action, counted as wrong.
+    group: empty for all samples. samples: their number. right: number of samples with full marks.
+    accuracy: their share, with Wilson's interval. score: mean of the benchmark's score, with the
+    interval of a bootstrap; it equals accuracy if the benchmark gives no part marks. unparsable:
+    number of answers that are no action, which count as wrong.
     """
 
     group: dict[str, str]
@@ -42,9 +43,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Summary:
-    """All shards of a folder. missing_shards: those of which no file is there. kept, seen: tokens
-    of a layer, mean over samples. nbytes, full_nbytes: means of a sample. seconds: the median, as
-    the first samples of a process are compiled for."""
+    """Holds the results of all shards of a folder.
+
+    missing_shards: shards without a file. kept, seen: tokens of a layer, means over samples.
+    nbytes, full_nbytes: bytes of the cache, means over samples. seconds: the median over samples,
+    because the first samples of a process include compilation.
+    """
 
     settings: dict[str, Any]
     missing_shards: list[int]
@@ -56,7 +60,7 @@ class Summary:
     seconds: float
 
     def write(self, folder: Path) -> Path:
-        """`summary.json`, put in place at once: shards may end at the same time."""
+        """Writes `summary.json` in one step, because shards may end at the same time."""
         path = folder / FILE
         temporary = path.with_suffix(f".{os.getpid()}")
         temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
@@ -64,14 +68,16 @@ class Summary:
 
 
 def summarise(folder: Path) -> Summary:
-    """Merge all shards of `folder`.
+    """Merges all shards of `folder`.
 
     Raises:
-        StarKVError: there are no answers, or of different settings.
+        StarKVError: the folder has no answers, or answers with different settings.
     """
     paths = sorted(folder.glob(PATTERN))
     if not paths:
-        raise StarKVError(f"{folder}: no {PATTERN} in it; `bench gui DATASET --out` writes them")
+        raise StarKVError(
+            f"{folder}: no {PATTERN} in it; `bench gui DATASET --out DIR` writes them"
+        )
     settings: dict[str, Any] = {}
     records: dict[str, dict[str, Any]] = {}
     for path in paths:
@@ -80,12 +86,14 @@ def summarise(folder: Path) -> Summary:
             if here.get(name) != settings.get(name):
                 raise StarKVError(
                     f"{path} has {name}={here.get(name)!r}, {paths[0]} {settings.get(name)!r}: "
-                    "their answers do not go together"
+                    "their answers do not go together; give each setting its own folder"
                 )
         settings = here
         records |= {record["id"]: record for record in answers}
     if not records:
-        raise StarKVError(f"{folder}: nothing was answered yet")
+        raise StarKVError(
+            f"{folder}: no sample was answered yet; run `bench gui DATASET --out DIR` first"
+        )
     answers = list(records.values())
 
     def mean(name: str) -> float:
@@ -133,16 +141,16 @@ def _part(group: dict[str, str], records: Sequence[dict[str, Any]]) -> Part:
 
 
 def table_of(summary: Summary) -> Table:
-    """For people: one line a part."""
+    """Makes the table to print, with a line for each part."""
     settings, share = summary.settings, summary.nbytes / summary.full_nbytes
     title = f"{dataset_of(settings['dataset']).title}, {settings['model']} (95 % intervals)"
     caption = (
-        f"a layer keeps {summary.kept:,.0f} of {summary.seen:,.0f} tokens; cache "
-        f"{summary.nbytes / 2**20:,.2f} of {summary.full_nbytes / 2**20:,.2f} MiB ({share:.1%}); "
-        f"{summary.seconds:.2f} s a sample"
+        f"A layer keeps {summary.kept:,.0f} of {summary.seen:,.0f} tokens. The cache takes "
+        f"{summary.nbytes / 2**20:,.2f} of {summary.full_nbytes / 2**20:,.2f} MiB ({share:.1%}). "
+        f"A sample takes {summary.seconds:.2f} s."
     )
     if summary.missing_shards:
-        caption += f"; shards missing: {', '.join(map(str, summary.missing_shards))}"
+        caption += f" These shards are missing: {', '.join(map(str, summary.missing_shards))}."
     table = Table(title=title, caption=caption)
     marks = any(part.score != part.accuracy for part in summary.parts)
     for name in ("part", "samples", "right", *(["score"] if marks else []), "unparsable"):

@@ -1,6 +1,6 @@
-"""TFRecord files and protocol buffers, as far as AndroidControl needs them, without TensorFlow.
+"""Reads TFRecord files and protocol buffers without TensorFlow, as far as AndroidControl needs it.
 
-Formats: tensorflow.org, "TFRecord and tf.train.Example"; protobuf.dev, "Encoding".
+Sources: tensorflow.org, "TFRecord and tf.train.Example"; protobuf.dev, "Encoding".
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from pathlib import Path
 from starkv_compile import StarKVError
 
 Message = dict[int, list["int | bytes"]]
-"""By field number: every value in the order written, numbers as unsigned, the rest as bytes."""
+"""The values of each field number in their order: unsigned numbers, or bytes."""
 
 
 def read_records(path: Path) -> Iterator[tuple[str, bytes]]:
-    """("file: record N", its bytes) of a gzipped TFRecord file.
+    """Yields ("file: record N", its bytes) for each record of a gzipped TFRecord file.
 
-    The checksum of a record's length is looked at, so that a file which is no TFRecord or was cut
-    is noticed; that of its contents is not, as gzip has one of its own.
+    The function checks the checksum of a record's length, which reveals a file that is no TFRecord
+    or was cut. It does not check that of the contents, because gzip has its own checksum.
 
     Raises:
-        StarKVError: the file is not there, or damaged.
+        StarKVError: the file is missing or damaged.
     """
     number = 0
     try:
@@ -34,7 +34,9 @@ def read_records(path: Path) -> Iterator[tuple[str, bytes]]:
                 yield where, _contents(head, file, where)
                 number += 1
     except (OSError, EOFError, zlib.error) as error:
-        raise StarKVError(f"{path}: record {number} cannot be read ({error})") from error
+        raise StarKVError(
+            f"{path}: record {number} cannot be read ({error}); download the file again"
+        ) from error
 
 
 def _contents(head: bytes, file: gzip.GzipFile, where: str) -> bytes:
@@ -44,11 +46,11 @@ def _contents(head: bytes, file: gzip.GzipFile, where: str) -> bytes:
             contents = file.read(length)
             if len(contents) == length and len(file.read(4)) == 4:
                 return contents
-    raise StarKVError(f"{where} is damaged or cut: download the file again")
+    raise StarKVError(f"{where} is damaged or cut; download the file again")
 
 
 def masked_crc(data: bytes) -> int:
-    """TFRecord's checksum: CRC-32C, rotated and shifted by a constant."""
+    """Returns TFRecord's checksum: CRC-32C, rotated and shifted by a constant."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc ^= byte
@@ -59,10 +61,10 @@ def masked_crc(data: bytes) -> int:
 
 
 def parse(data: bytes) -> Message:
-    """The fields of a message.
+    """Returns the fields of a message.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the bytes are no message.
     """
     fields: Message = {}
     place = 0
@@ -96,12 +98,12 @@ def _varint(data: bytes, place: int) -> tuple[int, int]:
 
 
 def message(fields: Message, number: int) -> Message:
-    """The message in a field; an empty one if there is none."""
+    """Returns the message in a field, or an empty message."""
     return parse(_last_bytes(fields, number))
 
 
 def messages(fields: Message, number: int) -> list[Message]:
-    """The messages in a repeated field."""
+    """Returns the messages in a repeated field."""
     return [parse(value) for value in fields.get(number, []) if isinstance(value, bytes)]
 
 
@@ -110,7 +112,7 @@ def string(fields: Message, number: int) -> str:
 
 
 def integer(fields: Message, number: int) -> int:
-    """A signed number; 0 if it is not there, as in protocol buffers."""
+    """Returns a signed number, or 0 if the field is missing, as protocol buffers say."""
     value = fields.get(number, [0])[-1]
     if not isinstance(value, int):
         raise ValueError(f"field {number} is no number")
@@ -122,7 +124,7 @@ def signed(value: int) -> int:
 
 
 def numbers(fields: Message, number: int) -> list[int]:
-    """A repeated number, packed or not."""
+    """Returns the numbers of a repeated field, packed or not."""
     found: list[int] = []
     for value in fields.get(number, []):
         if isinstance(value, int):

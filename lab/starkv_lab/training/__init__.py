@@ -1,1 +1,1 @@
-"""How the shipped agent was trained, and how it is graded."""
+"""Trains the shipped agent, and measures its answers."""

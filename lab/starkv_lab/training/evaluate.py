@@ -1,9 +1,10 @@
-"""How often the agent is right: `python -m starkv_lab.training.evaluate`.
+"""Measures how often the agent is right: `python -m starkv_lab.training.evaluate`.
 
-With the full cache, over all kinds of questions; with `--sessions N`, in N sessions like the
-demo's, with a full cache and two compressed ones. Episodes are held out: their seeds are of a
-kind training never draws. In the first, an answer counts if every token of it is the model's first
-choice after the right ones before it, which is when greedy decoding gives it.
+The command asks all kinds of questions with the full cache. With `--sessions N` it also runs N
+sessions like the demo's, with a full cache and two compressed caches. Training never draws the
+seeds of these episodes. With the full cache an answer counts as right if each of its tokens is the
+model's first choice after the right tokens before it. Greedy decoding gives the answer in exactly
+that case.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Score = dict[tuple[int, str], tuple[int, int]]
 
 @torch.no_grad()
 def evaluate(model: Any, episodes: int, questions: int = 10, seed: int = 0) -> Score:
-    """(right, asked) by number of frames and kind of question; `episodes` for each number."""
+    """Returns (right, asked) by number of frames and kind, on `episodes` episodes per number."""
     score: Score = {}
     for frames in range(1, MAX_FRAMES + 1):
         for start in range(0, episodes, 8):
@@ -62,7 +63,7 @@ def _count(score: Score, frames: int, kind: str, is_right: bool) -> None:
 
 
 def _answers(ids: list[int], labels: list[int], right: list[bool]) -> list[tuple[str, bool]]:
-    """(kind, whether all of it is right) of each answer of a row."""
+    """Returns (kind, whether all tokens are right) for each answer of a row."""
     found: list[tuple[str, bool]] = []
     kind, whole = "", True
     for i, label in enumerate(labels):
@@ -78,10 +79,10 @@ def _answers(ids: list[int], labels: list[int], right: list[bool]) -> list[tuple
 
 
 def evaluate_sessions(model: Any, processor: Any, config: StarKVConfig, sessions: int) -> Score:
-    """(right, asked) by number of frames shown and kind of question, in the demo's sessions.
+    """Returns (right, asked) by number of frames and kind of question, in sessions like the demo's.
 
-    Questions are put as screenshots come; the last two of a session ("follow-up"), about any of
-    the frames, are put when all are seen and compressed.
+    Each screenshot comes with a question. The last two questions of a session, "follow-up", ask
+    about any frame after all frames were seen and compressed.
     """
     score: Score = {}
     compile(model, config)
@@ -112,11 +113,15 @@ def _print_sessions(model: Any, processor: Any, budget: float, sessions: int) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Share of held-out questions the agent answers.")
+    parser = argparse.ArgumentParser(
+        description="Measures how many held-out questions the agent answers."
+    )
     parser.add_argument("--agent", type=Path, help="checkpoint folder (default: the shipped one)")
-    parser.add_argument("--episodes", type=int, default=40, help="for each number of frames")
-    parser.add_argument("--sessions", type=int, default=0, help="compressed sessions as well")
-    parser.add_argument("--budget", default="0.2", help="of those sessions: 0.2 or 20%%")
+    parser.add_argument(
+        "--episodes", type=int, default=40, help="episodes for each number of frames"
+    )
+    parser.add_argument("--sessions", type=int, default=0, help="number of sessions to run as well")
+    parser.add_argument("--budget", default="0.2", help="budget of the sessions: 0.2 or 20%%")
     args = parser.parse_args()
     budget = share_of(args.budget)
     model, processor = load_agent(args.agent)

@@ -1,9 +1,9 @@
-"""Where the agent's weights start. With random ones its attention learns nothing in an hour.
+"""Sets the agent's first weights. With random weights its attention learns nothing in an hour.
 
-A question is answered by three steps of attention: gather the question's words at its end, find
-the screen cell they describe, copy what is there. Each starts here as a rough form of itself,
-from which training takes minutes. The query-key and value-output products that start near the
-identity are the "mimetic initialization" of Trockman and Kolter (arXiv 2305.09828).
+Attention answers a question in three steps: it gathers the question's words at its end, finds the
+screen cell that they describe, and copies what is there. Each step starts here in a rough form, and
+training then takes minutes. The query-key and value-output products near the identity are the
+"mimetic initialization" of Trockman and Kolter (arXiv 2305.09828).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ..agent.vocabulary import ATTRIBUTES, BIN_CENTERS, NOUNS, TOKEN_ID
 LOOK_BACK = (1, 2, 3, 5)  # tokens back from a question's end: its noun, attribute, step and verb
 STEP_TO_SCREEN = 2  # "step 7 <|vision_start|> <|image_pad|>": from a screen back to its step
 SHARPNESS = 2.0  # norm weights of queries and of keys in the first layer, 1.4 after it
-# How much each of a positional head's fastest rotations counts; the slower ones tell the
-# distances apart at which the fastest has come round again.
+# Weights of a positional head's fastest rotations. The slower rotations separate the distances at
+# which the fastest one has completed a turn.
 ROTATION_SHARES = (0.5, 0.125, 0.125, 0.125, 0.125)
 
 
 @torch.no_grad()
 def start_positions(table: nn.Embedding) -> None:
-    """Sinusoids over rows and columns. From small noise, place is learned ten times slower."""
+    """Sets sinusoids over rows and columns. Learning places from noise takes ten times longer."""
     side, quarter = math.isqrt(table.num_embeddings), table.embedding_dim // 4
     place = torch.arange(side) / (side - 1)
     angle = place[:, None] * torch.logspace(0, math.log10(side / 2), quarter) * math.pi
@@ -38,10 +38,10 @@ def start_positions(table: nn.Embedding) -> None:
 
 @torch.no_grad()
 def start_attention(text_model: Any) -> None:
-    """Heads that copy, heads that compare, and in the first layer heads that look back.
+    """Sets heads that copy, heads that compare, and in the first layer heads that look back.
 
-    text_model: a Qwen3-VL text model whose KV heads together are as wide as its hidden states
-    (so that all of them together can copy a hidden state whole) and with attention biases.
+    text_model: a Qwen3-VL text model with attention biases. Its KV heads together have to be as
+    wide as its hidden states, so that together they can copy a whole hidden state.
     """
     text = text_model.config
     width, group = text.head_dim, text.num_attention_heads // text.num_key_value_heads
@@ -64,7 +64,7 @@ def start_attention(text_model: Any) -> None:
         attention.k_norm.weight.fill_(sharpness)
     for head, distance in enumerate(LOOK_BACK):
         _look_back(text_model, head, distance)
-    # All tokens of a screen share its place in time, and only that: two before it is its step.
+    # All tokens of a screen share their place in time. Two places before it is the screen's step.
     _look_back(text_model, len(LOOK_BACK), STEP_TO_SCREEN, axis="time")
 
 
@@ -77,21 +77,21 @@ def _rows(head: int, width: int) -> slice:
 
 
 def _frequencies(text_model: Any) -> torch.Tensor:
-    """[head_dim / 2] radians a position, of each pair of a head's dimensions."""
+    """Returns [head_dim / 2]: radians per position of each pair of a head's dimensions."""
     return text_model.rotary_emb.inv_freq.float()
 
 
 def _still_rotations(text_model: Any) -> torch.Tensor:
-    """[head_dim]: 1 where the rotary embedding hardly turns from a question to its screen."""
+    """Returns [head_dim]: 1 where the rotation hardly changes from a question to its screen."""
     still = (_frequencies(text_model) < 0.03).float()
     return torch.cat([still, still])
 
 
 def _look_back(text_model: Any, head: int, distance: int, axis: str = "all") -> None:
-    """Biases with which `head` of the first layer attends `distance` positions back.
+    """Sets biases with which `head` of the first layer attends `distance` positions back.
 
-    Key and query are a constant, the query turned by the rotations of `distance` positions, so
-    their product is largest there. axis: "all" of M-RoPE's three, or "time" alone, which is
+    Key and query are the same constant, and the query is rotated by `distance` positions. So their
+    product is largest at that distance. axis: "all" three axes of M-RoPE, or "time" only, which is
     every third rotation of the interleaved layout.
     """
     text, attention = text_model.config, text_model.layers[0].self_attn
@@ -111,10 +111,10 @@ def _look_back(text_model: Any, head: int, distance: int, axis: str = "all") -> 
 
 @torch.no_grad()
 def start_features(visual: Any, probe_heads: nn.ModuleList, seen: Any) -> None:
-    """Bring visual embeddings, `seen` on some screens, to the norm of words, about 1.
+    """Scales visual embeddings, `seen` on some screens, to the norm of words, about 1.
 
-    The probe drives them to a norm near 90, where no layer of the language model can add
-    to them: they could not learn, say, which frame they belong to.
+    The probe drives them to a norm near 90. There no layer of the language model can change them,
+    so they could not learn, for example, which frame they belong to.
     """
     found = [(visual.merger, seen.pooler_output)]
     found += zip(visual.deepstack_merger_list, seen.deepstack_features, strict=True)
@@ -128,10 +128,10 @@ def start_features(visual: Any, probe_heads: nn.ModuleList, seen: Any) -> None:
 
 @torch.no_grad()
 def start_words(table: torch.Tensor, probe_heads: nn.ModuleList) -> None:
-    """Start each word, in `table` [vocabulary, hidden], where the probe reads its meaning.
+    """Sets each word, in `table` [vocabulary, hidden], to the direction of the probe's meaning.
 
-    Then "red" points where red cells point, and comparing a question to the screen is close
-    to a dot product from the first step on.
+    Then "red" points in the direction of red cells, and a dot product almost compares a question
+    with the screen from the first step on.
     """
     words = [
         [*ATTRIBUTES],

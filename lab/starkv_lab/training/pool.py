@@ -1,6 +1,6 @@
-"""Episodes as the trained vision tower sees them, kept: a language-model step needs no pixels.
+"""Stores the trained vision tower's output for episodes, so that later steps need no pixels.
 
-Drawing a screen and seeing it takes some 10 ms, most of what a training step would cost.
+Drawing a screen and running the tower takes about 10 ms, which is most of a training step.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import torch
 from ..agent.batches import draw
 from ..agent.world import GRIDS, Cell, Episode, sample_episode
 
-CHUNK = 10  # episodes seen at once
+CHUNK = 10  # episodes that the tower sees at once
 
 
 @dataclass(frozen=True)
 class SeenEpisodes:
-    """E episodes on one grid of n cells, F frames each.
+    """Holds E episodes of F frames each, on one grid of n cells.
 
-    features, deepstack [E, F, n, hidden] float16: visual embeddings, and what is added to them
-    after the language model's first layer. has_element [E, F, n] bool.
+    features: [E, F, n, hidden] float16, the visual embeddings. deepstack: [E, F, n, hidden]
+    float16, what the model adds after its first language layer. has_element: [E, F, n] bool.
     """
 
     grid: Cell
@@ -33,7 +33,7 @@ class SeenEpisodes:
     has_element: torch.Tensor
 
     def sample(self, rng: random.Random, rows: int, frames: int) -> SeenEpisodes:
-        """`rows` of the episodes, each cut to `frames` of its frames in a row."""
+        """Draws `rows` of the episodes, each cut to `frames` consecutive frames."""
         cuts = []
         for i in rng.sample(range(len(self.episodes)), rows):
             start = rng.randint(0, len(self.episodes[i].frames) - frames)
@@ -48,7 +48,7 @@ class SeenEpisodes:
 
 
 def see_episodes(visual: Any, seed: int, episodes: int, frames: int) -> Iterator[SeenEpisodes]:
-    """For each grid, `episodes` new ones (a multiple of CHUNK) of `frames` frames."""
+    """Yields `episodes` new episodes (a multiple of CHUNK) of `frames` frames for each grid."""
     for grid in GRIDS:
         made: list[Episode] = []
         parts = []

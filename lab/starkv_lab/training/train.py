@@ -1,13 +1,13 @@
-"""Train the shipped agent: `python -m starkv_lab.training.train --out DIR`.
+"""Trains the shipped agent: `python -m starkv_lab.training.train --out DIR`.
 
-Two stages. First the vision tower alone learns to tell what each visual token shows and where
-it is (crowded screens, so that a step sees many elements). Then the language model learns to
-answer by next-token prediction, from screens the tower has seen once. Episodes grow by a frame,
-then frames by visual tokens, whenever the agent is ready. The shipped agent is what the defaults
-gave in 58 minutes on one core (10 of them the first stage), beside other work.
+Training has two stages. First the vision tower learns what each visual token shows and where it is.
+Its screens are crowded, so that a step sees many elements. Then the language model learns to answer
+by next-token prediction, from screens that the tower has seen once. Whenever the agent is ready,
+episodes get one more frame, and later frames get more visual tokens. The defaults made the shipped
+agent in 58 minutes on one core that did other work too. The first stage took 10 of them.
 
-The learning rate is constant, then falls linearly over the last `--decay` steps, so a run can be
-stopped and resumed with other `--steps`. The same command goes on where it stopped.
+The learning rate is constant, then falls linearly over the last `--decay` steps. So a run can be
+stopped and resumed with other `--steps`. The same command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from . import initial
 from .pool import SeenEpisodes, see_episodes
 
 MAX_FRAMES = 5
-LEVEL_UP = 0.85  # share of answers right at which one more frame is allowed
+LEVEL_UP = 0.85  # share of right answers at which episodes get one more frame
 ROWS, QUESTIONS = 16, 8
-ISOLATED = 0.5  # share of batches whose questions do not see each other, after the first level
-TOKENS_SHOWN = (14, 28, 56, 112)  # of each frame; its elements are 12, the last is all of them
+ISOLATED = 0.5  # after the first level: share of batches whose questions do not see each other
+TOKENS_SHOWN = (14, 28, 56, 112)  # visual tokens of each frame: 12 elements and others, or all
 TOWER_ROWS, TOWER_ELEMENTS = 24, 40
-POOL = 300  # episodes of each grid that the language model learns from
+POOL = 300  # episodes of each grid for the language model
 
 
 class CellProbe(nn.Module):
-    """Linear read-outs of a visual token: attribute, noun, x bin, y bin. Not part of the agent."""
+    """Reads attribute, noun, x bin and y bin from a visual token. The agent does not keep it."""
 
     def __init__(self, hidden: int):
         super().__init__()
@@ -48,7 +48,10 @@ class CellProbe(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(hidden, size) for size in sizes)
 
     def forward(self, features: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-        """features [N, hidden], cells [N, 4] -> mean cross entropy. Elements weigh 4 x."""
+        """Returns the mean cross entropy of features [N, hidden] and cells [N, 4].
+
+        Cells with an element have four times the weight.
+        """
         weight = torch.where(cells[:, 0] > 0, 4.0, 1.0)
         weight = weight / weight.sum()
         losses = [
@@ -59,18 +62,18 @@ class CellProbe(nn.Module):
 
     @torch.no_grad()
     def accuracy(self, features: torch.Tensor, cells: torch.Tensor) -> list[float]:
-        """Share right for each read-out, over tokens that show an element."""
+        """Returns the share of right read-outs of each kind, over tokens that show an element."""
         shown = cells[:, 0] > 0
         right = [h(features).argmax(-1) == cells[:, i] for i, h in enumerate(self.heads)]
         return [round(r[shown].float().mean().item(), 3) for r in right]
 
 
 def shown_tokens(has_element: torch.Tensor, is_image: torch.Tensor, tokens: int) -> torch.Tensor:
-    """[B, L] bool: all text, and of each frame its elements and random others, `tokens` in all.
+    """Chooses the shown tokens [B, L]: all text, and `tokens` visual tokens of each frame.
 
-    has_element [B, F, n]. Early training shows the language model few visual tokens a frame.
-    Among a hundred, attention to the one that matters starts at a hundredth, too little to be
-    found in reasonable time.
+    These are the frame's elements (`has_element` [B, F, n]) and random others. Early training shows
+    few visual tokens. Among a hundred, the attention to the right token starts at a hundredth,
+    which is too little to learn from in reasonable time.
     """
     order = torch.rand(has_element.shape) + has_element
     rank = order.argsort(-1, descending=True).argsort(-1)
@@ -82,14 +85,14 @@ def shown_tokens(has_element: torch.Tensor, is_image: torch.Tensor, tokens: int)
 def isolate_questions(
     text: Dialogues, positions: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mask [L, L] and positions [3, 1, L] that make each turn a prompt of its own.
+    """Returns a mask [L, L] and positions [3, 1, L] that separate the turns from each other.
 
-    A turn after the last frame sees the frames and itself, at the positions it would have if it
-    were the only one. Among chained questions a head that should find its own question's words
-    finds others' as well, and learns more slowly.
+    A turn after the last frame sees the frames and itself, at the positions of an only turn. If
+    turns saw each other, a head that should find the words of its question would also find others,
+    and would learn more slowly.
     """
     place = torch.arange(text.input_ids.shape[1])
-    frames_end = int(text.is_image[0].nonzero().max()) + 2  # past the end-of-image marker
+    frames_end = int(text.is_image[0].nonzero().max()) + 2  # after the end-of-image marker
     starts = (text.input_ids[0] == TOKEN_ID[USER]) & (place >= frames_end)
     turn = torch.where(place < frames_end, -1, starts.long().cumsum(0))
     start = torch.where(starts, place, frames_end).cummax(0).values
@@ -102,10 +105,12 @@ def isolate_questions(
 def answer_loss(
     model: Any, seen: SeenEpisodes, text: Dialogues, tokens: int, isolated: bool = False
 ) -> tuple[torch.Tensor, float]:
-    """Loss, and the share of answers with every token right.
+    """Returns the loss, and the share of answers whose tokens are all right.
 
-    tokens: visual tokens of each frame that the language model sees. isolated: see
-    `isolate_questions`; the dialogues then have their questions after the last frame.
+    Args:
+        tokens: visual tokens of each frame that the language model sees.
+        isolated: whether to separate the turns with `isolate_questions`. The dialogues then need
+            all questions after the last frame.
     """
     core = model.model
     rows, frames, _, hidden = seen.features.shape
@@ -139,7 +144,7 @@ def answer_loss(
 
 
 def _whole_answers(asked: torch.Tensor, right: torch.Tensor) -> float:
-    """Share of runs of asked positions [B, L] whose tokens are all right."""
+    """Returns the share of answers (runs in `asked` [B, L]) whose tokens are all right."""
     starts = asked & ~F.pad(asked, (1, 0))[:, :-1]
     answer = starts.flatten().cumsum(0)[asked.flatten()] - 1
     wrong = torch.zeros(int(starts.sum()), dtype=torch.long)
@@ -152,7 +157,7 @@ def learning_rate(step: int, steps: int, decay: int, peak: float) -> float:
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float) -> None:
-    """One step at that learning rate, the gradients clipped to norm 1."""
+    """Takes one step at that learning rate, with gradients clipped to norm 1."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
@@ -163,7 +168,7 @@ def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float) -
 
 
 class Trainer:
-    """Model, probe, optimizer and progress; saved and restored as one."""
+    """Trains the agent. It saves and restores model, probe, optimizer and progress together."""
 
     def __init__(self, out: Path, seed: int, peak: float, tower: Path | None = None):
         from transformers import Qwen3VLForConditionalGeneration
@@ -200,7 +205,7 @@ class Trainer:
         self.started = time.monotonic() - self.state["seconds"]
 
     def _take_tower(self, folder: Path) -> None:
-        """Vision tower and words of a trained agent, instead of the first stage."""
+        """Takes vision tower and words from a trained agent, which replaces the first stage."""
         trained = load_agent(folder)[0]
         self.visual.load_state_dict(trained.model.visual.state_dict())
         with torch.no_grad():
@@ -209,7 +214,7 @@ class Trainer:
         self.state["tower_done"] = True
 
     def save(self) -> None:
-        """Write to a second file, then rename: a crash leaves the last good one."""
+        """Writes a second file, then renames it, so that a crash leaves the last good file."""
         everything = {
             "model": self.model.state_dict(),
             "probe": self.probe.state_dict(),
@@ -230,7 +235,7 @@ class Trainer:
         self.state["seconds"] = time.monotonic() - self.started
 
     def train_tower(self, steps: int) -> None:
-        """The first stage."""
+        """Runs the first stage."""
         if self.state["tower_done"]:
             return
         while (step := self.state["tower_step"]) < steps:
@@ -254,7 +259,7 @@ class Trainer:
         self.save()
 
     def _level_up(self) -> None:
-        """One more frame; at the most frames, more tokens of each."""
+        """Adds a frame to episodes, or, if they have all frames, visual tokens to frames."""
         state = self.state
         if state["level"] < MAX_FRAMES:
             state["level"] += 1
@@ -263,7 +268,7 @@ class Trainer:
             state["running"] = {}
 
     def train_agent(self, steps: int, decay: int) -> None:
-        """The second stage. The tower is done: it is not trained on."""
+        """Runs the second stage, which does not train the tower any more."""
         state = self.state
         self.visual.requires_grad_(False)
         pool = list(see_episodes(self.visual, self.seed, POOL, MAX_FRAMES))
@@ -295,12 +300,16 @@ class Trainer:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the embedded GUI agent.")
+    parser = argparse.ArgumentParser(description="Trains the shipped GUI agent.")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder")
-    parser.add_argument("--tower", type=Path, help="take tower and words from this trained agent")
-    parser.add_argument("--tower-steps", type=int, default=850)
-    parser.add_argument("--steps", type=int, default=2900)
-    parser.add_argument("--decay", type=int, default=700, help="last steps, with a falling rate")
+    parser.add_argument(
+        "--tower", type=Path, help="agent folder whose tower and words replace the first stage"
+    )
+    parser.add_argument("--tower-steps", type=int, default=850, help="steps of the first stage")
+    parser.add_argument("--steps", type=int, default=2900, help="steps of the second stage")
+    parser.add_argument(
+        "--decay", type=int, default=700, help="last steps, in which the rate falls"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=1)

@@ -267,5 +267,5 @@ def test_one_copy_is_told_from_another(tmp_path):
     path = folder / "screenspot_web_v2.json"
     path.write_text(path.read_text() + "\n")
     assert fingerprint(dataset_of("screenspot-v2"), folder) != before
-    with pytest.raises(StarKVError, match="data set 'screenspot': known are screenspot-v2"):
+    with pytest.raises(StarKVError, match="data set 'screenspot': expected one of screenspot-v2"):
         dataset_of("screenspot")

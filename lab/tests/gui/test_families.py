@@ -326,5 +326,5 @@ def test_what_tells_no_family_is_refused(tmp_path):
     assert family_of(str(tmp_path), "ui-tars") is UI_TARS
     (tmp_path / "config.json").write_text('{"model_type": "qwen3_vl"}')
     assert family_of(str(tmp_path)) is QWEN3_VL
-    with pytest.raises(OptionError, match="family 'tars': known are ui-tars"):
+    with pytest.raises(OptionError, match="family 'tars': expected one of ui-tars"):
         family_of("shipped", "tars")

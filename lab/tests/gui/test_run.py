@@ -243,7 +243,7 @@ def test_which_shard_a_process_is():
     assert shard_of(None, {"RANK": "2", "WORLD_SIZE": "4"}) == Shard(2, 4)
     assert list(Shard(1, 3).of(range(8))) == [1, 4, 7]
     for wrong in ("3/3", "1", "-1/2", "a/b", "0/0"):
-        with pytest.raises(OptionError, match=f"shard '{wrong}': i/n"):
+        with pytest.raises(OptionError, match=f"shard '{wrong}': expected i/n"):
             shard_of(wrong)
     assert device_of("cuda:3", {"LOCAL_RANK": "1"}) == "cuda:3"
 
@@ -254,9 +254,9 @@ def test_an_error_comes_before_the_model_is_loaded(data, tmp_path, monkeypatch):
         run_gui(GuiOptions(dataset="screenspot-v2", data=tmp_path, model="shipped", out=tmp_path))
     for values, said in (
         ({"limit": 0}, "limit=0"),
-        ({"reading": Reading(images=0)}, "images=0: 1 or more"),
-        ({"reading": Reading(level="top")}, "level 'top'"),
-        ({"pixels": (None, 0)}, "max_pixels=0: 1 or more"),
+        ({"reading": Reading(images=0)}, "images=0: expected 1 or more"),
+        ({"reading": Reading(level="top")}, "level 'top': expected high or low"),
+        ({"pixels": (None, 0)}, "max_pixels=0: expected 1 or more"),
         ({"pixels": (9, 8)}, "min_pixels=9, max_pixels=8"),
     ):
         with pytest.raises(OptionError, match=said):

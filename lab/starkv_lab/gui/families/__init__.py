@@ -1,4 +1,4 @@
-"""Families of GUI models by name, and which one a checkpoint is of."""
+"""Lists the families of GUI models, and finds the family of a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from .shipped_agent import SHIPPED_AGENT
 from .ui_tars import UI_TARS
 
 FAMILIES = {f.name: f for f in (UI_TARS, OPENCUA, QWEN2_5_VL, QWEN3_VL, SHIPPED_AGENT)}
-SHIPPED = "shipped"  # in a checkpoint's place: the agent that comes with the package
+SHIPPED = "shipped"  # in place of a checkpoint: the agent of starkv-lab
 
 _BY_NAME = {"uitars": UI_TARS, "opencua": OPENCUA, "qwen25vl": QWEN2_5_VL, "qwen3vl": QWEN3_VL}
 _BY_TYPE = {"qwen3_vl": QWEN3_VL, "qwen3_vl_moe": QWEN3_VL}
 
 
 def family_of(checkpoint: str, name: str | None = None) -> Family:
-    """The family called `name`; None: the one that the checkpoint's name or model type tells.
+    """Returns the family called `name`, or for None that of the checkpoint's name or model type.
 
-    Qwen2.5-VL's model type does not: UI-TARS has it as well, and another prompt.
+    Qwen2.5-VL's model type does not decide, because UI-TARS has the same type and another prompt.
 
     Raises:
-        OptionError: there is no such family, or nothing tells.
+        OptionError: there is no such family, or name and model type do not decide.
     """
     if name is not None:
         if name not in FAMILIES:
-            raise OptionError(f"family {name!r}: known are {', '.join(FAMILIES)}")
+            raise OptionError(f"family {name!r}: expected one of {', '.join(FAMILIES)}")
         return FAMILIES[name]
     if checkpoint == SHIPPED:
         return SHIPPED_AGENT
@@ -42,8 +42,8 @@ def family_of(checkpoint: str, name: str | None = None) -> Family:
     if kind in _BY_TYPE:
         return _BY_TYPE[kind]
     raise OptionError(
-        f"{checkpoint}: its name does not tell which family of GUI models it is of, so give "
-        f"--family, one of {', '.join(FAMILIES)}"
+        f"{checkpoint}: its name does not contain a family of GUI models; give --family, one of "
+        f"{', '.join(FAMILIES)}"
     )
 
 

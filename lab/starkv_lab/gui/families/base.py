@@ -1,4 +1,4 @@
-"""What a family of GUI models has to know: how it is asked, and what its answers mean."""
+"""Describes a family of GUI models: how to ask it, and what its answers mean."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Messages = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Family:
-    """Models that share a prompt and a grammar of answers.
+    """Describes models that share a prompt and a grammar of answers.
 
-    messages: the chat for a sample, whose screens are given, oldest first; {"type": "image"} parts
-    stand for them in that order. parse: the actions of an answer about a screen, or
-    `UnparsableAnswer`. load: (model, processor) of a checkpoint, and whether its own code may run;
-    None: as `AutoProcessor` and
-    `AutoModelForImageTextToText` do.
+    messages: makes the chat for a sample and its screens, oldest first. Its {"type": "image"} parts
+    stand for the screens in that order. parse: returns the actions of an answer about a screen, or
+    raises `UnparsableAnswer`. load: returns (model, processor) of a checkpoint; its second argument
+    says whether the checkpoint's own code may run. None loads with `AutoProcessor` and
+    `AutoModelForImageTextToText`.
     """
 
     name: str
@@ -40,9 +40,10 @@ def conversation(
     opening: str,
     say: Callable[[Past, Screen], str],
 ) -> Messages:
-    """`opening` with the first screenshot, then what was said to each, the current one last.
+    """Makes a chat: `opening` and the first screenshot, then replies and later screenshots.
 
-    Steps whose screenshot is no longer shown are told in words, after the opening.
+    The current screenshot comes last. Steps without a screenshot in the chat follow the opening as
+    text.
     """
     silent = len(sample.past) - (len(screens) - 1)
     if silent > 0:
@@ -57,7 +58,7 @@ def conversation(
 
 
 def folded(actions: Sequence[Action]) -> list[Action]:
-    """A move followed by a scroll as one scroll there."""
+    """Joins a move and the scroll after it into one scroll at that point."""
     found: list[Action] = []
     for action in actions:
         if action.kind == "scroll" and found and found[-1].kind == "move":

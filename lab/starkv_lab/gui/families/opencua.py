@@ -1,7 +1,7 @@
-"""OpenCUA: PyAutoGUI code, in pixels of the resized screenshot.
+"""OpenCUA answers with PyAutoGUI code, in pixels of the resized screenshot.
 
-Grammar of xlang-ai/OpenCUA (MIT). Its checkpoints bring code of their own (1-D positions, another
-tokenizer), hence `load`.
+The grammar follows xlang-ai/OpenCUA (MIT). Its checkpoints bring their own code (1-D positions,
+another tokenizer), so the family has its own `load`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _BY_BUTTON = {"left": "click", "right": "right_click", "middle": "middle_click"}
 
 
 def messages(sample: Sample, screens: Sequence[Screen]) -> Messages:
-    """Steps before, as replies; then the current screenshot and the task."""
+    """Makes a chat of the earlier steps as replies, then the current screenshot and the task."""
     agent = sample.setting != "point"
     asked = sample.instruction
     if agent:
@@ -66,7 +66,7 @@ def _said(number: int, past: Past) -> str:
 
 
 def write(actions: Sequence[Action], screen: Screen) -> str | None:
-    """As the family would answer; None where it has no word for one of them."""
+    """Writes actions as the family answers, or returns None if it has no word for one of them."""
     lines = [_line(action, screen) for action in actions]
     return None if None in lines else "\n".join(line for line in lines if line)
 
@@ -91,7 +91,7 @@ def _line(action: Action, screen: Screen) -> str | None:
 
 
 def parse(answer: str, screen: Screen) -> tuple[Action, ...]:
-    """The lines that call PyAutoGUI or `computer`, each a call with plain values."""
+    """Reads the lines that call PyAutoGUI or `computer` with plain values."""
     lines = [line.strip() for line in answer.splitlines()]
     calls = [line for line in lines if line.startswith(("pyautogui.", "computer."))]
     if not calls:
@@ -154,7 +154,7 @@ def _only(kind: Any, name: str, values: list[Any], named: dict[str, Any], argume
 
 
 def _keys(name: str, values: list[Any], named: dict[str, Any]) -> tuple[str, ...]:
-    """Command is Control, as in the published evaluation."""
+    """Reads keys. The Command key becomes Control, as in the published evaluation."""
     keys = named.get("keys", values[0] if len(values) == 1 else values)
     keys = [keys] if isinstance(keys, str) else keys
     if not isinstance(keys, (list, tuple)) or not all(isinstance(key, str) for key in keys):
@@ -163,7 +163,7 @@ def _keys(name: str, values: list[Any], named: dict[str, Any]) -> tuple[str, ...
 
 
 class _Processor:
-    """What its checkpoint gives apart, called as a processor is."""
+    """Joins the checkpoint's tokenizer and image processor into one processor."""
 
     def __init__(self, tokenizer: Any, image_processor: Any) -> None:
         self.tokenizer, self.image_processor = tokenizer, image_processor
@@ -172,10 +172,10 @@ class _Processor:
         return self.tokenizer.apply_chat_template(chat, tokenize=False, **options)
 
     def __call__(self, text: list[str], images: list[Any], return_tensors: str) -> Any:
-        """input_ids [1, L], attention_mask, pixel_values, and the grid under both its names.
+        """Returns input_ids [1, L], attention_mask, pixel_values and grid_thws [images, 3].
 
-        The template puts one image token for a picture; one for each of its visual tokens is put
-        in the model's own forward.
+        The template writes one image token for each picture. The model's own forward replaces it
+        with one for each visual token.
         """
         inputs = self.tokenizer(text, return_tensors=return_tensors)
         pictures = self.image_processor.preprocess(images=images, return_tensors=return_tensors)
@@ -188,15 +188,15 @@ class _Processor:
 
 
 def load(checkpoint: str, trust_remote_code: bool) -> tuple[Any, Any]:
-    """(model, processor) by the checkpoint's own code, as its model card does.
+    """Loads (model, processor) with the checkpoint's own code, as its model card says.
 
     Raises:
-        OptionError: that code is not trusted.
+        OptionError: `trust_remote_code` is False.
     """
     if not trust_remote_code:
         raise OptionError(
-            f"{checkpoint}: OpenCUA's checkpoints bring code of their own, which would run here; "
-            "give --trust-remote-code if you trust it"
+            f"{checkpoint}: OpenCUA's checkpoints bring their own code, which would run on this "
+            "machine; give --trust-remote-code if you trust it"
         )
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 

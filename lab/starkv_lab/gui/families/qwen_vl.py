@@ -1,7 +1,7 @@
-"""Qwen2.5-VL and Qwen3-VL: a call of the tool `computer_use` or `mobile_use`.
+"""Qwen2.5-VL and Qwen3-VL answer with a call of the tool `computer_use` or `mobile_use`.
 
-Grammar of QwenLM's computer-use and mobile-use cookbooks. Coordinates are pixels of the resized
-screenshot in Qwen2.5-VL's answers, thousandths of the screen in Qwen3-VL's.
+The grammar follows QwenLM's computer-use and mobile-use cookbooks. Coordinates are pixels of the
+resized screenshot in Qwen2.5-VL's answers, and thousandths of the screen in Qwen3-VL's.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ _PARAMETERS = {
 
 @dataclass(frozen=True)
 class _Scale:
-    """How a generation of the family counts: in thousandths, or in pixels it saw."""
+    """Converts coordinates of one generation: thousandths, or pixels that the model saw."""
 
     relative: bool
 
@@ -104,7 +104,7 @@ class _Scale:
         return "\n".join([past.said, *(call for call in calls if call)])
 
     def call(self, action: Action, screen: Screen) -> str | None:
-        """As the desktop tool would be called; None where it has no word for it."""
+        """Writes the action as a call of the desktop tool; None if the tool has no word for it."""
         values = self._arguments(action, screen)
         if values is None:
             return None
@@ -128,7 +128,7 @@ class _Scale:
         return {"action": "wait", "time": 1} if action.kind == "wait" else None
 
     def parse(self, answer: str, screen: Screen) -> tuple[Action, ...]:
-        """The actions of all calls, in order."""
+        """Returns the actions of all calls, in their order."""
         calls = _CALL.findall(answer)
         if not calls:
             raise UnparsableAnswer("no <tool_call>...</tool_call>")
@@ -156,7 +156,7 @@ class _Scale:
 
 
 def _wordy(kind: str, arguments: dict[str, Any]) -> Action:
-    """Actions without a point."""
+    """Reads actions without a point."""
     if kind == "wait":
         return Action("wait")
     name, wanted = {
@@ -189,7 +189,7 @@ def _scroll(point: Point | None, pixels: Any, ways: tuple[str, str]) -> Action:
 
 
 def _swipe(start: Point | None, end: Point) -> Action:
-    """A finger going up moves the view down."""
+    """Reads a swipe as a scroll. A finger that moves up moves the view down."""
     if start is None or start == end:
         raise UnparsableAnswer("swipe that goes nowhere")
     right, down = end[0] - start[0], end[1] - start[1]
@@ -199,7 +199,7 @@ def _swipe(start: Point | None, end: Point) -> Action:
 
 
 def _tool(phone: bool, resolution: Size) -> str:
-    """The tool as a system prompt in the form the family was trained on."""
+    """Describes the tool in a system prompt of the form that the family was trained on."""
     name, actions = ("mobile_use", _PHONE) if phone else ("computer_use", _DESKTOP)
     device = "a phone with a touch screen" if phone else "a computer by mouse and keyboard"
     width, height = resolution

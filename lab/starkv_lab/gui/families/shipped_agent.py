@@ -1,6 +1,7 @@
-"""The agent that comes with this package, on screens of its own world: for trials without weights.
+"""The shipped agent answers about its own generated screens, for trials without a download.
 
-It clicks on a named element: an instruction is "click red star", the current screen its last step.
+It clicks on a named element. An instruction is, for example, "click red star". The current screen
+is the last step.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _ANSWER = re.compile(r"click \( x=(\d{1,4}) y=(\d{1,4}) \)")
 
 
 def messages(sample: Sample, screens: Sequence[Screen]) -> Messages:
-    """All screens in one turn, numbered, and the question about the last."""
+    """Makes one turn of all screens with their step numbers, and the question about the last."""
     last = len(sample.past) + 1
     content: list[dict[str, Any]] = []
     for step in range(last + 1 - len(screens), last + 1):
@@ -28,7 +29,7 @@ def messages(sample: Sample, screens: Sequence[Screen]) -> Messages:
 
 
 def parse(answer: str, screen: Screen) -> tuple[Action, ...]:
-    """Its coordinates are thousandths of the screen."""
+    """Reads a click. The agent's coordinates are thousandths of the screen."""
     matched = _ANSWER.fullmatch(answer.strip())
     if not matched:
         raise UnparsableAnswer("not 'click ( x=... y=... )'")

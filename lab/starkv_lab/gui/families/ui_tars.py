@@ -1,7 +1,8 @@
-"""UI-TARS-1.5: `Thought: ...` and `Action: click(start_box='(x,y)')`, in pixels it saw.
+"""UI-TARS-1.5 answers `Thought: ...` and `Action: click(start_box='(x,y)')`.
 
-Prompt and grammar of bytedance/UI-TARS (`README_evaluation.md` there, Apache-2.0). The phone's
-actions are those its authors name for AndroidControl (issue 85 there).
+Coordinates are pixels that the model saw. Prompt and grammar follow bytedance/UI-TARS
+(`README_evaluation.md` there, Apache-2.0). Its authors name the phone's actions for AndroidControl
+in issue 85 there.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def _said(past: Past, screen: Screen) -> str:
 
 
 def write(actions: Sequence[Action], screen: Screen) -> str | None:
-    """As the family would answer; None where it has no word for one of them."""
+    """Writes actions as the family answers, or returns None if it has no word for one of them."""
     calls = []
     start: Point | None = None
     for action in folded(actions):
@@ -127,7 +128,7 @@ def _call(action: Action, screen: Screen, start: Point | None) -> str | None:
 
 
 def parse(answer: str, screen: Screen) -> tuple[Action, ...]:
-    """The calls after the only `Action:`; a box stands for its centre."""
+    """Reads the calls after the only `Action:`. A box means its centre."""
     plain = answer.replace("<|box_start|>", "").replace("<|box_end|>", "")
     _, found, calls = plain.partition("Action:")
     if not found or "Action:" in calls:
