@@ -1,7 +1,7 @@
 """The graph passes: find attention and its cache write, insert scores and a compaction.
 
-`apply` runs them on any FX graph. What a prompt's attention computes is untouched; what leaves
-the graph to be cached is the compacted cache:
+`apply` runs them on any FX graph. The prompt's attention computes the same as before. The keys and
+values that the graph returns, or stores in a cache, are the compacted ones:
 
     k = rope(linear(h))                          k = rope(linear(h))
     y = sdpa(q, k, v)                            y = sdpa(q, k, v)
@@ -43,16 +43,17 @@ PIPELINE: tuple[type[GraphPass], ...] = (
 KEEP_ALL: tuple[type[GraphPass], ...] = (StripMarkers,)  # budget 1.0: no op of ours remains
 
 DUMP_VARIABLE = "STARKV_DUMP"
-"""Environment variable naming a folder for each pass's graph, before and after."""
+"""Environment variable with the name of a folder for the graph before and after each pass."""
 
 
 class Pipeline:
     """The passes for one configuration, in order.
 
     Args:
+        config: the configuration.
         observer: a function that a rewritten graph calls whenever it runs, with the
-            `policies.ScoreInputs` of each layer that it scores: their values in that run. Only a
-            graph that is not compiled further (inner="eager") can call one.
+            `policies.ScoreInputs` of each layer that it scores, holding the values of that run.
+            Only a graph that is not compiled further (inner="eager") can call one.
     """
 
     def __init__(self, config: StarKVConfig, observer: Observer | None = None) -> None:
@@ -68,7 +69,7 @@ class Pipeline:
         layers: int = 0,
         every_length: bool = False,
     ) -> GraphReport:
-        """Rewrite `module` in place and say what was done. Arguments as in `base.Context`."""
+        """Rewrites `module` in place and returns the report. Arguments are as in `base.Context`."""
         context = Context(module, self.config, cache, layers, every_length, self.observer)
         folder = os.environ.get(DUMP_VARIABLE)
         for step in self.passes:
@@ -88,20 +89,20 @@ class Pipeline:
 
 
 def apply(module: GraphModule, config: StarKVConfig | None = None) -> GraphReport:
-    """Rewrite an FX graph in place: Dynamo's, an exported program's `module()`, or one's own.
+    """Rewrites an FX graph in place: Dynamo's, an exported program's `module()`, or your own.
 
-    Every attention whose keys and values the graph returns keeps `config`'s budget of them. The
-    caller looks after the shorter cache: positions go on from the uncompressed length, and a
-    decode mask has as many columns as tokens are stored. Compile the result inside
-    `kernels.compiling.in_process()`: then an upgrade of this package compiles it anew.
+    If the graph returns the keys and values of an attention, it then returns only those that the
+    budget keeps. The caller handles the shorter cache: positions continue from the uncompressed
+    length, and a decode mask has one column for each stored token. Compile the result inside
+    `kernels.compiling.in_process()`, so that an upgrade of this package compiles it again.
 
     Args:
-        module: its nodes need example values in `meta` ("example_value" or "val"), as Dynamo
-            and `torch.export` record them.
-        config: default `StarKVConfig()`.
+        module: the graph. Its nodes need example values in `meta` ("example_value" or "val"), as
+            Dynamo and `torch.export` record them.
+        config: the configuration. None: `StarKVConfig()`.
 
     Returns:
-        What was found, rewritten, and skipped with the reason.
+        The report of what was found, rewritten, and skipped with the reason.
     """
     return Pipeline(config or StarKVConfig()).run(module, cache="caller")
 

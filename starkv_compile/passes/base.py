@@ -1,4 +1,4 @@
-"""A pass is an object: name, what it matched, and dumps before and after."""
+"""The base class of passes, and the context that they share."""
 
 from __future__ import annotations
 
@@ -22,18 +22,21 @@ Observer = Callable[[ScoreInputs], None]
 
 @dataclass
 class Context:
-    """The graph under work and what is known about it.
+    """The graph that the passes work on, and what they know about it.
 
-    cache: who looks after lengths, masks and positions of a cache that gets shorter.
-    "caller": whoever runs the graph. "marked": caches that do, and leave a marker where they are
-    written; any other write is left alone. "stock": nobody, so only what is right on any cache is
-    rewritten. layers: how many layers that cache compresses, in this graph or another; 0: unknown.
-    attentions: nodes that compute one of any kind, rewritten or not.
-
-    every_length: whether this one graph serves prompts of all lengths, as an exported one does; a
-    compiler makes another graph where a length asks for it.
-
-    observer: a function that the graph calls with the `ScoreInputs` of each layer that it scores.
+    Attributes:
+        module: the graph.
+        config: the configuration.
+        cache: who handles lengths, masks and positions of the shorter cache. "caller": the code
+            that runs the graph. "marked": the cache itself; it leaves a marker where it is written,
+            and other writes stay as they are. "stock": nobody, so a pass rewrites only what is
+            right on any cache.
+        layers: how many layers that cache compresses, in this graph or another. 0: unknown.
+        every_length: whether this one graph serves prompts of all lengths, as an exported one
+            does. A compiler makes another graph for a length that needs one.
+        observer: a function that the graph calls with the `ScoreInputs` of each layer that it
+            scores.
+        attentions: nodes that compute an attention of any kind, rewritten or not.
     """
 
     module: GraphModule
@@ -58,14 +61,14 @@ class Context:
         return self.module.graph
 
     def refuse(self, reason: str, node: Node, site: Site | None = None) -> None:
-        """Leave `site` alone."""
+        """Notes why `site` stays as it is."""
         index = None if site is None else site.index
         self.refusals.append(Refusal(reason, node.name, index))
         if site is not None:
             self.sites.remove(site)
 
     def update(self, site: Site, **changes: Any) -> None:
-        """Replace `site` by a copy that knows more."""
+        """Replaces `site` by a copy that knows more."""
         self.sites[self.sites.index(site)] = replace(site, **changes)
 
     def proxy(self, value: Any) -> Any:
@@ -76,10 +79,10 @@ class Context:
 
 
 def without_gradient(value: Any, like: Node | None = None) -> Any:
-    """A proxy that nothing is differentiated through: scores and what is cached carry no gradient.
+    """Detaches a proxy, because scores and cached values carry no gradient.
 
-    Nothing is inserted where there is none, as under `torch.no_grad`. like: the node that tells, if
-    nothing is recorded for the value's own.
+    Inserts nothing if there is no gradient, as under `torch.no_grad`. like: the node to ask, if the
+    value's own node has no recorded example.
     """
     if isinstance(value, Proxy) and fx.has_gradient(like or value.node):
         return value.detach()

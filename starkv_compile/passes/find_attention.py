@@ -1,4 +1,4 @@
-"""Find the attention of prompts, in the forms of `passes.forms`. Analysis only."""
+"""Finds the attention of prompts, in the forms of `passes.forms`. Analysis only."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .sites import Site
 
 
 class FindAttention(GraphPass):
-    """Fills `context.sites`; attention of a single query (decoding) is counted and left.
+    """Fills `context.sites`. Attention of a single query (decoding) is only counted.
 
-    What looks like attention and is of no form is refused by what it has beside.
+    What looks like attention but fits no form is refused, with the reason.
     """
 
     def run(self, context: Context) -> None:
@@ -44,7 +44,9 @@ class FindAttention(GraphPass):
             context.sites.append(site)
             self.matched += 1
             if fx.shape(attention.query)[1] % fx.shape(attention.key)[1]:
-                context.refuse("query heads are no multiple of KV heads", node, site)
+                context.refuse(
+                    "the number of query heads is not a multiple of that of KV heads", node, site
+                )
             elif attention.aligned_last or not unmasked or not attention.causal:
                 continue
             elif not bool(queries == keys):
@@ -57,10 +59,10 @@ class FindAttention(GraphPass):
 
 
 def _is_one(queries: tuple[Any, ...]) -> bool:
-    """Whether a single query asks: decoding."""
+    """Whether there is a single query, as in decoding."""
     return queries == (1,) and isinstance(queries[0], int)
 
 
 def _is_cached(key: Node) -> bool:
-    """Whether a cache stores these keys: a prompt that sees all of itself, no encoder."""
+    """Whether a cache stores these keys. Then it is a prompt that sees all of itself."""
     return any(fx.is_op(user, fx.CACHE_WRITE) for user in key.users)

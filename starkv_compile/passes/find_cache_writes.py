@@ -1,4 +1,4 @@
-"""Find where the keys and values of each attention leave the graph. Analysis only."""
+"""Finds where the keys and values of each attention leave the graph. Analysis only."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ WAY_OUT = (
     "starkv_compile.compile(model)"
 )
 NOT_WHOLE = (
-    "its keys and values are in no cache that may be shortened (a sliding window, a cache layer of "
-    "the model's own, use_cache=False, or a call that is left uncompressed)"
+    "the keys and values are not in a cache that starkv can shorten (a sliding window, a cache "
+    "layer of the model's own, use_cache=False, or a call that stays uncompressed)"
 )
 
 
 class FindCacheWrites(GraphPass):
-    """A marker that `StarKVCache` left, or a key and a value that are graph outputs.
+    """Finds a marker that `StarKVCache` left, or a key and a value that are graph outputs.
 
-    Where every cache that may be shortened leaves markers, outputs are of one that may not.
+    If every cache that can be shortened leaves markers, outputs belong to one that cannot.
     """
 
     def run(self, context: Context) -> None:
@@ -46,7 +46,7 @@ class FindCacheWrites(GraphPass):
                 continue
             reason = self._reason_against(context, attention, write)
             if write.key in written:
-                reason = "it reads another layer's keys and values, which that layer compresses"
+                reason = "it reads another layer's keys and values, and that layer compresses them"
             if reason is not None:
                 context.refuse(reason, attention.node, site)
                 continue
@@ -59,25 +59,25 @@ class FindCacheWrites(GraphPass):
     ) -> str | None:
         queries = fx.shape(attention.query)[2]
         if context.cache != "caller" and _has_bias(attention.mask):
-            return f"its mask adds another bias for each head; {forms.NO_BIAS}"
+            return f"the mask adds a different bias for each head; {forms.NO_BIAS}"
         if write.marker is not None:
             if not bool(fx.shape(fx.newest(write.key))[2] == queries):
-                return "its keys are of other tokens than its queries (cross-attention)"
+                return "the keys belong to other tokens than the queries (cross-attention)"
             by_head = len(fx.shape(arguments_of(write.marker).place)) == 3
             if by_head and not self.config.policy.per_head:
                 return (
-                    "the cache holds another set of tokens for each head, and policy "
-                    f"{self.config.policy.name!r} keeps one set; begin a new cache, or go on with "
-                    f"a policy that keeps a set for each head ({_names_per_head()})"
+                    "the cache holds a different set of tokens for each head, but policy "
+                    f"{self.config.policy.name!r} keeps one set; begin a new cache, or continue "
+                    f"with a policy that keeps a set for each head ({_names_per_head()})"
                 )
             return None
         if context.cache == "caller":
             return None
         # A cache that does not know its logical length would be read wrongly later.
         if not bool(queries == fx.shape(attention.key)[2]):
-            return f"the cache already holds tokens and cannot be shortened rightly; {WAY_OUT}"
+            return f"the cache already holds tokens, so it cannot be shortened; {WAY_OUT}"
         if attention.mask is not None:
-            return f"a masked prompt (padding) cannot be shortened rightly here; {WAY_OUT}"
+            return f"the prompt has a mask (padding), so this cache cannot be shortened; {WAY_OUT}"
         return None
 
 
@@ -86,7 +86,7 @@ def _names_per_head() -> str:
 
 
 def _has_bias(mask: Node | None) -> bool:
-    """Whether a mask, [B, H, S, L] or [H, S, L], holds numbers of each head's own."""
+    """Whether a mask, [B, H, S, L] or [H, S, L], holds different numbers for each head."""
     while fx.is_op(mask, fx.EXPAND):
         mask = fx.operand(mask)  # type: ignore[arg-type]
     tensor = fx.value(mask)
@@ -106,7 +106,7 @@ def _marked(attention: Attention, markers: list[Node]) -> CacheWrite | None:
 def _marked_latents(
     attention: Attention, markers: list[Node], attentions: set[Node]
 ) -> CacheWrite | None:
-    """A marker of what the keys and values are computed from, in this layer."""
+    """The marker of latents from which this layer's keys and values are computed."""
     before = [marker for marker in markers if marker < attention.node]
     if not before:
         return None
@@ -119,7 +119,7 @@ def _marked_latents(
     same_tokens = bool(fx.shape(key)[2] == fx.shape(attention.key)[2])
     if not same_tokens or stored != fx.shape(value)[1] or heads % stored:
         return None
-    # Beyond an earlier attention's output, or before the latents, is no longer this layer.
+    # What lies beyond an earlier attention's output, or before the latents, is another layer.
     first = min(key, value)
     made_of = _made_of({attention.key, attention.value}, lambda n: n in attentions or n < first)
     if not {key, value} <= made_of:
@@ -134,7 +134,7 @@ def _returned(attention: Attention, returned: set[Node]) -> CacheWrite | None:
 
 
 def _made_of(nodes: set[Node], beyond: Callable[[Node], bool]) -> set[Node]:
-    """`nodes` and all they are computed from, short of what lies `beyond`."""
+    """`nodes` and everything they are computed from, without what lies `beyond`."""
     found, queue = set(nodes), list(nodes)
     while queue:
         node = queue.pop()

@@ -1,4 +1,4 @@
-"""Find what the key projection of each attention reads, for the spatial boost."""
+"""Finds the input of each attention's key projection, for the spatial boost."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from .sites import Refusal, Site
 
 
 class FindHidden(GraphPass):
-    """Walks back from the new keys to the nearest linear layer; its input is what is wanted.
+    """Walks back from the new keys to the nearest linear layer, and takes that layer's input.
 
-    Not finding it costs the boost of that layer, not its compression: it is noted.
+    Without one, the layer is still compressed, but scored without the boost, and the report notes
+    it.
     """
 
     def run(self, context: Context) -> None:
         for site in list(context.sites):
             hidden = self._input_of_key_projection(site)
             if hidden is None:
-                reason = "no linear layer found behind the keys: scored without the spatial boost"
+                reason = "no linear layer found behind the keys, so scores have no spatial boost"
                 context.notes.append(Refusal(reason, site.attention.key.name, site.index))
                 continue
             context.update(site, hidden=hidden)
@@ -45,7 +46,7 @@ class FindHidden(GraphPass):
 
 
 def _before_view(node: Node) -> Node | None:
-    """[B, S, E], where ATen's linear layers read [B * S, E]."""
+    """The [B, S, E] behind the [B * S, E] that ATen's linear layers read."""
     return fx.operand(node) if fx.is_op(node, fx.RESHAPE) else None
 
 

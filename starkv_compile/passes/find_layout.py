@@ -1,4 +1,4 @@
-"""Find what each token is (text, or a place on a frame), where the cache does not say."""
+"""Finds what each token is (text, or a place on a frame) if the cache does not know."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .sites import Refusal, Site
 
 
 class FindLayout(GraphPass):
-    """From the marker's own layout, M-RoPE position ids, or the merging of image embeddings.
+    """Takes the layout from the marker, M-RoPE position ids, or the merging of image embeddings.
 
-    With none of them every token counts as text, which is noted.
+    Without any of them every token counts as text, and the report notes it.
     """
 
     def run(self, context: Context) -> None:
@@ -44,14 +44,14 @@ class FindLayout(GraphPass):
             source = _image_mask(context.graph, batch, tokens)
             op = STARKV.layout_from_image_mask
         if source is None:
-            reason = "nothing tells which tokens are visual: all are scored as text"
+            reason = "nothing shows which tokens are visual, so all are scored as text"
             context.notes.append(Refusal(reason, site.attention.node.name))
             return _emit(context, STARKV.layout_all_text, site.attention.key)
         return _emit(context, op, source)
 
 
 def _emit(context: Context, op: Any, source: Node) -> Layout:
-    """Call `op` right after `source`; its results."""
+    """Calls `op` right after `source`. Returns its results."""
     with context.graph.inserting_after(source):
         described = context.graph.call_function(op, (source,))
     with context.graph.inserting_before(described.next):
@@ -70,7 +70,7 @@ def _positions(graph: torch.fx.Graph, batch: Any, tokens: Any) -> Node | None:
 
 
 def _image_mask(graph: torch.fx.Graph, batch: Any, tokens: Any) -> Node | None:
-    """The mask by which image embeddings are merged in, before it was widened: bool [B, S]."""
+    """The mask that merges image embeddings, before it was widened: bool [B, S]."""
     for node in graph.nodes:
         if not fx.is_op(node, fx.MASKED_SCATTER):
             continue

@@ -1,4 +1,4 @@
-"""Small readers of FX graphs, for Dynamo's torch-level graphs and exported ATen ones alike."""
+"""Small functions that read FX graphs: Dynamo's torch-level graphs and exported ATen graphs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..kernels.ops import STARKV
 
 aten = torch.ops.aten
 
-# Each operation under all its names: torch functions, tensor methods, ATen overloads.
+# Each operation with all its names: torch functions, tensor methods, ATen overloads.
 SDPA = (F.scaled_dot_product_attention, aten.scaled_dot_product_attention.default)
 FLEX = (torch.ops.higher_order.flex_attention,)
 LINEAR = (F.linear, torch._C._nn.linear, aten.linear.default, aten.addmm.default, aten.mm.default)
@@ -109,7 +109,7 @@ def bind(node: Node, *names: str) -> dict[str, Any]:
 
 
 def argument_names(node: Node) -> list[str]:
-    """What a registered op calls its arguments; [] of any other target."""
+    """The names of a registered op's arguments; [] for any other target."""
     target: Any = node.target
     if isinstance(target, torch._ops.OpOverloadPacket):  # as Dynamo has it
         target = getattr(target, "default", None)
@@ -119,12 +119,12 @@ def argument_names(node: Node) -> list[str]:
 
 
 def bind_schema(node: Node) -> dict[str, Any]:
-    """Arguments of a call of a registered op under the names its schema gives them."""
+    """Arguments of a call of a registered op, with the names of its schema as keys."""
     return bind(node, *argument_names(node))
 
 
 def items_of(node: Node) -> list[tuple[Node, int]]:
-    """Each node that reads one of the results of `node`, and which."""
+    """Each node that reads one of the results of `node`, and the number of that result."""
     return [
         (user, user.args[1])  # type: ignore[misc]
         for user in node.users
@@ -138,7 +138,7 @@ def operand(node: Node) -> Any:
 
 
 def operands(node: Node) -> tuple[Any, Any] | None:
-    """(left, right) of a sum, a product and the like; None if it is told more than these two."""
+    """(left, right) of a sum, a product and the like; None if it has other arguments as well."""
     args = bind(node, "input", "other")
     if "mat2" in args:  # as torch.bmm has it
         args["other"] = args.pop("mat2")
@@ -148,7 +148,8 @@ def operands(node: Node) -> tuple[Any, Any] | None:
 
 
 def agree(*shapes: tuple[str, Any]) -> bool:
-    """Whether nodes have the shapes their letters say: a letter a dimension, a size a letter."""
+    """Whether nodes have the shapes of their letters: one letter for each dimension, and the same
+    size wherever a letter stands."""
     sizes: dict[str, Any] = {}
     for letters, node in shapes:
         dims = shape(node)
@@ -249,7 +250,7 @@ def see_through_padding(node: Node) -> Node | None:
 
 
 def cached_of(chain: list[Node]) -> Node:
-    """Of a tensor and what it was made of, what is cached: marked, or returned; else the last."""
+    """From a tensor and its sources, the cached one: marked or returned; else the last one."""
     for kept in (_is_marked, _is_returned):
         for node in chain:
             if kept(node):
@@ -292,7 +293,7 @@ def see_through_repeat_kv(node: Node) -> Node | None:
 
 
 def _see_through_repeat(node: Node) -> Node | None:
-    """The source of a repeat, as often for each, along the heads: the third dimension from last."""
+    """The source of an even repeat along the heads, which are the third dimension from last."""
     args = bind(node, "input", "repeats", "dim")
     dim, rank = args.get("dim"), len(shape(node))
     often = isinstance(value(args.get("repeats")), (int, torch.SymInt))

@@ -1,4 +1,4 @@
-"""Replace what is stored by what is kept. Attention of this step still reads everything."""
+"""Replaces what is stored by what is kept. The prompt's own attention still reads everything."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class InsertCompaction(GraphPass):
 
     After: `kept = starkv.select_tokens(scores, ...)`; `return starkv.gather_kv(k, v, kept)`.
 
-    Inductor would fuse small kernels of all layers into one that runs last, and every layer's whole
-    keys and values would live until then. Hence `starkv.after(y, k', v')`: attention's result is
-    read, and the next layer begun, when this one is compacted.
+    Inductor would fuse small kernels of all layers into one that runs last, and every layer's full
+    keys and values would live until then. So `starkv.after(y, k', v')` makes the readers of y, and
+    with them the next layer, wait until this layer is compacted.
     """
 
     def run(self, context: Context) -> None:
@@ -58,7 +58,7 @@ class InsertCompaction(GraphPass):
 
 
 class StripMarkers(GraphPass):
-    """Where everything is kept: `starkv.cache_write(k, v, ...)` becomes its own arguments."""
+    """Replaces the results of `starkv.cache_write(k, v, ...)` by its arguments: all tokens stay."""
 
     def run(self, context: Context) -> None:
         for marker in find_markers(context.graph):
@@ -67,7 +67,7 @@ class StripMarkers(GraphPass):
 
 
 def _end_of_scores(scored: Inserted) -> Node:
-    """The node before which compaction goes: after attention and after its scores."""
+    """The node before which compaction is inserted: after attention and after its scores."""
     node = scored.scores.node
     novelty = [] if scored.novelty is None else [scored.novelty]
     for proxy in (*scored.state, *novelty):
@@ -77,16 +77,16 @@ def _end_of_scores(scored: Inserted) -> Node:
 
 
 def _wait(context: Context, attention: Node, key: Node, value: Node) -> None:
-    """Let nothing read the attention's result before key and value exist."""
+    """Makes readers of the attention's result wait until key and value exist."""
     result = _result(attention)
     if fx.has_gradient(result):
-        return  # to be differentiated, and then nothing may seem to write to it
+        return  # it will be differentiated, so nothing may seem to write to it
     with context.graph.inserting_after(max(result, key, value)):
         context.graph.call_function(STARKV.after.default, (result, key, value))
 
 
 def _result(attention: Node) -> Node:
-    """What attention computes, where the node also gives, or is, its log-sum-exp."""
+    """The output of attention, also if the node returns or is its log-sum-exp."""
     whole = attention.args[0] if attention.target is operator.getitem else attention
     assert isinstance(whole, Node)
     if isinstance(fx.value(whole), torch.Tensor):

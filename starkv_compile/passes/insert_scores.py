@@ -1,4 +1,4 @@
-"""Put the policy's scores into the graph, right after each attention."""
+"""Inserts the policy's scores into the graph, right after each attention."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .sites import HIDDEN, Attention, Inserted, Site
 
 
 class InsertScores(GraphPass):
-    """`sdpa(q, k, v)` is followed by `scores, state = policy.score(q, k, ...)`."""
+    """Inserts `scores, state = policy.score(q, k, ...)` after `sdpa(q, k, v)`."""
 
     def run(self, context: Context) -> None:
         policy = self.config.policy
@@ -45,7 +45,7 @@ class InsertScores(GraphPass):
                 capacity = self.config.capacity(seen, self._token_bytes(context, site))
                 window = self._window(context, site, self.config.scoring_window)
                 if weights is not None:
-                    with every_length():  # minima of proxies: there is nothing to decide by
+                    with every_length():  # proxies have no values: minima stay in the graph
                         capacity = layer_capacity(key.shape[2], window, capacity, weights, number)
                 mask = _mask(context, site, window, policy.observers)
                 real = _real_tokens(context, site, mask)
@@ -90,16 +90,17 @@ class InsertScores(GraphPass):
         return self.config.policy.score(inputs)
 
     def _layer_weights(self, context: Context) -> tuple[int, ...] | None:
-        """How the layers share the budget, if unevenly; refuses them where that cannot be right."""
+        """How the layers share the budget, if unevenly. Refuses them if that cannot be right."""
         if not self.config.is_uneven:
             return None
         reason = None
         if context.cache == "stock":
-            reason = f"layers that keep different numbers of tokens need another cache; {WAY_OUT}"
+            reason = f"layers that keep different numbers of tokens need a StarKVCache; {WAY_OUT}"
         elif context.layers not in (0, len(context.sites)):
             reason = (
                 f"{len(context.sites)} of {context.layers} layers can be compressed in this graph, "
-                "and what each keeps depends on all; use a policy with one budget for every layer"
+                "but what each layer keeps depends on all of them; use a policy with one budget "
+                "for every layer"
             )
         if reason is not None:
             for site in list(context.sites):
@@ -107,7 +108,7 @@ class InsertScores(GraphPass):
         return self.config.layer_weights(len(context.sites)) if context.sites else None
 
     def _window(self, context: Context, site: Site, wanted: int) -> Any:
-        """W, or all queries of a prompt that has fewer: such a length gets a graph of its own."""
+        """W, or the number of queries if there are fewer: such a length gets its own graph."""
         if context.every_length:
             return torch.sym_min(wanted, context.proxy(site.attention.query).shape[2])
         queries = fx.shape(site.attention.query)[2]
@@ -116,8 +117,8 @@ class InsertScores(GraphPass):
     def _token_bytes(self, context: Context, site: Site) -> Any:
         """Bytes of one token in all layers that are compressed, if the budget is in bytes.
 
-        A number, or a proxy where the number of batch rows is symbolic. Layers that a graph break
-        put into other graphs are taken to be like those of this one.
+        A number, or a proxy if the number of batch rows is symbolic. If a graph break put layers
+        into other graphs, these count as layers like the ones of this graph.
         """
         if self.config.budget_bytes is None:
             return None
@@ -134,9 +135,9 @@ class InsertScores(GraphPass):
 
 
 def _stored_tokens(context: Context, site: Site, per_head: bool) -> tuple[Layout, Any, Any]:
-    """The layout, and each stored token's place in the stream and novelty, which markers say.
+    """The layout, and from the marker each stored token's place in the stream and its novelty.
 
-    Of each head, if each keeps a set.
+    They are by head if each head keeps a set.
     """
     assert site.write is not None
     assert site.layout is not None
@@ -154,7 +155,7 @@ def _stored_tokens(context: Context, site: Site, per_head: bool) -> tuple[Layout
 
 
 def _for_heads(tokens: Any, heads: int) -> Any:
-    """[B, G, L] of [B, L]; what is by head already, and None, stay as they are."""
+    """Expands [B, L] to [B, G, L]. What is by head already, and None, stay as they are."""
     if tokens is None or len(fx.shape(tokens.node)) == 3:
         return tokens
     return tokens[:, None].expand(-1, heads, -1)
@@ -169,7 +170,8 @@ def _row_bytes(site: Site) -> int:
 def _mask(context: Context, site: Site, window: Any, observers: int) -> Any:
     """The mask with the leading dimensions that attention would broadcast; None: causal.
 
-    Or None where the log-sum-exp knows who sees what, unless more than the window observe.
+    It is also None if the log-sum-exp already accounts for what each query sees, unless the policy
+    reads queries before the window.
     """
     attention = site.attention
     if attention.mask_function:
@@ -202,13 +204,13 @@ def _evaluated_mask(context: Context, attention: Attention, observers: Any) -> A
 
 
 def _sharing(site: Site) -> int:
-    """How many heads of the attention's keys are stored as one: several where latents are."""
+    """How many heads of the attention's keys are stored as one: several if latents are stored."""
     assert site.write is not None
     return int(fx.shape(site.attention.key)[1] // fx.shape(site.write.key)[1])
 
 
 def _real_tokens(context: Context, site: Site, mask: Any) -> Any:
-    """[B, L] bool, what the last query sees: padding is what it does not. None without a mask."""
+    """[B, L] bool, True for what the last query sees; the rest is padding. None without a mask."""
     attention = site.attention
     if attention.mask is None and not attention.mask_function:
         return None

@@ -1,4 +1,4 @@
-"""Read a `starkv.cache_write` node of a graph, and put something else in its place."""
+"""Reads the `starkv.cache_write` nodes of a graph, and replaces them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def find_markers(graph: Graph) -> list[Node]:
 
 
 def arguments_of(marker: Node) -> WriteArguments:
-    """Nodes and numbers in the place of tensors, however the call passes them."""
+    """The arguments of a marker: nodes and numbers in the place of tensors."""
     return WriteArguments(**fx.bind_schema(marker))
 
 
 def replace_marker(marker: Node, written: Written) -> None:
-    """Let what read a result of the marker read the node of that name, and remove the marker."""
+    """Replaces each result of the marker by the node of that name, and removes the marker."""
     for item, place in fx.items_of(marker):
         item.replace_all_uses_with(written[place])  # type: ignore[arg-type]
         marker.graph.erase_node(item)

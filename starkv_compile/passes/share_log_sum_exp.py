@@ -1,4 +1,4 @@
-"""Let scoring read the log-sum-exp that the prompt's own attention computes."""
+"""Gives scoring the log-sum-exp that the prompt's own attention computes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 
 class ShareLogSumExp(GraphPass):
-    """`y = sdpa(q, k, v)` becomes the kernel that SDPA runs, `y, log_sum_exp = flash(q, k, v)`.
+    """Replaces `y = sdpa(q, k, v)` by the kernel that SDPA runs: `y, log_sum_exp = flash(q, k, v)`.
 
-    The same kernel with the same arguments: y does not change by a bit, and scoring is spared
-    one of its two passes over the keys. Where SDPA would run anything else, or change its
-    inputs first, it is left alone. Forms that return it already are read.
+    It is the same kernel with the same arguments, so y does not change by a bit, and scoring saves
+    one of its two passes over the keys. If SDPA would run anything else, or change its inputs
+    first, nothing changes. For forms that return it already, the pass reads it.
     """
 
     def run(self, context: Context) -> None:
@@ -66,7 +66,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def _flash_call(node: Node) -> Call | None:
-    """The one call that this SDPA node runs on its example values, on nodes in their place."""
+    """The single call that this SDPA node makes, with nodes in the place of example values."""
     inputs = {id(fx.value(n)): n for n in fx.producers(node)}
     args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), fx.value)
     with torch.no_grad(), _Recorder() as recorder:

@@ -10,19 +10,28 @@ from torch.fx import Node
 from ..kernels.reference.star import Layout, State
 
 HIDDEN = -9984.0
-"""What hides a key from a query is at most this: -1e4, as bfloat16 rounds it."""
+"""An additive mask hides a key with at most this value: -1e4, as bfloat16 rounds it."""
 
 
 @dataclass(frozen=True)
 class Attention:
     """One attention of a prompt.
 
-    query [B, H, S, D], key and value [B, G, L, D] with heads not repeated, mask or None, whether
-    a query is kept from later keys where there is no mask, scale, and the node that computes it.
-    aligned_last: whether causal means that the last query sees the last key, as in FlashAttention.
-    mask_hides: whether the mask is True where keys are hidden, not where they are seen.
-    mask_function: where the mask is a function of places, the module node and its further inputs.
-    log_sum_exp: which of the node's results is the log-sum-exp of its logits [B, H, S].
+    Attributes:
+        node: computes it.
+        form: the name of its form.
+        query: [B, H, S, D].
+        key: [B, G, L, D], before heads are repeated.
+        value: [B, G, L, D], before heads are repeated.
+        mask: the mask, or None.
+        causal: whether later keys are hidden from a query if there is no mask.
+        scale: factor of the products of queries and keys.
+        aligned_last: whether causal means that the last query sees the last key, as in
+            FlashAttention.
+        mask_hides: whether the mask is True where keys are hidden. If not, it is True where they
+            are visible.
+        mask_function: if the mask is a function of places, the module node and its further inputs.
+        log_sum_exp: which of the node's results is the log-sum-exp of its logits [B, H, S].
     """
 
     node: Node
@@ -45,11 +54,11 @@ class Attention:
 
 @dataclass(frozen=True)
 class CacheWrite:
-    """Where key and value leave the graph to be kept.
+    """Where key and value leave the graph to be cached.
 
-    marker: the `starkv.cache_write` node, or None where they are plain graph outputs. Key and value
-    are the attention's own, or what those are computed from, token by token (multi-head latent
-    attention).
+    marker: the `starkv.cache_write` node; None if they are plain graph outputs. Key and value are
+    those of the attention, or latents from which those are computed, token by token (multi-head
+    latent attention).
     """
 
     key: Node
@@ -59,10 +68,9 @@ class CacheWrite:
 
 @dataclass(frozen=True)
 class Inserted:
-    """Proxies of the values that `InsertScores` put into the graph; the window that scored.
+    """Proxies of the values that `InsertScores` put into the graph, and the window that scored.
 
-    place and novelty of each stored token: as in `kernels.marker.Written`, of each head if each
-    keeps a set.
+    place and novelty are as in `kernels.marker.Written`, by head if each head keeps a set.
     """
 
     scores: Any
@@ -89,7 +97,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why something was left alone: the reason in a sentence, and the node it is about."""
+    """Why something stays as it is: the reason in a sentence, and the node that it is about."""
 
     reason: str
     node: str

@@ -22,6 +22,16 @@ FORMS = {
 """Family, layers, policy, options. Two layers share a cache part; deep features: Qwen3."""
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """`make test` exports one form, the default policy's: tests of the others are slow."""
+    for item in items:
+        if "exported" in getattr(item, "fixturenames", ()):
+            form = item.callspec.params.get("exported") if hasattr(item, "callspec") else None
+            if form != "novelty":
+                item.add_marker(pytest.mark.slow)
+
+
 @dataclass(frozen=True)
 class Exported:
     """A tiny model compiled at budget 0.3, its folder, and the same model in ONNX Runtime.

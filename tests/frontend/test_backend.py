@@ -114,7 +114,7 @@ def test_flex_attention_compresses_too(rows, inner):
 @pytest.mark.parametrize(
     ("tail", "reason"),
     [
-        (lambda x: F.softmax(torch.cat([x, x[..., :1]], -1), -1)[..., :-1], "a sink beside"),
+        (lambda x: F.softmax(torch.cat([x, x[..., :1]], -1), -1)[..., :-1], "a sink next to"),
         (lambda x: F.softmax(torch.tanh(x / 20) * 20, -1), "soft-capped"),
     ],
     ids=["sink", "soft cap"],

@@ -6,6 +6,7 @@ import torch
 import starkv_compile
 from starkv_compile import StarKVCache, StarKVConfig
 from starkv_compile.testing import FAMILIES, LAYERS, TinyPrompt, generate, tiny_inputs, tiny_model
+from tests.support.crossing import crossed, slow
 
 WAYS = ("torch.compile", "model.compile", "starkv_compile.compile")
 
@@ -36,8 +37,7 @@ def assert_compressed(report, cache, config, seen):
         assert layer.stored == capacity + layer.seen - seen
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "way"), crossed(FAMILIES, WAYS))
 def test_compresses(family, way):
     model, inputs = tiny_model(family), tiny_inputs(family)
     seen = inputs["input_ids"].shape[1]
@@ -57,8 +57,7 @@ def test_compresses(family, way):
     assert report.layout in (("square",) if family == "llava" else ("grid", "positions"))
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "way"), crossed(FAMILIES, WAYS))
 def test_pixels_given_to_the_model_itself(family, way):
     """Without `generate`, which may encode images first: the tower runs inside the call."""
     model, inputs = tiny_model(family), tiny_inputs(family)
@@ -84,8 +83,10 @@ def test_the_decoder_called_by_itself_is_left_alone():
         assert cache.get_seq_length() == ids.shape[1]
 
 
-@pytest.mark.parametrize("inner", ["eager", "aot_eager", "inductor"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("way", "inner"),
+    [*crossed(WAYS, ["eager", "aot_eager"]), *(slow(way, "inductor") for way in WAYS)],
+)
 def test_budget_one_is_bit_identical(way, inner):
     """Against the same decoder compiled by the inner backend, without the pass."""
     family = "qwen2_5_vl"
@@ -115,7 +116,7 @@ def test_kept_rows_equal_the_originals(family):
             assert torch.equal(getattr(ours, kind)[0], source)
 
 
-@pytest.mark.parametrize("inner", ["eager", "inductor"])
+@pytest.mark.parametrize("inner", ["eager", slow("inductor")])
 def test_no_recompile_after_the_second_length(inner):
     model = starkv_compile.compile(tiny_model("qwen3_vl"), budget=0.3, inner=inner)
     generate(model, tiny_inputs("qwen3_vl"), tokens=6)

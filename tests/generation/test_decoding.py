@@ -11,6 +11,7 @@ import starkv_compile
 from starkv_compile import StarKVCache
 from starkv_compile.frontend import backend
 from starkv_compile.testing import LAYERS, TinyPrompt, generate, tiny_inputs, tiny_model
+from tests.support.crossing import slow
 
 FAMILY, BUDGET, TOKENS, ROOM = "qwen3_vl", 0.3, 9, 4
 PADDED = (TinyPrompt(), TinyPrompt(((4, 4),), 16, seed=3))
@@ -90,7 +91,7 @@ def test_every_way_in(way):
     assert len(set(calls[1:])) == 1
 
 
-@pytest.mark.parametrize("inner", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("inner", ["aot_eager", slow("inductor")])
 def test_writing_in_place_is_the_same_compiled(inner):
     """Of each compiler: the buffers' contents as well, since a lost write shows there first."""
     inputs = tiny_inputs(FAMILY)

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from starkv_compile import StarKVConfig
 from starkv_compile.kernels.ops import STARKV
-from starkv_compile.passes import KEEP_ALL, PIPELINE, Pipeline, apply
+from starkv_compile.passes import PIPELINE, Pipeline, apply
 from tests.support.one_layer import CONFIG, Attention, D, G, H, S, X, capture
 
 EVERY_BACKEND = (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
@@ -60,13 +60,13 @@ def test_a_bias_of_each_head_is_known_in_masks_of_any_rank(form, shape):
 
     graph = capture(Expanded(form), X, torch.randn(shape))
     report = Pipeline(CONFIG).run(graph, cache="stock")
-    assert "another bias for each head" in report.sites[0].reason
+    assert "a different bias for each head" in report.sites[0].reason
 
 
 def test_uncached_attention_is_refused_with_node_and_reason():
     report = apply(capture(Attention(cached=False), X), CONFIG)
     assert (report.found, report.rewritten) == (1, 0)
-    assert "in no cache that may be shortened" in report.sites[0].reason
+    assert "not in a cache that starkv can shorten" in report.sites[0].reason
     assert report.sites[0].node == "y"
 
 
@@ -92,7 +92,7 @@ def test_missing_key_projection_costs_only_the_boost():
     tensors = [torch.randn(1, G, S, D) for _ in range(3)]
     report = apply(capture(NoProjection(), *tensors), CONFIG)
     assert report.rewritten == 1
-    assert "without the spatial boost" in report.sites[0].note
+    assert "no spatial boost" in report.sites[0].note
 
 
 def test_a_graph_without_example_values_is_refused_by_name():
@@ -124,14 +124,6 @@ def test_budget_one_leaves_no_op_of_ours():
     before = str(graph.graph)
     apply(graph, StarKVConfig(budget=1.0))
     assert str(graph.graph) == before
-
-
-def test_uuid_changes_with_configuration_and_passes():
-    same = Pipeline(CONFIG).uuid()
-    assert same == Pipeline(CONFIG).uuid()
-    assert same != Pipeline(StarKVConfig(budget=0.4)).uuid()
-    assert same != Pipeline(StarKVConfig(budget=1.0)).uuid()
-    assert len(PIPELINE) > len(KEEP_ALL) > 0
 
 
 def test_scores_share_the_log_sum_exp_of_the_attention_that_sdpa_runs():

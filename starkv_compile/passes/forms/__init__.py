@@ -1,9 +1,9 @@
-"""The forms attention has in graphs, a file each. A form is a module of two readers of one node:
+"""The forms of attention in graphs, one file each. A form is a module with two functions of a node:
 
-    read(node)      the `Attention` that `node` computes, or None if it is not of this form
-    why_not(node)   why `node`, which looks like this form and is not read, is left; or None
+    read(node)      returns the `Attention` that `node` computes; None if it is not of this form
+    why_not(node)   returns why a node that looks like this form is refused; else None
 
-They read only; nothing is inserted.
+Both only read the graph.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ FORMS: tuple[Form, ...] = (sdpa, kernels, spelled_out, flex, flash)
 
 
 def read(node: Node) -> Attention | None:
-    """`node` as an attention of the first form that reads it."""
+    """Returns `node` as an attention of the first form that reads it, or None."""
     return next((found for form in FORMS if (found := form.read(node)) is not None), None)
 
 
 def why_not(node: Node) -> str | None:
-    """What an attention that no form reads has, which scores would not account for."""
+    """Returns why an attention that no form reads is refused; None if it is no attention."""
     return next((reason for form in FORMS if (reason := form.why_not(node)) is not None), None)
 
 

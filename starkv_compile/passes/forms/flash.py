@@ -1,8 +1,8 @@
 """flash_attn_func(q, k, v, softmax_scale=..., causal=True), queries and keys [B, S, H, D]
 
-As graphs have it: the registered op below that function. Packages and kernels of the hub name it
-differently (`flash_attn::_flash_attn_forward`, `_vllm_flash_attn3_1a2b::fwd`), but its schema
-tells: q, k, v, a scale, causal or is_causal, and what else it may do, which must be switched off.
+Graphs contain the registered op below that function. Packages and kernels of the hub give it
+different names (`flash_attn::_flash_attn_forward`, `_vllm_flash_attn3_1a2b::fwd`), but its schema
+identifies it: q, k, v, a scale, causal or is_causal. Everything else that it can do must be off.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ NO_MATTER = {  # where results go, how work is shared out, whether more is retur
 OFF: tuple[Any, ...] = (None, 0, -1)  # and so 0.0 and False
 NO_WINDOW: tuple[Any, ...] = (None, -1)  # 0 is one that ends at the query's own place
 UNPADDED = (
-    "FlashAttention of padded or packed prompts (sequences laid end to end) is not read: pass one "
-    f"prompt at a time, or {SDPA_WAY_OUT}"
+    "FlashAttention of padded or packed prompts (sequences laid end to end) is not supported; pass "
+    f"one prompt at a time, or {SDPA_WAY_OUT}"
 )
 
 
@@ -72,23 +72,24 @@ def read(node: Node) -> Attention | None:
 
 
 def why_not(node: Node) -> str | None:
-    """What is switched on, or that the layout is another."""
+    """Names what is switched on, or says that the layout does not fit."""
     if not _is_flash(node):
         names = str(node.target)
         if node.op == "call_function" and ("flash_attn" in names or "flash_attention" in names):
-            return f"a fused kernel ({names}) is not read; {SDPA_WAY_OUT}"
+            return f"the fused kernel {names} is not supported; {SDPA_WAY_OUT}"
         return None
     switched_on = _switched_on(node)
     if any(name.startswith(("cu_seqlens", "seqused")) for name in switched_on):
         return UNPADDED
     if switched_on:
         return (
-            f"FlashAttention with {', '.join(switched_on)} ({node.target}), which scores do not "
-            f"account for; {SDPA_WAY_OUT}"
+            f"FlashAttention with {', '.join(switched_on)} ({node.target}) is not supported, "
+            f"because scores do not account for it; {SDPA_WAY_OUT}"
         )
     return (
-        f"FlashAttention ({node.target}) of queries or keys that are no [B, H, S, D] transposed, "
-        f"or come from another graph because this one broke in between; {SDPA_WAY_OUT}"
+        f"FlashAttention ({node.target}) reads queries or keys that are not a transposed "
+        "[B, H, S, D], or that come from another graph because of a graph break; "
+        f"{SDPA_WAY_OUT}"
     )
 
 
@@ -98,7 +99,7 @@ def _is_flash(node: Node) -> bool:
 
 
 def _switched_on(node: Node) -> list[str]:
-    """Arguments that ask for more than this form has: windows, caps, biases, sinks, lengths."""
+    """Arguments that ask for more than this form reads: windows, caps, biases, sinks, lengths."""
     args = fx.bind_schema(node)
     more = set(args) - READ - NO_MATTER
     if args.get("causal", args.get("is_causal")) and args.get("window_size_right") == 0:
@@ -112,7 +113,7 @@ def _is_off(name: str, value: Any) -> bool:
 
 
 def _heads_first(node: Any) -> Node | None:
-    """[B, H, S, D] where `node` is that with heads and tokens exchanged."""
+    """Returns [B, H, S, D] if `node` is that tensor with heads and tokens exchanged."""
     for source in fx.through(node, fx.see_through_copies, fx.see_through_padding):
         if fx.order_of_dims(source) == [0, 2, 1, 3]:
             return fx.operand(source)

@@ -37,7 +37,7 @@ def read(node: Node) -> Attention | None:
 def why_not(node: Node) -> str | None:
     """A score function, or a sink made of the log-sum-exp."""
     if fx.is_op(node, fx.FLEX):
-        return f"flex_attention with a score_mod or a sink is not read; {SDPA_WAY_OUT}"
+        return f"flex_attention with a score_mod or a sink is not supported; {SDPA_WAY_OUT}"
     return None
 
 

@@ -1,6 +1,6 @@
-"""The ATen kernels that scaled_dot_product_attention runs: what graphs below it hold.
+"""The ATen kernels that scaled_dot_product_attention runs.
 
-`make_fx` and decompositions leave these calls; which one depends on device, dtype and mask.
+`make_fx` and decompositions put these calls into graphs. Device, dtype and mask decide which one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ FLASH = (
     fx.aten._scaled_dot_product_flash_attention_for_cpu.default,
     fx.aten._scaled_dot_product_flash_attention.default,
 )
-"""Those that return the log-sum-exp [B, H, S] unasked."""
+"""The kernels that always return the log-sum-exp [B, H, S]."""
 KERNELS = (
     *FLASH,
     fx.aten._scaled_dot_product_efficient_attention.default,
@@ -49,5 +49,5 @@ def read(node: Node) -> Attention | None:
 def why_not(node: Node) -> str | None:
     """A kernel of another kind."""
     if node.op == "call_function" and "_scaled_dot_product_" in str(node.target):
-        return f"the kernel {node.target} is not read; export without decomposing it"
+        return f"the kernel {node.target} is not supported; export without decomposing attention"
     return None

@@ -11,11 +11,11 @@ from .. import fx
 
 SDPA_WAY_OUT = 'load the model with attn_implementation="sdpa"'
 NO_BIAS = (
-    "models with ALiBi or relative positions compute the bias of a key by its place in the cache, "
-    "which is another one after compaction"
+    "models with ALiBi or relative positions compute the bias of a key from its place in the "
+    "cache, and compaction changes that place"
 )
 NO_VALUES = (
-    "no example values are recorded: capture the graph by torch.export or torch.compile, or run "
+    "the graph has no example values; capture it with torch.export or torch.compile, or run "
     "torch.fx.passes.fake_tensor_prop.FakeTensorProp on it"
 )
 
@@ -35,7 +35,7 @@ class Step(NamedTuple):
 
 
 def steps_behind(node: Any) -> Iterator[Step]:
-    """`node` and what it is made of by copies, repeats, factors, and changes of shape."""
+    """`node` and its sources, through copies, repeats, factors, and changes of shape."""
     factor, swapped = 1.0, False
     while isinstance(node, Node):
         yield Step(node, factor, swapped)

@@ -32,5 +32,5 @@ def read(node: Node) -> Attention | None:
 
 
 def why_not(node: Node) -> str | None:
-    """Nothing: every call is read."""
+    """Returns None, because every call is read."""
     return None

@@ -1,8 +1,9 @@
 """matmul(softmax(matmul(q, k^T) * scale + mask), v), as people write it and as ATen has it.
 
-Models' own attention, in Dynamo's graphs and exported ones; and what decompositions make of
-scaled_dot_product_attention: the scale's root on queries and on keys, heads folded into the batch,
-a softmax that is zero where nothing is seen, or one in steps of exp, sum and a division.
+This is models' own attention, in Dynamo's graphs and in exported ones. It is also what
+decompositions make of scaled_dot_product_attention: the scale's root on queries and on keys, heads
+folded into the batch, a softmax that is zero for a query that sees nothing, or a softmax in steps
+of exp, sum and a division.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def read(node: Node) -> Attention | None:
 
 
 def why_not(node: Node) -> str | None:
-    """What stands between the two products beside a scale and a mask."""
+    """Says what stands between the two products in addition to a scale and a mask."""
     if not fx.is_op(node, fx.MATMUL):
         return None
     softmax = _softmax_behind(fx.operand(node))
@@ -64,13 +65,13 @@ def why_not(node: Node) -> str | None:
     steps = (_first_operand, fx.see_through_copies, fx.see_through_folding)
     for source in fx.through(_input_of(softmax), *steps):
         if fx.is_op(source, fx.CAT):
-            return "its softmax has a sink beside the keys, which scores do not account for"
+            return "the softmax has a sink next to the keys, and scores do not account for it"
         if fx.is_op(source, fx.TANH):
-            return "its logits are soft-capped, which scores do not account for"
+            return "the logits are soft-capped, and scores do not account for that"
         if fx.is_op(source, fx.BADDBMM):
-            return f"a bias comes into its logits by baddbmm; {NO_BIAS}"
+            return f"baddbmm adds a bias to the logits; {NO_BIAS}"
         if fx.is_op(source, fx.MATMUL):
-            return f"its logits are more than a scaled product and a mask; {SDPA_WAY_OUT}"
+            return f"the logits are more than a scaled product and a mask; {SDPA_WAY_OUT}"
     return None
 
 
@@ -79,7 +80,7 @@ def _is_4d(step: Any, swapped: bool) -> bool:
 
 
 def _first_operand(node: Node) -> Node | None:
-    """Of sums, products and the like."""
+    """The first operand of a sum, a product and the like."""
     arithmetic = fx.ADD + fx.SUBTRACT + fx.MULTIPLY + fx.DIVIDE + fx.IN_PLACE
     first = None
     if fx.is_op(node, arithmetic + fx.MASKED_FILL):
@@ -192,7 +193,7 @@ def _mask_in(node: Node) -> tuple[Node, Node, bool] | None:
 
 
 def _choice(node: Node) -> tuple[Any, Any, Any] | None:
-    """(condition, what is chosen where it holds, what elsewhere) of `node`, if it chooses."""
+    """(condition, value where it holds, value elsewhere) of `node`, if it chooses."""
     if not fx.is_op(node, fx.WHERE):
         return None
     method = node.op == "call_method"  # x.where(condition, other)
