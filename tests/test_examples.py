@@ -69,7 +69,7 @@ def test_own_module(capsys):
 
 
 @pytest.mark.skipif(
-    not (files("starkv_compile") / "agent" / "checkpoint" / "model.safetensors").is_file(),
+    not (files("starkv_lab") / "agent" / "checkpoint" / "model.safetensors").is_file(),
     reason="the shipped agent's checkpoint is not in this tree",
 )
 def test_agent_loop_on_the_shipped_agent(capsys):
