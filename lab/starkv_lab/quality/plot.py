@@ -97,7 +97,8 @@ def _draw_policies(comparison: Comparison, path: Path) -> None:
     cells = [c for c in comparison.cells.values() if group_of(c.variant) == "policy"]
     full = comparison.cells.get((FULL.name, 1.0))
     names = [name for name in dict.fromkeys(c.variant for c in cells) if name != FULL.name]
-    colors = dict(zip(names, COLORS * len(names), strict=False)) | LOUD
+    quiet = [name for name in names if name not in LOUD]
+    colors = dict(zip(quiet, COLORS * len(quiet), strict=False)) | LOUD
     figure, panels = pyplot.subplots(1, len(PANELS), figsize=(15, 6.5), sharey=True)
     for panel, (part, title) in zip(panels, PANELS.items(), strict=True):
         for name in names:
