@@ -44,7 +44,7 @@ def needs_tensorrt(name: str) -> Any:
     """
     try:
         return import_module(name)
-    except Exception as error:  # it is imported with whatever its libraries or a driver raise
+    except Exception as error:  # its libraries and a driver can raise anything
         why = str(error).strip().split("\n")[0]
         raise MissingPackage(
             f"{name} cannot be imported ({why}); {_how_to_get_tensorrt()}"

@@ -87,7 +87,7 @@ def describe_chunk(cache: StarKVCache, model: Any, named: Mapping[str, Any]) -> 
         shared.layout = VisionLayout.empty(len(frame), frame.device)
         shared.layout.pad_text(seen)
         left = max((layer.retired for layer in cache.compressed_layers), default=0)
-        shared.layout.counted[:, :left] = False  # nobody knows any more which tokens left
+        shared.layout.counted[:, :left] = False  # it is unknown which tokens left
     shared.layout.truncate(seen)
     shared.layout.pad_text(seen)
     shared.layout.extend(frame, row, column, grid, _real(named, seen, frame))

@@ -1,9 +1,9 @@
-"""Export: the compacting decoder as ONNX graphs, and a runner for them.
+"""Export: writes a decoder that compresses its cache as ONNX graphs, and runs them.
 
     starkv export CHECKPOINT --budget 0.2 --max-seq 16384 -o DIR
 
-`torch.export` captures the model, the graph passes rewrite what it captured, the ops of ours are
-put in place by their bodies, and `torch.onnx` writes the result. See docs/guides/export.md.
+`torch.export` captures the model. The graph passes rewrite the captured graph. The bodies of
+starkv's ops replace the ops, and `torch.onnx` writes the result. See docs/guides/export.md.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .onnx.package import ExportOptions, export_checkpoint, export_model
     from .runner import OnnxSession, load_model
 
-# `starkv --help` and a plain import do without torch and onnx.
+# `starkv --help` and a plain import need neither torch nor onnx.
 __getattr__ = lazy_names(
     __name__,
     {

@@ -1,7 +1,7 @@
-"""`OnnxSession`: an exported model that is called like the Hugging Face model it was.
+"""`OnnxSession` and `load_model`: an exported model, called like the Hugging Face model it was.
 
-Configuration, processor, positions, `generate` and the cache are the library's own and ours; only
-what computes, the decoder and the vision tower, runs in ONNX Runtime or TensorRT.
+ONNX Runtime or TensorRT runs the decoder and the vision tower. Configuration, processor, positions
+and `generate` are those of transformers, and the cache is a `StarKVCache`.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ from .onnx.graphs import open_graph
 from .onnx.manifest import Manifest
 
 NARROWEST = 2
-"""Least width of `current` and `pattern`: a length of 1 is a case of its own in traced graphs."""
+"""Least width of `current` and `pattern`, because traced graphs treat a length of 1 separately."""
 
 OTHER_OUTPUTS = ("output_hidden_states", "output_attentions", "output_router_logits")
 
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
-"""What the tower encodes, and the argument it comes in."""
+"""What the vision tower encodes, and the argument that brings it."""
 
 
 class OnnxSession(AgentSession):
-    """Steps of one agent, its model an exported folder.
+    """Steps of one agent, with an exported folder as its model.
 
-    `step(content, max_new_tokens=..., streamer=...)` as in `AgentSession`, whose `fork`, `save`,
-    `history` and `keep_text` work as well. `OnnxSession.model` is a model for `generate`, without
-    a session.
+    `step(content, max_new_tokens=..., streamer=...)`, `fork` and `save` work as in `AgentSession`.
+    `OnnxSession.model` is a model for `generate`, without a session.
 
     Args:
         folder: what `starkv export` wrote.
-        processor: default: the one in the folder.
+        processor: the model's processor. None: the one in the folder.
         provider: "cpu" or "cuda" of ONNX Runtime, or "tensorrt" for the engines in the folder.
-        history, keep_text: see `AgentSession`.
+        history: as in `AgentSession`.
+        keep_text: as in `AgentSession`.
 
     Raises:
         StarKVError: the folder holds no export, or the runtime is missing.
@@ -78,21 +78,41 @@ class OnnxSession(AgentSession):
         processor: Any = None,
         provider: str = "cpu",
     ) -> OnnxSession:
-        """The session that `save` wrote to `file`; the rest as for a new one."""
+        """Returns the session that `save` wrote.
+
+        Args:
+            file: what `save` wrote.
+            folder: as for a new session.
+            processor: as for a new session.
+            provider: as for a new session.
+
+        Raises:
+            OptionError: the file holds something else.
+            StarKVError: the folder holds no export, or the runtime is missing.
+        """
         session = cls(folder, processor, provider)
         session._restore(torch.load(file, map_location="cpu", weights_only=True))
         return session
 
 
 def load_processor(folder: Path) -> Any:
-    """The processor whose files were exported along; text-only models: the tokenizer."""
+    """Returns the processor in the folder; for a text model, its tokenizer."""
     from transformers import AutoProcessor
 
     return AutoProcessor.from_pretrained(folder, local_files_only=True)
 
 
 def load_model(folder: Path | str, provider: str = "cpu") -> Any:
-    """A Hugging Face model without weights, whose forward runs the folder's graphs."""
+    """Returns a Hugging Face model without weights. Its forward runs the folder's graphs.
+
+    Args:
+        folder: what `starkv export` wrote.
+        provider: "cpu" or "cuda" of ONNX Runtime, or "tensorrt" for the engines in the folder.
+
+    Raises:
+        StarKVError: the folder holds no export, or the runtime is missing.
+        UnsupportedModel: this transformers does not have the model's class.
+    """
     import transformers
 
     folder = Path(folder)
@@ -100,8 +120,8 @@ def load_model(folder: Path | str, provider: str = "cpu") -> Any:
     kind = getattr(transformers, manifest.model_class, None)
     if kind is None:
         raise UnsupportedModel(
-            f"{folder}: was exported from a {manifest.model_class}, which transformers "
-            f"{transformers.__version__} does not have"
+            f"{folder}: it was exported from a {manifest.model_class}, which transformers "
+            f"{transformers.__version__} does not have; install a version that has it"
         )
     config = kind.config_class.from_pretrained(folder, local_files_only=True)
     with torch.device("meta"):  # of the graphs' dtype: the library casts pixels to the tower's
@@ -123,7 +143,7 @@ def load_model(folder: Path | str, provider: str = "cpu") -> Any:
 
 @functools.cache
 def _runtime_class(kind: type) -> type:
-    """A subclass of the model's class that computes by its `runtime`."""
+    """A subclass of the model's class that computes with its `runtime`."""
 
     signature = inspect.signature(kind.forward)  # type: ignore[attr-defined]
 
@@ -151,48 +171,49 @@ def _runtime_class(kind: type) -> type:
 
 
 def _check_call(model: Any, named: dict[str, Any]) -> None:
-    """Raise `StarKVError` for what the graphs have no input or output for."""
+    """Raises `StarKVError` for anything without an input or output in the graphs."""
     if model.training:
-        raise StarKVError("training mode: an exported model only infers; call model.eval() first")
+        raise StarKVError("training mode: an exported model cannot train; call model.eval() first")
     for name in OTHER_OUTPUTS:
         asked = named.get(name)
         if asked or (asked is None and getattr(model.config, name, False)):
             raise StarKVError(
-                f"{name}=True: an exported model gives logits and the cache alone; pass "
-                f"{name}=False, or ask the model it was made from"
+                f"{name}=True: an exported model returns logits and the cache only; pass "
+                f"{name}=False, or use the model that was exported"
             )
     if named.get("input_ids") is None:
         raise StarKVError(
-            "an exported model embeds tokens itself: pass input_ids, inputs_embeds cannot be given"
+            "input_ids are missing: an exported model embeds tokens itself; pass input_ids in "
+            "place of inputs_embeds"
         )
     if named.get("inputs_embeds") is not None:
         raise StarKVError("inputs_embeds: an exported model embeds tokens itself; leave them out")
     if named.get("use_cache") is False:
         raise StarKVError("use_cache=False: an exported model always has a cache; leave it out")
     if named.get("labels") is not None:
-        raise StarKVError("labels: an exported model has no loss; train the model it was made from")
+        raise StarKVError("labels: an exported model has no loss; train the model before export")
     mask = named.get("attention_mask")
     if mask is not None and (not isinstance(mask, torch.Tensor) or mask.dim() != 2):
         shape = list(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
         raise StarKVError(
-            f"attention_mask of shape {shape}: pass one of [batch, tokens], or none; an exported "
-            "model makes its own from it"
+            f"attention_mask of shape {shape}: pass one of [batch, tokens], or none; the exported "
+            "model makes its masks from it"
         )
     if is_packed(named.get("position_ids"), mask):
         raise StarKVError(
-            "position_ids start again within a row, so several sequences are packed into it: pass "
+            "position_ids start again within a row, so several sequences are packed into it; pass "
             "them as rows of a batch, padded on the left"
         )
     wanted = named.get("logits_to_keep", 0)
     if not isinstance(wanted, int) or (wanted == 0 and named["input_ids"].shape[1] > 1):
         raise StarKVError(
-            f"logits_to_keep={wanted}: an exported model gives a prompt's last logits alone; "
+            f"logits_to_keep={wanted}: an exported model returns only the last logits of a prompt; "
             "pass logits_to_keep=1, as generate does"
         )
 
 
 def _own_cache(model: Any, given: Any) -> StarKVCache:
-    """The cache that a caller gave, as one of ours.
+    """Returns the caller's cache as a `StarKVCache`.
 
     Raises:
         StarKVError: it cannot become one.
@@ -207,7 +228,7 @@ def _own_cache(model: Any, given: Any) -> StarKVCache:
 
 
 class Runtime:
-    """The graphs of a folder, and how a cache's contents get in and out of them."""
+    """Runs the graphs of a folder, and moves a cache's contents into and out of them."""
 
     def __init__(self, folder: Path, manifest: Manifest, provider: str) -> None:
         self.shapes: Shapes = manifest.shapes
@@ -222,7 +243,7 @@ class Runtime:
         self._warned = False
 
     def begin_chunk(self, cache: StarKVCache, model: Any, named: dict[str, Any]) -> None:
-        """Prepare `cache` for several new tokens. Warn once where drafts keep a prompt as it is."""
+        """Prepares `cache` for several new tokens. Warns once if a prompt comes with drafts."""
         first = cache.get_seq_length() == 0
         drafts = begin_chunk(cache, model, named)
         if drafts and first and not self._warned:
@@ -240,7 +261,7 @@ class Runtime:
         position_ids: torch.Tensor | None = None,
         **named: Any,
     ) -> CausalLMOutputWithPast:
-        """What the model's own forward returns, of the last token (of all, where drafts are)."""
+        """Returns what the model's own forward returns, for the last token (all with drafts)."""
         cache = past_key_values
         batch, new = input_ids.shape
         self._layers(cache, batch)
@@ -250,7 +271,7 @@ class Runtime:
             attention_mask = torch.ones(batch, seen + new, dtype=torch.int64)
         if attention_mask.shape != (batch, seen + new):
             raise StarKVError(
-                f"attention_mask of shape {list(attention_mask.shape)}: {batch} rows of {seen} "
+                f"attention_mask of shape {list(attention_mask.shape)}: {batch} rows with {seen} "
                 f"tokens seen and {new} new ones need [{batch}, {seen + new}]"
             )
         if position_ids is None:
@@ -278,7 +299,7 @@ class Runtime:
     def _check_length(self, tokens: int) -> None:
         if tokens > self.max_seq:
             raise StarKVError(
-                f"{tokens} tokens, but the model was exported for at most {self.max_seq}: export "
+                f"{tokens} tokens, but the model was exported for at most {self.max_seq}; export "
                 f"it again with --max-seq {tokens} or more"
             )
 
@@ -290,7 +311,7 @@ class Runtime:
         mask: torch.Tensor,
         named: dict[str, Any],
     ) -> torch.Tensor:
-        """Positions of a call that gives none, as the model's own forward would count them."""
+        """Positions for a call without any, counted as the model's own forward would."""
         seen, layout = cache.get_seq_length(), cache.shared.layout
         plain = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, seen:]
         pictures = _visual_tokens(model, ids).any() or (
@@ -302,22 +323,22 @@ class Runtime:
         grids = {name: named.get(name) for name in ("image_grid_thw", "video_grid_thw")}
         if seen or types is None or all(grid is None for grid in grids.values()):
             raise StarKVError(
-                "position_ids are missing, and with images they cannot be counted from the tokens: "
-                "pass position_ids, in a first prompt mm_token_type_ids and image_grid_thw will "
-                "do; generate and OnnxSession pass them"
+                "position_ids are missing, and with images they do not follow from the tokens; "
+                "pass position_ids, or for a first prompt mm_token_type_ids and image_grid_thw. "
+                "generate and OnnxSession pass them"
             )
         return model.model.get_rope_index(ids, types, **grids, attention_mask=mask)[0]
 
     def _check_text(self, model: Any, ids: torch.Tensor, seen: int, named: dict[str, Any]) -> None:
-        """Raise for images in a chunk that is stored token by token, which embeds tokens as text.
+        """Raises for images in a chunk that is stored token by token, where tokens count as text.
 
-        Those a model itself wrote, or that were drafted, are text to the model as well.
+        Image tokens that the model itself wrote, or that were drafted, are text to the model too.
         """
         drafted = max(1, named.get("logits_to_keep", 1))
         prompt = ids[:, : ids.shape[1] - drafted] if seen else ids
         if bool(_visual_tokens(model, prompt).any()):
             raise StarKVError(
-                "images cannot come together with drafted tokens, or as a prompt of one token: "
+                "images cannot come together with drafted tokens, or as a prompt of one token; "
                 "leave out assistant_model and prompt_lookup_num_tokens"
             )
 
@@ -332,7 +353,7 @@ class Runtime:
         batch, new = feeds["input_ids"].shape
         if layout is None or layout.seen != seen + new:
             raise StarKVError(
-                "nothing tells what the prompt's tokens are: pass input_ids, not embeddings"
+                "nothing shows what the prompt's tokens are; pass input_ids in place of embeddings"
             )
         width = max(NARROWEST, layout.current.shape[1])
         retired = cache.compressed_layers[0].retired if cache.layers else 0
@@ -350,10 +371,10 @@ class Runtime:
             assert layer.state is not None
             if layer.kept is not None and layer.kept.dim() == 3:
                 raise CacheError(
-                    "the session keeps another set of tokens for each head (policy 'snapkv' or one "
-                    "like it), which exported graphs do not; go on with it in torch"
+                    "the session keeps a different set of tokens for each head (policy 'snapkv' or "
+                    "one like it), but exported graphs keep one set; continue the session in torch"
                 )
-            if self.shapes.slots:  # no runtime writes these in place: `past` may be a view of them
+            if self.shapes.slots:  # runtimes do not write these in place, so `past` may be a view
                 feeds |= of_layer("buffer", i, {"key": layer.keys, "value": layer.values})
             state = State(*layer.state)
             room = width - state.pattern.shape[-1]
@@ -380,10 +401,10 @@ class Runtime:
         return found["logits"]
 
     def _arrange(self, layers: list[StarKVLayer], new: int = 0) -> None:
-        """Keys and values as the graphs take them: in buffers with room for `new` tokens, or alone.
+        """Brings keys and values into the graphs' form: with room for `new` tokens if in buffers.
 
         Raises:
-            StarKVError: the buffers have no such room.
+            StarKVError: the buffers have no room for them.
         """
         for layer in layers:
             if layer.keys.shape[2] != self.shapes.slots:
@@ -393,14 +414,14 @@ class Runtime:
             if layer.stored + new > self.shapes.slots:
                 raise StarKVError(
                     f"{layer.stored + new} tokens to store, but the model was exported with "
-                    f"{self.shapes.slots} slots: export it again with --slots "
+                    f"{self.shapes.slots} slots; export it again with --slots "
                     f"{layer.stored + new} or more, or generate fewer tokens"
                 )
             if layer.filled is None:
                 layer.make_room(self.shapes.slots - layer.stored)
 
     def _layers(self, cache: StarKVCache, batch: int) -> list[StarKVLayer]:
-        """The cache's layers; those of a new cache are made, empty."""
+        """Returns the cache's layers. For a new cache, it makes empty ones."""
         while len(cache.layers) < len(self.shapes.layers):
             cache.layers.append(StarKVLayer(cache.shared))
         for layer, shape in zip(cache.compressed_layers, self.shapes.layers, strict=True):
@@ -442,7 +463,7 @@ class Runtime:
         return found["logits"]
 
     def _slot(self, stored: int, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Where the next token goes, and which slots it reads: padding dropped was on the left."""
+        """Where the next token goes, and which slots it reads. Dropped padding was on the left."""
         read = mask[:, mask.shape[1] - stored - 1 :]
         room = self.shapes.slots - stored - 1
         slot = torch.full((len(mask),), stored)
@@ -456,7 +477,7 @@ class Runtime:
             given = [name for name in PIXELS.values() if named.get(name) is not None]
             if given:
                 raise StarKVError(
-                    f"{given[0]}: the model was exported as one of text alone; leave it out"
+                    f"{given[0]}: the model was exported as a text model; leave it out"
                 )
             return {}
         wide = (*ids.shape, self.shapes.hidden)
@@ -470,7 +491,7 @@ class Runtime:
                 encoded = encode(named[pixels], named.get(f"{kind}_grid_thw"), return_dict=True)
             if encoded is None:
                 if bool(places.any()):
-                    raise StarKVError(f"the prompt has {kind} tokens, but no {pixels} came with it")
+                    raise StarKVError(f"the prompt has {kind} tokens, but no {pixels}; pass them")
                 continue
             parts = [encoded.pooler_output, *getattr(encoded, "deepstack_features", [])]
             for whole, part in zip(dense.values(), parts, strict=True):
@@ -479,7 +500,7 @@ class Runtime:
 
 
 def _token(model: Any, kind: str) -> int:
-    """Id of the token in whose place features go; -1, which no token has, if there is none."""
+    """Id of the token that features replace; -1, which no token has, if there is none."""
     token = getattr(model.config, f"{kind}_token_id", None)
     return -1 if token is None else token
 
@@ -490,10 +511,12 @@ def _visual_tokens(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 
 def _scatter(whole: torch.Tensor, part: Any, places: torch.Tensor, kind: str) -> None:
-    """Write features into [B, S, E] at the tokens they belong to."""
+    """Writes features into [B, S, E] at the tokens that they belong to."""
     features = part if isinstance(part, torch.Tensor) else torch.cat(tuple(part))
     features = features.reshape(-1, whole.shape[-1])
     tokens = int(places.sum())
     if len(features) != tokens:
-        raise StarKVError(f"{len(features)} {kind} features for {tokens} {kind} tokens")
+        raise StarKVError(
+            f"{len(features)} {kind} features for {tokens} {kind} tokens; expected one for each"
+        )
     whole[places] = features.to(whole.dtype)

@@ -73,7 +73,7 @@ def rewrite(module: GraphModule, pipeline: Pipeline) -> GraphModule:
         report = pipeline.run(rewritten, cache=scope.cache, layers=scope.layers)
     except StarKVError:
         raise
-    except Exception as error:  # a fault of ours must not cost the user the model
+    except Exception as error:  # a fault in the passes must not cost the user the model
         reason = f"{type(error).__name__}: {error}"
         warnings.warn(
             f"starkv: the passes failed on a graph, which stays as it was ({reason}). Please open "

@@ -243,7 +243,7 @@ def _limits() -> dict[str, int]:
 
 
 def _why_uncompiled() -> str:
-    """Why a prompt met no graph with a cache write, as far as Dynamo tells."""
+    """Why a prompt met no graph with a cache write, as far as Dynamo reports."""
     if any("recompile limit" in message for message in counters["unimplemented"]):
         return (
             "Dynamo reached its limit of recompilations and stopped compiling this model; call "

@@ -147,7 +147,7 @@ def test_images_for_a_model_of_text_alone():
     runtime = object.__new__(Runtime)
     runtime.shapes = Shapes(layers=(), hidden=4, vocabulary=9, dtype=torch.float32)
     assert runtime._features(None, TEXT, {}) == {}
-    with pytest.raises(StarKVError, match="pixel_values: the model was exported as one of text"):
+    with pytest.raises(StarKVError, match="pixel_values: the model was exported as a text model"):
         runtime._features(None, TEXT, {"pixel_values": torch.zeros(4, 96)})
 
 

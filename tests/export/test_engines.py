@@ -109,7 +109,7 @@ def test_what_is_missing_is_said_with_the_lines_to_run_elsewhere(
     code, err = export(capsys, monkeypatch, folder, out)
     assert code == 2
     said, *lines = err.splitlines()
-    assert said.startswith(f"starkv: {out}: the graphs are written, engines are not: ")
+    assert said.startswith(f"starkv: {out}: the graphs are written, but the engines are not: ")
     assert ("no GPU" if missing == "GPU" else "tensorrt cannot be imported") in said
     assert [line.split()[1] for line in lines] == [
         "--onnx=decode.onnx",
@@ -126,7 +126,7 @@ def test_what_trtexec_cannot_build_is_said_of_a_static_cache(form, exports, monk
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(EngineError) as raised:
         build_engines(exports(form).folder, quiet)
-    limit = "trtexec builds no static cache in float32 or of 24,576 slots"
+    limit = "trtexec cannot build a static cache in float32 or with 24,576 slots"
     assert (limit in str(raised.value)) == (form == "static")
 
 

@@ -131,7 +131,7 @@ def test_room_of_a_static_cache(cache, max_seq, slots, room, tmp_path):
 
 
 def test_what_is_no_export_says_how_to_make_one(tmp_path):
-    with pytest.raises(StarKVError, match="no export there"):
+    with pytest.raises(StarKVError, match="there is no export"):
         OnnxSession(tmp_path)
     (tmp_path / "export.json").write_text('{"format": 0}')
     with pytest.raises(StarKVError, match="export again"):

@@ -33,5 +33,5 @@ def test_a_session_with_a_set_for_each_head_is_refused(exported):
         layer.kept = layer.kept[:, None].expand(-1, layer.keys.shape[1], -1)
     more = {"input_ids": torch.cat([ids, torch.arange(10, 30)[None]], 1)}
     more["position_ids"] = torch.arange(more["input_ids"].shape[1]).expand(4, 1, -1)
-    with pytest.raises(CacheError, match="another set of tokens for each head"):
+    with pytest.raises(CacheError, match="a different set of tokens for each head"):
         generate(session.model, {**more, "past_key_values": session.cache})

@@ -131,7 +131,7 @@ def test_a_saved_session_goes_on(static, tmp_path):
 def test_full_buffers_are_named(static):
     cache = StarKVCache(static.onnx.config)
     run = turn(static.onnx, cache, tiny_inputs(static.family, TinyPrompt((), text=100)), 200)
-    with pytest.raises(StarKVError, match=f"with {SLOTS} slots: export it again with --slots 129"):
+    with pytest.raises(StarKVError, match=f"with {SLOTS} slots; export it again with --slots 129"):
         list(run)
     assert cache.compressed_layers[0].stored == SLOTS
 

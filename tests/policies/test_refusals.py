@@ -14,7 +14,7 @@ def test_policies_that_were_not_tried_are_not_exported(tmp_path):
         checkpoint=tmp_path, out=tmp_path / "out", config=StarKVConfig(policy="tova")
     )
     with pytest.raises(
-        OptionError, match="policy='tova' is not exported yet, only 'screen_novelty' and 'starkv'"
+        OptionError, match="policy='tova' is not exported yet; use 'screen_novelty' or 'starkv'"
     ):
         export_model(None, options)
 

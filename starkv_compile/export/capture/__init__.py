@@ -1,4 +1,4 @@
-"""From a model to graphs that are ready to be written."""
+"""Captures a model as graphs that are ready to be written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .decoder import Decode, Decoder, Prefill, describe, traceable
     from .ports import Shapes, decode_ports, prefill_ports
 
-# `starkv --help` does without torch.
+# `starkv --help` does not need torch.
 __getattr__ = lazy_names(
     __name__,
     {

@@ -1,4 +1,4 @@
-"""From a module to graphs ready for ONNX: capture, rewrite by the passes, bodies for our ops."""
+"""Captures a module, rewrites it by the passes, and replaces starkv's ops: ready for ONNX."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from .ports import GraphPorts, Port
 from .select import SELECTIONS, best_by_threshold
 
 EXAMPLE_SIZES = {"batch": 2, "new": 41, "stored": 53, "seen": 127, "budgeted": 109, "on_frame": 17}
-"""Lengths to trace with: no two equal, so that none is taken for another; none 0 or 1."""
+"""Lengths to trace with. All differ, so that tracing does not confuse them; none is 0 or 1."""
 
 SHORTEST = {"seen": 5}
-"""Two new tokens after two stored of three: what tracing takes to be the least."""
+"""The least that tracing assumes: two new tokens after three tokens, of which two are stored."""
 
 
 @dataclass(frozen=True)
 class Captured:
     """A prompt's graph in two parts.
 
-    calls: by layer, for each input of the cache part the answer's input or output that it is.
+    calls: for each layer, which input or output of the answer is each input of the cache part.
     """
 
     answer: ExportedProgram
@@ -55,13 +55,15 @@ def export_program(
     multiples: dict[str, int] | None = None,
     largest: Mapping[str, int] | None = None,
 ) -> ExportedProgram:
-    """`torch.export` for all lengths of a module that takes `ports`: a dict of tensors by name.
+    """Calls `torch.export` on a module that takes `ports`, for all lengths.
 
     Args:
-        one_by_one: whether the module takes them as arguments, in their order, instead.
-        sizes: of the tensors to trace with; only their shapes and dtypes matter.
-        multiples: what a length is a multiple of.
-        largest: what it cannot exceed.
+        module: takes a dict of tensors with names of ports as keys.
+        ports: its ports.
+        one_by_one: whether the module takes the tensors as arguments, in their order, instead.
+        sizes: lengths of the tensors to trace with; only their shapes and dtypes matter.
+        multiples: for a length, the number that it is a multiple of.
+        largest: for a length, its maximum.
 
     Raises:
         UnsupportedModel: torch cannot capture it.
@@ -86,7 +88,7 @@ def export_program(
                 tuple(inputs.values()) if one_by_one else (inputs,),
                 dynamic_shapes=tuple(shapes.values()) if one_by_one else (shapes,),
                 strict=False,
-                # Else it refuses lengths for which k could be 0 or 1, no case of its own in ONNX.
+                # Without it, torch refuses lengths for which k could be 0 or 1. ONNX takes them.
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
         except Exception as error:  # of any kind: the model's own code runs here
@@ -96,9 +98,9 @@ def export_program(
 
 
 def port_names(program: ExportedProgram) -> tuple[list[str], list[str]]:
-    """Names of what a program takes and of what it returns, each in the order of its graph.
+    """Names of a program's inputs and of its outputs, each in the order of its graph.
 
-    The program is of a module that takes a dict by the names of ports, and returns one.
+    The program's module takes a dict with names of ports as keys, and returns one.
     """
     takes, returns = program.call_spec.in_spec, program.call_spec.out_spec
     assert takes is not None
@@ -109,8 +111,8 @@ def port_names(program: ExportedProgram) -> tuple[list[str], list[str]]:
 
 @dataclass(frozen=True)
 class CutGraph:
-    """A prompt's graph, rewritten and cut. outputs: names of what it returns, in order. answer: its
-    first part. parts: what each layer's cache reads alone, the same function in all."""
+    """A prompt's graph, rewritten and cut. outputs: names of what it returns, in order. answer: the
+    first part. parts: for each layer, what only its cache reads; the same function in all."""
 
     whole: GraphModule
     outputs: list[str]
@@ -125,7 +127,7 @@ def cut_graph(
     config: StarKVConfig,
     largest: Mapping[str, int] | None = None,
 ) -> CutGraph:
-    """A prompt's program, its cache writes compacted by the graph passes, cut into parts.
+    """Captures a prompt's program, compacts its cache writes by the graph passes, and cuts it.
 
     Args:
         module: `decoder.Prefill` or one like it.
@@ -133,12 +135,12 @@ def cut_graph(
         largest: see `export_program`.
 
     Raises:
-        UnsupportedModel: a layer is not compacted, or the layers are not alike.
+        UnsupportedModel: a layer is not compacted, or the layers differ.
     """
     program = export_program(module, ports.inputs, largest=largest)
     whole: GraphModule = program.module(check_guards=False)
     takes, returns = port_names(program)
-    # What inductor is told about order is not for a graph that it never sees.
+    # The order that passes insert for Inductor has no use in a graph that Inductor never sees.
     report = Pipeline(replace(config, inner="eager")).run(whole, cache="marked", every_length=True)
     _check(report)
     inputs = dict(zip(takes, whole.graph.find_nodes(op="placeholder"), strict=True))
@@ -149,8 +151,8 @@ def cut_graph(
     for layer, part in enumerate(parts):
         if not part.same_as(parts[0]):
             raise UnsupportedModel(
-                f"layer {layer} is scored by another graph than layer 0; only models whose layers "
-                "are alike can be exported"
+                f"the graph that scores layer {layer} differs from that of layer 0; export needs a "
+                "model whose layers are alike"
             )
     return CutGraph(whole, returns, answer, parts, report)
 
@@ -162,11 +164,14 @@ def capture_prompt(
     select: str,
     max_seq: int,
 ) -> Captured:
-    """`cut_graph`'s parts as programs.
+    """Returns the parts of `cut_graph` as programs.
 
     Args:
+        module: as in `cut_graph`.
+        ports: as in `cut_graph`.
+        config: the configuration.
         select: the form of selection, a name in `select.SELECTIONS`.
-        max_seq: tokens that a session may see.
+        max_seq: most tokens that a session may see.
     """
     cut = cut_graph(module, ports, config)
     answer, compact = cut.answer, cut.parts[0]
@@ -185,7 +190,7 @@ def capture_prompt(
 
 
 def bodies(select: str, max_seq: int) -> dict[str, Callable[..., Any]]:
-    """What each op of ours becomes; a frame has fewer tokens than a session."""
+    """The function that replaces each op of starkv. A frame has fewer tokens than a session."""
     counting = Counting(RANKS[select], information_by_table(max_seq))
 
     def star_scores(*arguments: Any) -> tuple[torch.Tensor, ...]:
@@ -206,12 +211,13 @@ def _check(report: GraphReport) -> None:
     left = sorted({site.reason for site in report.sites if site.reason})
     if left or report.rewritten != report.found:
         raise UnsupportedModel(
-            f"{report.rewritten} of {report.found} attentions can be compacted: {'; '.join(left)}"
+            f"only {report.rewritten} of {report.found} attentions can be compacted: "
+            f"{'; '.join(left)}"
         )
 
 
 def _names_of_lengths(nodes: Mapping[str, Node], ports: Sequence[Port]) -> dict[str, str]:
-    """By the symbol that tracing gave each length, its name."""
+    """The name of each length, with the symbol that tracing gave it as key."""
     return {
         str(length): dim
         for port in ports
@@ -227,7 +233,7 @@ def _port(name: str, node: Node, lengths: dict[str, str]) -> Port:
 
 
 def put_in_place(module: GraphModule, bodies: dict[str, Callable[..., Any]]) -> None:
-    """Let every `torch.ops.starkv` call run the body of its name."""
+    """Replaces every `torch.ops.starkv` call by a call of its body."""
     for node in module.graph.nodes:
         name = _name_of_ours(node.target) if node.op == "call_function" else None
         if name is not None:

@@ -1,7 +1,7 @@
-"""Cut the rewritten graph in two: what computes the answer, and what only the cache reads.
+"""Cuts the rewritten graph in two: what computes the answer, and what only the cache reads.
 
-Scores and compaction of a layer are the same operations in every layer. They are captured once
-and called for each, so that a deep model takes as long to export as its plain decoder.
+Scores and compaction are the same operations in every layer. They are captured once and called for
+each layer, so the export of a deep model takes no longer than that of its plain decoder.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from ...passes import fx
 
 SIZE = (torch.ops.aten.sym_size.int,)
 JOINING = fx.CAT + (torch.ops.aten.slice.Tensor,)
-"""Cached and new tokens joined: cheaper twice than to be handed over; doubles are removed later."""
+"""Joins of cached and new tokens. Both parts compute them, which costs less than to pass them on;
+duplicates are removed later."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a graph as a module of its own, which takes a dict and returns one.
+    """A piece of a graph as its own module, which takes a dict and returns one.
 
-    reads, gives: by the names in those dicts, the nodes of the whole graph that they stand for.
+    reads, gives: for the names in those dicts, the nodes of the whole graph that they stand for.
     """
 
     module: GraphModule
@@ -45,13 +46,13 @@ def carve(
     answer: dict[str, Node],
     layers: Sequence[dict[str, Node]],
 ) -> tuple[Part, list[Part]]:
-    """(answer, cache) of a graph: what computes `answer`, and for each layer, what else it returns.
+    """Returns (answer, cache) of a graph: the part that computes `answer`, and one for each layer.
 
-    The answer's part also returns what the others read of it, as `inner.1`, `inner.2` ..., in the
+    The answer's part also returns what the others read from it, as `inner.1`, `inner.2` ..., in the
     order of their `reads`. Those are `in_0`, `in_1` ...
 
     Args:
-        inputs, answer, layers: nodes of `module`, by the names that the parts give them.
+        inputs, answer, layers: nodes of `module`, with their names in the parts as keys.
     """
     changing = [node for node in module.graph.nodes if _writes_in_place(node)]
     behind_answer = _ancestors([*answer.values(), *changing], lambda node: False)
@@ -77,13 +78,13 @@ def carve(
 
 
 def _writes_in_place(node: Node) -> bool:
-    """Nobody reads what such a node returns, yet it counts (Qwen3-VL's rotary embedding)."""
+    """Whether a node has an effect although no node reads it (Qwen3-VL's rotary embedding)."""
     schema = getattr(node.target, "_schema", None)
     return node.op == "call_function" and schema is not None and schema.is_mutable
 
 
 def _ancestors(nodes: Iterable[Node], beyond: Callable[[Node], bool]) -> set[Node]:
-    """`nodes` and all they are computed from, not looking behind those that lie `beyond`."""
+    """`nodes` and everything they are computed from. It does not look behind nodes `beyond`."""
     found, queue = set(nodes), list(nodes)
     while queue:
         node = queue.pop()
@@ -96,7 +97,7 @@ def _ancestors(nodes: Iterable[Node], beyond: Callable[[Node], bool]) -> set[Nod
 
 
 def _behind_weights(graph: Graph) -> set[Node]:
-    """Nodes that something with weights went into: no mask, index or length is one of them."""
+    """Nodes that depend on weights. Masks, indices and lengths do not."""
     found: set[Node] = set()
     for node in graph.nodes:
         if node.op == "get_attr" or any(source in found for source in fx.producers(node)):
@@ -110,9 +111,9 @@ def _in_order_of_use(
     is_boundary: Callable[[Node], bool],
     passed_on: Sequence[Node],
 ) -> tuple[Node, ...]:
-    """What is read, by where it is first read, then what is `passed_on`: the same in all layers.
+    """What is read, in order of first use, then what is `passed_on`: the same in all layers.
 
-    Lengths are read off whatever tensor has them, here the first of another layer: see `_length`.
+    A length can come from any tensor that has it, here the first of another layer: see `_length`.
     """
     order: dict[Node, None] = {}
     lengths = []

@@ -1,7 +1,7 @@
-"""Mutual information from operators that every runtime has, TensorRT among them.
+"""Mutual information from operators that every runtime has, TensorRT included.
 
-TensorRT knows neither float64 nor a scatter that adds. Counts of pairs are the product of two
-matrices of zeros and ones, exact in float32; sums over logarithms are sums of whole numbers.
+TensorRT has neither float64 nor a scatter that adds. So counts of pairs are the product of two
+matrices of zeros and ones, exact in float32. Sums over logarithms are sums of whole numbers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ...kernels.reference.spatial import (
 from . import threshold
 
 BITS = 40
-"""Binary digits after the point of x log(x): fewer where the sums would exceed 63 bits."""
+"""Binary digits after the point of x log(x). There are fewer if the sums would exceed 63 bits."""
 
 
 def histogram(value: torch.Tensor, place: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
@@ -38,7 +38,7 @@ def histogram(value: torch.Tensor, place: torch.Tensor, valid: torch.Tensor) -> 
 
 
 def ranks_by_sort(scores: torch.Tensor, place: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """`reference.spatial.rank_histogram`, ranks by a stable sort."""
+    """`reference.spatial.rank_histogram`, with ranks from a stable sort."""
     return histogram(value_bins(scores, valid), place, valid)
 
 
@@ -50,17 +50,17 @@ def ranks_by_threshold(
 
 
 RANKS: dict[str, RankHistogram] = {"topk": ranks_by_sort, "threshold": ranks_by_threshold}
-"""By form of selection."""
+"""The ranks for each form of selection."""
 
 
 def information_by_table(longest: int) -> Information:
     """`reference.spatial.information` for frames of up to `longest` tokens, in integers.
 
     With counts c of pairs, r and q of their rows and columns, and n of all, n times the mutual
-    information is n log n + sum c log c - sum r log r - sum q log q. Each term is looked up, as a
-    whole number of units of 2**-40, so the sums are exact in any order. What the guard of 1e-12
-    adds to the logarithms follows to first order. The result differs from that in float64 by some
-    1e-12, which the rounding to float32 seldom shows.
+    information is n log n + sum c log c - sum r log r - sum q log q. A table has each term as a
+    whole number of units of 2**-40, so the sums are exact in any order. The guard of 1e-12 in the
+    logarithms enters to first order. The result differs from the float64 one by about 1e-12, which
+    the rounding to float32 seldom shows.
     """
     bits = min(BITS, 61 - math.ceil(math.log2(longest * math.log(longest))))
     unit = 2.0**bits

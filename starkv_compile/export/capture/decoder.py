@@ -1,4 +1,4 @@
-"""The decoder of a model: what its ports are, and modules that call it on plain tensors."""
+"""The decoder of a model: its shapes, and modules that call it on plain tensors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 class Decoder(nn.Module):
-    """Embedding, decoder and head of a Hugging Face model; the vision tower is not part of it."""
+    """Embedding, decoder and head of a Hugging Face model, without its vision tower."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Decoder(nn.Module):
             self.embed = model.get_input_embeddings()
         except NotImplementedError as error:
             raise UnsupportedModel(
-                f"{type(model).__name__}: transformers does not know which its input embeddings are"
+                f"{type(model).__name__}: transformers does not know its input embeddings"
             ) from error
         self.config = model.config
 
@@ -51,9 +51,9 @@ class Decoder(nn.Module):
         cache: StarKVCache,
         **more: Any,
     ) -> torch.Tensor:
-        """Logits [B, vocabulary] of the last token; the cache is extended.
+        """Returns the logits [B, vocabulary] of the last token, and extends the cache.
 
-        ports: `position_ids` and `attention_mask` are read.
+        ports: it reads `position_ids` and `attention_mask`.
         """
         out = self.decoder(
             inputs_embeds=embeds,
@@ -67,7 +67,7 @@ class Decoder(nn.Module):
 
 
 class Prefill(nn.Module):
-    """A prompt on what is stored; its ports are those of `ports.prefill_ports`."""
+    """A prompt after stored tokens. Its ports are those of `ports.prefill_ports`."""
 
     def __init__(self, decoder: Decoder, shapes: Shapes) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class Prefill(nn.Module):
 
 
 class Decode(nn.Module):
-    """One further token a row, appended; its ports are those of `ports.decode_ports`."""
+    """One more token for each row, appended. Its ports are those of `ports.decode_ports`."""
 
     def __init__(self, decoder: Decoder, shapes: Shapes) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class Decode(nn.Module):
 
 
 class DecodeInSlots(nn.Module):
-    """The same, written into buffers. No length but the batch's varies in this graph."""
+    """The same, written into buffers. Only the batch varies in this graph."""
 
     def __init__(self, decoder: Decoder, shapes: Shapes) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ class DecodeInSlots(nn.Module):
             SlotLayer(cache.shared, past["key"], past["value"], ports["slot"])
             for past in (fields_of("past", i, ports) for i in range(len(self.shapes.layers)))
         ]
-        # The library takes a mask of four dimensions as it is.
+        # transformers uses a mask of four dimensions as it is.
         read = ports["attention_mask"].bool()[:, None, None]
         tokens = {**ports, "attention_mask": read}
         logits = self.inner.run(self.inner.embed(ports["input_ids"]), tokens, cache)
@@ -181,7 +181,7 @@ class DecodeInSlots(nn.Module):
 
 
 def _pairs(cache: StarKVCache) -> Tensors:
-    """Keys and values of each layer, by the names of the decoding graph's ports."""
+    """Keys and values of each layer, with names of the decoding graph's ports as keys."""
     found: Tensors = {}
     for i, layer in enumerate(cache.compressed_layers):
         found |= of_layer("present", i, {"key": layer.keys, "value": layer.values})
@@ -189,11 +189,11 @@ def _pairs(cache: StarKVCache) -> Tensors:
 
 
 def describe(model: Any, decoder: Decoder) -> Shapes:
-    """The model's shapes, from what its decoder would return for four tokens.
+    """Returns the model's shapes, from what its decoder would return for four tokens.
 
     Raises:
-        UnsupportedModel: a layer stores something else than keys and values of every token, or
-            the decoder needs other inputs.
+        UnsupportedModel: a layer does not store keys and values of every token, or the decoder
+            needs other inputs.
     """
     weight = decoder.embed.weight
     hidden = int(
@@ -221,14 +221,14 @@ def describe(model: Any, decoder: Decoder) -> Shapes:
     if others or not cache.layers:
         kinds = ", ".join(sorted(others)) or "nothing"
         raise UnsupportedModel(
-            f"{type(model).__name__} stores {kinds} as well, which export does not know; only "
-            "models whose every layer caches all keys and values can be exported"
+            f"{type(model).__name__} has {kinds} in its cache; export needs a model in which every "
+            "layer caches all keys and values"
         )
     empty = [i for i, layer in enumerate(cache.compressed_layers) if not layer.is_initialized]
     if empty:
         raise UnsupportedModel(
-            f"{type(model).__name__} stores nothing of a text in layers {empty}, which export does "
-            "not know; only models whose every layer caches all keys and values can be exported"
+            f"{type(model).__name__} stores nothing of a text in layers {empty}; export needs a "
+            "model in which every layer caches all keys and values"
         )
     layers = tuple(
         Layer(n.keys.shape[1], n.keys.shape[3], n.values.shape[3]) for n in cache.compressed_layers
@@ -253,9 +253,10 @@ def _deepstack(model: Any, decoder: Any) -> int:
 
 @contextlib.contextmanager
 def traceable(decoder: Any) -> Iterator[None]:
-    """Qwen3-VL picks the image tokens out, adds to them and puts them back; we add zeros elsewhere.
+    """Makes Qwen3-VL's addition of image features traceable: other tokens get zeros.
 
-    The same sums, and no list of places, which ONNX runtimes and TensorRT have no fixed shape for.
+    Qwen3-VL picks the image tokens out, adds to them and puts them back. The sums here are the
+    same, without a list of places, whose shape ONNX runtimes and TensorRT could not know.
     """
     if not hasattr(decoder, "_deepstack_process"):
         yield

@@ -1,4 +1,4 @@
-"""Attention that is given keys and values once a group, not once a query head."""
+"""Attention that reads keys and values once for each group of query heads."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from ...passes import fx
 
 
 def share_heads(graph: Graph) -> None:
-    """Let attention read heads where they are stored, in place.
+    """Makes attention read the stored heads, in place.
 
-    ONNX's Attention (opset 23) knows groups, as SDPA does, and so does `translations.attention`; a
-    model repeats the heads of the whole cache before it.
+    A model repeats the heads of the full cache before attention. ONNX's Attention (opset 23) and
+    `translations.attention` know groups, as SDPA does, so the repeats are not needed.
     """
     for node in graph.nodes:
         if not fx.is_op(node, fx.SDPA):
@@ -26,7 +26,7 @@ def share_heads(graph: Graph) -> None:
 
 
 def _whole(node: Node) -> Node:
-    """What the node is a slice of, where that is all of it: runtimes would copy it."""
+    """The source of slices that take all of it. Runtimes would copy such a slice."""
     while fx.is_op(node, fx.SLICE) and fx.shape(node) == fx.shape(fx.operand(node)):
         node = fx.operand(node)
     return node

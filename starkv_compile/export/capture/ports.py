@@ -1,7 +1,7 @@
-"""Inputs and outputs of the exported graphs: one list that tracing, files and runner go by.
+"""Inputs and outputs of the exported graphs: one list for tracing, files and the runner.
 
-The modules that are exported take a dict of tensors by the names of their input ports, and return
-one by the names of their output ports.
+The exported modules take a dict of tensors with names of input ports as keys, and return one with
+names of output ports as keys.
 """
 
 from __future__ import annotations
@@ -44,12 +44,17 @@ class Layer:
 
 @dataclass(frozen=True)
 class Shapes:
-    """What the ports of a model follow from.
+    """The facts about a model that decide its ports.
 
-    position_rows: 3 where positions are M-RoPE's, 0 where they are one number a token. deepstack:
-    how many further features of an image token are added to early layers. images: whether the
-    model takes any. slots: tokens that each layer's buffers have room for, 0 where its keys and
-    values grow.
+    Attributes:
+        layers: shapes of what each layer stores.
+        hidden: hidden size.
+        vocabulary: number of logits.
+        dtype: type of weights and cache.
+        position_rows: 3 for M-RoPE positions, 0 if a token has one number.
+        images: whether the model takes images.
+        deepstack: how many further features of an image token are added to early layers.
+        slots: tokens that fit in each layer's buffers; 0 if keys and values grow.
     """
 
     layers: tuple[Layer, ...]
@@ -64,7 +69,7 @@ class Shapes:
 
 @dataclass(frozen=True)
 class GraphPorts:
-    """Ports of one graph: `inputs`, the logits, and what it returns of each layer, by field."""
+    """Ports of one graph: `inputs`, the logits, and what it returns of each layer by field."""
 
     inputs: list[Port]
     logits: Port
@@ -76,12 +81,12 @@ class GraphPorts:
 
 
 def of_layer(prefix: str, layer: int, fields: Mapping[str, T]) -> dict[str, T]:
-    """One layer's values by the names of their ports."""
+    """One layer's values, with names of ports as keys."""
     return {f"{prefix}.{layer}.{field}": value for field, value in fields.items()}
 
 
 def fields_of(prefix: str, layer: int, values: Mapping[str, T]) -> dict[str, T]:
-    """Of all `values` by the names of ports, one layer's by field: `of_layer` turned round."""
+    """The inverse of `of_layer`: one layer's values, with fields as keys."""
     start = f"{prefix}.{layer}."
     return {
         name.removeprefix(start): value for name, value in values.items() if name.startswith(start)
@@ -89,12 +94,12 @@ def fields_of(prefix: str, layer: int, values: Mapping[str, T]) -> dict[str, T]:
 
 
 def deepstack(number: int) -> list[str]:
-    """Names of further features of the image tokens, that are added to early layers."""
+    """Names of further features of the image tokens, which are added to early layers."""
     return [f"deepstack.{i}" for i in range(number)]
 
 
 def tokens_in(shapes: Shapes, new: int | str, masked: int | str = "seen") -> list[Port]:
-    """`new` tokens a row, and a mask: of all tokens seen, these included, or of slots."""
+    """Ports for `new` tokens in each row, and a mask of all tokens seen (these too) or of slots."""
     rows = (shapes.position_rows,) if shapes.position_rows else ()
     return [
         Port("input_ids", ("batch", new), torch.int64),
@@ -104,7 +109,7 @@ def tokens_in(shapes: Shapes, new: int | str, masked: int | str = "seen") -> lis
 
 
 def images_in(shapes: Shapes) -> list[Port]:
-    """Features of the image tokens, in their places; what stands at other tokens is not read."""
+    """Ports for features of the image tokens, in their places. Other places are not read."""
     if not shapes.images:
         return []
     wide: Dims = ("batch", "new", shapes.hidden)
@@ -116,9 +121,9 @@ def images_in(shapes: Shapes) -> list[Port]:
 
 
 def layout_in() -> list[Port]:
-    """Of every token seen, `cache.SharedState.layout`; then how many a share of the budget counts.
+    """Ports for `cache.SharedState.layout` of every token seen, and for what a share counts.
 
-    `budgeted` is read for its length alone: a length can be a symbol of the graph, a value cannot.
+    Only the length of `budgeted` is read: a length can be a symbol of the graph, a value cannot.
     """
     lines = [Port(name, ("batch", "seen"), torch.int64) for name in ("frame", "row", "column")]
     current = Port("current", ("batch", "on_frame"), torch.int64)
@@ -129,7 +134,7 @@ def layout_in() -> list[Port]:
 def pair(
     shapes: Shapes, prefix: str, number: int, layer: Layer, length: int | str
 ) -> dict[str, Port]:
-    """A layer's keys and values, by field: of `length` tokens, a number where they are slots."""
+    """A layer's keys and values by field, for `length` tokens; a number if they are slots."""
     dims: dict[str, Dims] = {
         "key": ("batch", layer.heads, length, layer.key_dim),
         "value": ("batch", layer.heads, length, layer.value_dim),
@@ -138,7 +143,7 @@ def pair(
 
 
 def state(prefix: str, number: int, layer: Layer, length: str) -> dict[str, Port]:
-    """A layer's places in the stream, how new each token was, and its scoring state, by field."""
+    """A layer's places in the stream, novelties and scoring state, by field."""
     kinds: dict[str, tuple[Dims, torch.dtype]] = {
         "kept": (("batch", length), torch.int64),
         "novelty": (("batch", length), torch.float32),
@@ -157,8 +162,8 @@ def _every(layers: Iterable[dict[str, Port]]) -> list[Port]:
 def prefill_ports(shapes: Shapes) -> GraphPorts:
     """Ports of the prompt's graph.
 
-    Of buffers, it reads `past`, what their filled slots hold, and writes into `buffer`: nothing is
-    both read and written in place, in whatever order a runtime computes.
+    With buffers, it reads `past`, the contents of their filled slots, and writes into `buffer`. So
+    no tensor is both read and written in place, in whatever order a runtime computes.
     """
     slots = shapes.slots
     past, buffers, present = [], [], []
@@ -174,9 +179,9 @@ def prefill_ports(shapes: Shapes) -> GraphPorts:
 
 
 def decode_ports(shapes: Shapes) -> GraphPorts:
-    """Ports of the graph of one further token; its state is the prompt's.
+    """Ports of the graph of one more token. The scoring state stays that of the prompt.
 
-    Of buffers, `attention_mask` tells which slots are read, and `slot` where the token is written.
+    With buffers, `attention_mask` says which slots are read, and `slot` where the token is written.
     """
     slots = shapes.slots
     past, present = [], []

@@ -1,8 +1,8 @@
-"""A prompt and a token as one exported program each, for compilers that take those.
+"""A prompt and a token as one exported program each, for compilers that take programs.
 
-The graphs in files are cut and put together again, so that each layer's scores are converted once.
-Here they are in their places, as plain ATen operations: nothing of ours is left that a compiler
-would have to know.
+The graphs in files are cut and joined again, so that the scores are converted once for all layers.
+In these programs the scores of each layer stay in place, as plain ATen operations. So a compiler
+needs to know no op of starkv.
 """
 
 from __future__ import annotations
@@ -30,9 +30,13 @@ from .ports import GraphPorts, Port, Shapes, decode_ports, prefill_ports
 
 @dataclass(frozen=True)
 class Program:
-    """An exported program of all lengths, its inputs in the order of its arguments.
+    """An exported program for all lengths.
 
-    ranges: least, usual and most of each length that the inputs name.
+    Attributes:
+        exported: the program.
+        inputs: ports of its arguments, in order.
+        outputs: ports of its results, in order.
+        ranges: least, usual and most of each length that the inputs name.
     """
 
     exported: ExportedProgram
@@ -43,7 +47,7 @@ class Program:
     def run(
         self, module: Callable[..., Any], feeds: Mapping[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """What `module`, made from the program, returns: by the names of ports, as a graph does."""
+        """Returns the results of `module`, which was made from the program, with ports as keys."""
         found = module(*(feeds[port.name] for port in self.inputs))
         return dict(zip((port.name for port in self.outputs), found, strict=True))
 
@@ -51,26 +55,28 @@ class Program:
 def export_programs(
     model: Any, config: StarKVConfig, max_seq: int, batch: int = 1
 ) -> dict[str, Program]:
-    """`prefill` and `decode` of a Hugging Face model; docs/guides/export.md describes their ports.
+    """Exports `prefill` and `decode` of a Hugging Face model.
 
-    Selection is by threshold: torch-tensorrt leaves a TopK whose k is computed to PyTorch.
+    docs/guides/export.md describes their ports. Selection is by threshold, because torch-tensorrt
+    leaves a TopK with a computed k to PyTorch.
 
     Args:
-        model: on the CPU. Its weights are not copied.
-        max_seq: tokens that a session may see.
+        model: a model on the CPU. Its weights are not copied.
+        config: the configuration.
+        max_seq: most tokens that a session may see.
         batch: most rows.
 
     Raises:
-        OptionError: an option that no exported graph has.
-        UnsupportedModel: it cannot be exported.
+        OptionError: exported graphs do not support an option.
+        UnsupportedModel: the model cannot be exported.
     """
     check_config(config, max_seq)
     decoder = Decoder(model)
     device = decoder.embed.weight.device
     if device.type != "cpu":
         raise UnsupportedModel(
-            f"the model is on {device}: programs are captured on the CPU and moved by "
-            "compile_program; call model.cpu() first"
+            f"the model is on {device}: programs are captured on the CPU, and compile_program "
+            "moves them; call model.cpu() first"
         )
     shapes = describe(model, decoder)
     ranges = lengths(max_seq, batch=batch)
@@ -122,9 +128,10 @@ def _program(
     ranges: dict[str, Length],
     largest: dict[str, int],
 ) -> Program:
-    """Its inputs one by one, not as a dict: a new module, as the old one's hooks check for that.
+    """The program of a module whose inputs come one by one, in place of a dict.
 
-    outputs: names of what the module returns, in order.
+    It is made from a new module, because hooks of the old one expect the dict. outputs: names of
+    what the module returns, in order.
     """
     module.graph.set_codegen(CodeGen())
     with every_length():
@@ -139,16 +146,16 @@ def _program(
 
 
 def _drop_assertions(graph: Graph) -> None:
-    """Tracing asserts what held for the lengths it saw; the graph is right for others as well."""
+    """Removes assertions about the lengths that tracing saw: the graph is right for others too."""
     for node in graph.find_nodes(op="call_function", target=torch.ops.aten._assert_scalar.default):
         graph.erase_node(node)
     graph.eliminate_dead_code()
 
 
 def _say_lengths(graph: Graph) -> None:
-    """In every reshape the number for -1, if it is one.
+    """Replaces -1 in every reshape by its number, if that is fixed.
 
-    TensorRT takes it for a length that varies, and refuses attention whose query heads vary.
+    TensorRT reads -1 as a length that varies, and refuses attention whose query heads vary.
     """
     for node in graph.nodes:
         if not fx.is_op(node, fx.RESHAPE) or -1 not in node.args[1]:

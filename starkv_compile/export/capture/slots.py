@@ -1,4 +1,4 @@
-"""A cache in buffers of fixed length: written at a slot, as ONNX's TensorScatter does."""
+"""A cache in buffers of fixed length. It writes at a slot, as ONNX's TensorScatter does."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ...cache.state import SharedState
 
 @torch.library.custom_op("starkv_export::write_slots", mutates_args=())
 def write_slots(buffer: torch.Tensor, new: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
-    """`buffer` [B, G, slots, D] with `new` [B, G, n, D] from slot `slot` [B] int64 of each row on.
+    """Returns `buffer` [B, G, slots, D] with `new` [B, G, n, D] from slot `slot` [B] int64 on.
 
-    It is only ever traced: `translations` has its form in ONNX, and a runtime writes in place.
+    It is only traced: `translations` has its form in ONNX, and a runtime writes in place.
     """
     places = slot[:, None] + torch.arange(new.shape[2], device=slot.device)
     places = places[:, None, :, None].expand_as(new)
@@ -29,7 +29,7 @@ def _(buffer: torch.Tensor, new: torch.Tensor, slot: torch.Tensor) -> torch.Tens
 class SlotLayer(StarKVLayer):
     """One layer while a token is decoded into its buffers, [B, G, slots, D] each.
 
-    Which slots may be read is for the caller's mask to say, which has a column for each.
+    The caller's mask has a column for each slot and says which slots are read.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class SlotLayer(StarKVLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the token into its slot; returns the whole buffers."""
+        """Writes the token into its slot. Returns the full buffers."""
         self.keys = write_slots(self.keys, key_states, self.slot)
         self.values = write_slots(self.values, value_states, self.slot)
         return self.keys, self.values

@@ -1,10 +1,10 @@
-"""The k-th largest of a row, exactly, by counting: comparisons, sums and a few constants.
+"""Finds the k-th largest value of a row exactly, by counting: with comparisons and sums.
 
-Float32 values fall into 511 bins between powers of two, and a bin holds 2**23 evenly spaced
-values at most: 23 x 23 comparisons find the bin, then four bits of the place in it at a time.
-Every threshold is itself a float32, so nothing is rounded and the k-th value is met exactly,
-however the values are spread. (Halving an interval of values, as one would first try, stops short
-of it where some are a million times larger than others, as attention sinks are.)
+Float32 values fall into 511 bins between powers of two, and a bin holds at most 2**23 evenly
+spaced values. 23 x 23 comparisons find the bin. Then each step finds four bits of the place in it.
+Every threshold is a float32, so the search meets the k-th value exactly, at any spread of values.
+(Halving an interval of values would stop too early if some are a million times larger than others,
+as attention sinks are.)
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ DIGITS = (4, 4, 4, 4, 4, 3)  # bits of a place in a bin
 
 @functools.cache
 def bins() -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(first value, spacing) of each bin, ascending; the last repeated up to 23 x 23.
+    """(first value, spacing) of each bin, ascending. The last one repeats up to 23 x 23.
 
-    Minus infinity; negative values by magnitude; those too small for a power of two; zero with
-    those; positive values.
+    The order is: minus infinity, negative values by magnitude, negative subnormal values, zero and
+    positive subnormal values, positive values.
     """
     first, step = [float("-inf"), torch.finfo(torch.float32).min], [0.0, 2.0**104]
     for power in range(126, -127, -1):  # from -2**(power + 1), short of -2**power
@@ -57,7 +57,7 @@ def kth_largest(values: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
 
 
 def _last_reached(values: torch.Tensor, k: torch.Tensor, least: torch.Tensor) -> torch.Tensor:
-    """[..., K]: the last of `least` [..., K, T], ascending, that k values are not below."""
+    """[..., K]: the last of `least` [..., K, T], ascending, that at least k values reach."""
     above = values[..., None, None, :] >= least[..., None]
     counts = above.int().sum(-1, dtype=torch.int64)
     return (counts >= k[..., None]).int().sum(-1, dtype=torch.int64) - 1
@@ -73,9 +73,9 @@ def among_largest(values: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
 
 
 def compacted(chosen: torch.Tensor, count: int) -> torch.Tensor:
-    """Indices of the `count` places per row that are chosen, ascending. [B, P] -> [B, count]."""
+    """Indices of the `count` chosen places of each row, ascending. [B, P] -> [B, count]."""
     batch, places = chosen.shape
-    slot = torch.where(chosen, chosen.long().cumsum(-1) - 1, count)  # the last takes all others
+    slot = torch.where(chosen, chosen.long().cumsum(-1) - 1, count)  # the last slot gets all others
     index = torch.arange(places, device=chosen.device).expand(batch, -1)
     found = torch.zeros(batch, count + 1, dtype=torch.int64, device=chosen.device)
     return found.scatter(1, slot, index)[:, :count]

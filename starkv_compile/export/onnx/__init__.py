@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .visual import export_visual
     from .weights import Weights
 
-# These import onnx, which the package itself does without.
+# These import onnx, which the package itself does not need.
 __getattr__ = lazy_names(
     __name__,
     {

@@ -1,4 +1,4 @@
-"""The exported graphs in ONNX Runtime, on torch tensors."""
+"""Runs exported graphs in ONNX Runtime, on torch tensors."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ ONNX_TYPES = {
     torch.float16: 10,
     torch.bfloat16: 16,
 }
-"""Numbers of `onnx.TensorProto`, which need not be installed to run graphs."""
+"""Numbers of `onnx.TensorProto`. Graphs run without the package onnx."""
 
 PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider"]}
 ENGINES = "tensorrt"
 
 
 class Runnable(Protocol):
-    """A graph, loaded in some runtime."""
+    """A graph that some runtime has loaded."""
 
     inputs: list[str]
     outputs: list[str]
@@ -36,7 +36,7 @@ class Runnable(Protocol):
 
 
 def open_graph(file: Path, provider: str) -> Runnable:
-    """The graph in ONNX Runtime; or, for "tensorrt", the engine beside it."""
+    """Opens the graph in ONNX Runtime; or, for "tensorrt", the engine next to it."""
     if provider != ENGINES:
         return Graph(file, provider)
     from ..tensorrt.engine_graph import EngineGraph
@@ -45,7 +45,7 @@ def open_graph(file: Path, provider: str) -> Runnable:
 
 
 class Graph:
-    """One ONNX file, loaded. It takes and gives torch tensors by the names of its ports."""
+    """One ONNX file, loaded. It takes and returns torch tensors, with names of ports as keys."""
 
     def __init__(self, file: Path, provider: str = "cpu") -> None:
         ort = needs("onnxruntime")
@@ -71,7 +71,7 @@ class Graph:
             raise StarKVError(
                 f"{file}: ONNX Runtime {ort.__version__} cannot run it with {wanted[0]} ({why}); "
                 "export again if a file is missing. A static cache needs a runtime that has "
-                "TensorScatter, bfloat16 provider 'cuda'"
+                "TensorScatter, and bfloat16 needs provider 'cuda'"
             ) from error
         self.inputs = [port.name for port in self._session.get_inputs()]
         self.outputs = [port.name for port in self._session.get_outputs()]
@@ -79,11 +79,11 @@ class Graph:
     def __call__(
         self, feeds: Mapping[str, torch.Tensor], buffers: Mapping[str, str] | None = None
     ) -> dict[str, torch.Tensor]:
-        """Run it. Inputs the graph does not have are left out.
+        """Runs the graph. It ignores feeds that the graph does not have.
 
-        buffers: inputs that are written in place, and the output that each then holds. Only where
-        the graph reads them no more once that output is written. One that is not contiguous is
-        replaced by a copy: go on with what is returned.
+        buffers: inputs that are written in place, and the output that each then holds. The graph
+        must not read such an input after that output is written. An input that is not contiguous
+        is replaced by a copy, so continue with what is returned.
         """
         binding = self._session.io_binding()
         inputs = {name: feeds[name].detach().cpu().contiguous() for name in self.inputs}
@@ -109,7 +109,7 @@ def _bound(name: str, tensor: torch.Tensor) -> tuple[Any, ...]:
 
 
 def _tensor(value: Any) -> torch.Tensor:
-    """What ONNX Runtime computed; NumPy has no bfloat16."""
+    """Converts a result of ONNX Runtime. NumPy has no bfloat16."""
     if value.data_type() == "tensor(bfloat16)":
         return torch.from_dlpack(value._ortvalue)
     return torch.from_numpy(value.numpy())

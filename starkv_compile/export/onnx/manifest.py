@@ -1,4 +1,4 @@
-"""`export.json`: all that somebody who serves the graphs has to know."""
+"""`export.json`: everything that a server of the graphs needs to know."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORMAT = 3
 
 @dataclass(frozen=True)
 class Manifest:
-    """What was exported, how, and by what."""
+    """What was exported, how, and with which versions."""
 
     model_class: str
     shapes: Shapes
@@ -68,28 +68,28 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """From a folder that `write` was given.
+        """Reads what `write` wrote to a folder.
 
         Raises:
-            StarKVError: there is none, or of another format, or of options that are no more.
+            StarKVError: there is no export, or it has another format or unknown options.
         """
         try:
             found = json.loads((folder / FILE).read_text())
         except (OSError, ValueError) as error:
             raise StarKVError(
-                f"{folder}: no export there ({error}); make one with `starkv "
+                f"{folder}: there is no export ({error}); make one with `starkv "
                 f"export CHECKPOINT -o {folder}`"
             ) from error
         if found.get("format") != FORMAT:
             raise StarKVError(
-                f"{folder}: format {found.get('format')!r} of {FILE}, this version reads {FORMAT}; "
-                "export again"
+                f"{folder}: {FILE} has format {found.get('format')!r}, but this version reads "
+                f"{FORMAT}; export again"
             )
         try:
             config = StarKVConfig.from_options(found["config"])
         except OptionError as error:
             raise StarKVError(
-                f"{folder}: made with options this version has not ({error}); export again"
+                f"{folder}: it has options that this version does not know ({error}); export again"
             ) from error
         shapes = found["shapes"]
         shapes["layers"] = tuple(Layer(**layer) for layer in shapes["layers"])

@@ -1,4 +1,4 @@
-"""Captured programs as ONNX models, the parts of a prompt put together again."""
+"""Converts captured programs to ONNX models, and joins the parts of a prompt again."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ DOMAIN, COMPACT = "starkv", "Compact"
 
 
 def opset_for(cache: str) -> int:
-    """The least that has TensorScatter, for a static cache."""
+    """The opset: for a static cache, the least that has TensorScatter."""
     return NEWEST if cache == "static" else OPSET
 
 
 def to_onnx(program: ExportedProgram, opset: int = OPSET) -> ir.Model:
-    """The program in ONNX, its inputs and outputs named as in `capture.port_names`.
+    """The program in ONNX, with inputs and outputs named as in `capture.port_names`.
 
     Raises:
         UnsupportedModel: an operation has no translation.
@@ -49,7 +49,7 @@ def to_onnx(program: ExportedProgram, opset: int = OPSET) -> ir.Model:
                 input_names=inputs,
                 output_names=outputs,
                 custom_translation_table=translations(opset),
-                # Its rewrite rules take 1e-12 for zero: `log(x + 1e-12)` would lose its guard.
+                # Its rewrite rules treat 1e-12 as zero: `log(x + 1e-12)` would lose its guard.
                 optimize=False,
                 verbose=False,
             )
@@ -89,16 +89,16 @@ def prompt_model(captured: Captured, ports: GraphPorts, opset: int) -> ir.Model:
 
 
 def name_lengths(model: ir.Model, inputs: Sequence[Port]) -> None:
-    """Call the lengths of the inputs what the ports call them; tracing numbered them."""
+    """Gives the lengths of the inputs the names in their ports; tracing numbered them."""
     dims = {port.name: port.dims for port in inputs}
     for value in model.graph.inputs:
         value.shape = ir.Shape(dims[value.name])
 
 
 def tidy(model: ir.Model) -> ir.Model:
-    """Functions inlined, constants folded, doubles and what nobody reads removed.
+    """Inlines functions, folds constants, and removes duplicates and unused parts.
 
-    Without the fold TensorRT rejects sequences that M-RoPE's `split` leaves behind.
+    Without folded constants, TensorRT rejects sequences that M-RoPE's `split` leaves behind.
     """
     common.InlinePass()(model)
     optimizer.fold_constants(model, onnx_shape_inference=False)
@@ -116,14 +116,14 @@ def tidy(model: ir.Model) -> ir.Model:
 
 
 def save(model: ir.Model, file: Path, weights: Weights) -> None:
-    """Its weights with those of the folder's other graphs. Checked once written."""
+    """Writes the model, with its weights in the folder's common file, and checks the file."""
     weights.move_out(model)
     ir.save(model, str(file))
     onnx.checker.check_model(str(file), full_check=True)
 
 
 def _as_function(model: ir.Model) -> ir.Function:
-    """The model's graph as a function, which cannot have initializers: constants in their place."""
+    """The model's graph as a function. Constants replace its initializers: a function has none."""
     graph = model.graph
     for name, value in list(graph.initializers.items()):
         constant = ir.node("Constant", [], {"value": value.const_value}, name=f"constant.{name}")
@@ -131,7 +131,7 @@ def _as_function(model: ir.Model) -> ir.Function:
         value.replace_all_uses_with(constant.outputs[0])
         del graph.initializers[name]
     for i, value in enumerate(graph.outputs):
-        if value.is_graph_input():  # else inlining would give the input the output's name
+        if value.is_graph_input():  # without a copy, inlining would rename the input
             graph.append(copy := ir.node("Identity", [value]))
             graph.outputs[i] = copy.outputs[0]
     return ir.Function(DOMAIN, COMPACT, graph=graph, attributes=[])
@@ -139,7 +139,7 @@ def _as_function(model: ir.Model) -> ir.Function:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Exporters write about torchvision, which is not needed, and their own deprecations."""
+    """Silences exporters: they warn of a missing torchvision and of their own deprecations."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""A checkpoint as a folder that another runtime can serve."""
+"""Writes a checkpoint as a folder that another runtime can serve."""
 
 from __future__ import annotations
 
@@ -28,17 +28,26 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 LEAST_SEQ = 16
 CACHES = ("dynamic", "static")
 EXPORTED = (ScreenNovelty, StarKV)
-"""The policies whose graphs have been written and run."""
+"""The policies that export supports: their graphs have been written and run."""
 LEAST_SLOTS = 64
 REPLY = 1024
-"""Tokens that a static cache has room for by default, beside what the budget keeps."""
+"""Room for this many tokens in a static cache by default, in addition to what the budget keeps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """What the command line gives.
+    """The options of `starkv export`.
 
-    slots: tokens that a static cache has room for; None: what `max_seq` tokens leave, and a reply.
+    Attributes:
+        checkpoint: folder that `save_pretrained` wrote.
+        out: new folder to write.
+        config: the configuration; its policy must be one of `EXPORTED`.
+        max_seq: most tokens that a session may see.
+        dtype: type of weights and cache: "float32", "float16" or "bfloat16".
+        select: form of the selection: "auto", "topk" or "threshold".
+        cache: "dynamic", or "static" for buffers of fixed length.
+        slots: number of tokens that fit in the buffers of a static cache. None: what the budget
+            keeps of `max_seq` tokens, plus a reply.
     """
 
     checkpoint: Path
@@ -52,7 +61,7 @@ class ExportOptions:
 
     @property
     def room(self) -> int:
-        """Slots of each layer's buffers, 0 of a dynamic cache."""
+        """Slots of each layer's buffers; 0 for a dynamic cache."""
         if self.cache == "dynamic":
             return 0
         if self.slots is not None:
@@ -61,12 +70,19 @@ class ExportOptions:
 
     @property
     def most_kept(self) -> int:
-        """Tokens that the longest session leaves after a prompt."""
+        """Tokens that the longest session stores after a prompt."""
         return min(self.config.capacity(self.max_seq), self.max_seq)
 
 
 def export_checkpoint(options: ExportOptions, say: Callable[[str], Any] = print) -> Path:
-    """Write `options.out`, whole or not at all.
+    """Writes the folder `options.out`. If it fails, it leaves no files.
+
+    Args:
+        options: the options of the command.
+        say: called with the name of each file before it is written.
+
+    Returns:
+        The folder.
 
     Raises:
         StarKVError: a package is missing, an option is impossible, or the model cannot be exported.
@@ -81,7 +97,7 @@ def export_checkpoint(options: ExportOptions, say: Callable[[str], Any] = print)
 
 
 def export_model(model: Any, options: ExportOptions, say: Callable[[str], Any] = print) -> Path:
-    """The same for a model in memory; `options.checkpoint` gives the other files."""
+    """Does the same for a model in memory. The other files come from `options.checkpoint`."""
     _check(options)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{options.out.name}-", dir=options.out.parent))
@@ -98,7 +114,7 @@ def export_model(model: Any, options: ExportOptions, say: Callable[[str], Any] =
 def _check(options: ExportOptions) -> None:
     check_folder(options.checkpoint)
     if options.out.exists():
-        raise StarKVError(f"{options.out}: exists already; remove it or give another folder")
+        raise StarKVError(f"{options.out}: it exists already; remove it or give another folder")
     if options.dtype not in DTYPES:
         raise OptionError(f"dtype={options.dtype!r}: expected one of {', '.join(DTYPES)}")
     chosen(options.select, options.max_seq)
@@ -107,22 +123,26 @@ def _check(options: ExportOptions) -> None:
 
 
 def check_config(config: StarKVConfig, max_seq: int) -> None:
-    """Raise `OptionError` for what no exported graph does."""
+    """Raises `OptionError` for options that exported graphs do not support."""
     if max_seq < LEAST_SEQ:
         raise OptionError(f"max_seq={max_seq}: expected at least {LEAST_SEQ} tokens")
     if type(config.policy) not in EXPORTED:
         raise OptionError(
-            f"policy={config.policy.name!r} is not exported yet, only "
-            f"{' and '.join(repr(policy.name) for policy in EXPORTED)}; starkv_compile.compile "
-            "runs the others"
+            f"policy={config.policy.name!r} is not exported yet; use "
+            f"{' or '.join(repr(policy.name) for policy in EXPORTED)}, or run this policy with "
+            "starkv_compile.compile"
         )
     if config.debug:
-        raise OptionError("debug=True reads values on the host, which an exported graph cannot")
+        raise OptionError(
+            "debug=True reads values on the host, which an exported graph cannot do; leave it out"
+        )
     for name in ("budget_bytes", "decode_tokens", "layer_budgets"):
         if getattr(config, name) is not None:
             raise OptionError(f"{name} is not exported yet; use budget or budget_tokens")
     if config.keeps_everything:
-        raise OptionError("budget=1.0 keeps everything: there is nothing of ours to export")
+        raise OptionError(
+            "budget=1.0 keeps everything, so starkv has nothing to export; give a smaller budget"
+        )
 
 
 def _check_slots(options: ExportOptions) -> None:
@@ -132,8 +152,8 @@ def _check_slots(options: ExportOptions) -> None:
         return
     if options.cache == "dynamic":
         raise OptionError(
-            f"slots={options.slots}: a dynamic cache has none, it grows; leave slots out, or give "
-            "--cache static"
+            f"slots={options.slots}: a dynamic cache has none, because it grows; leave slots out, "
+            "or give --cache static"
         )
     kept = options.most_kept
     least = max(LEAST_SLOTS, min(kept + 1, options.max_seq))
@@ -168,7 +188,7 @@ def _write(model: Any, options: ExportOptions, folder: Path, say: Callable[[str]
 def _write_decoder(
     model: Any, options: ExportOptions, weights: Weights, say: Callable[[str], Any]
 ) -> Shapes:
-    """Write `prefill.onnx` and `decode.onnx`, the model's language part."""
+    """Writes `prefill.onnx` and `decode.onnx`, the model's language part."""
     from ..capture.capture import capture_prompt
     from .onnx_graph import opset_for, prompt_model, save
 
@@ -190,7 +210,7 @@ def _write_decoder(
 
 
 def write_decode(decoder: Decoder, shapes: Shapes, opset: int, weights: Weights) -> None:
-    """Write `decode.onnx`."""
+    """Writes `decode.onnx`."""
     from ..capture.capture import export_program
     from .onnx_graph import name_lengths, save, tidy, to_onnx
 
@@ -212,7 +232,7 @@ def _check_positions(config: Any, options: ExportOptions) -> None:
 
 
 def _copy_files(model: Any, checkpoint: Path, folder: Path) -> None:
-    """All but weights: configuration, tokenizer, processor, chat template."""
+    """Copies all files but weights: configuration, tokenizer, processor, chat template."""
     for file in sorted(checkpoint.iterdir()):
         if file.suffix in (".json", ".jinja", ".txt", ".model") and "index" not in file.name:
             shutil.copyfile(file, folder / file.name)

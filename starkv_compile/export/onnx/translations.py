@@ -1,4 +1,4 @@
-"""Operations that onnxscript translates wrongly, wastefully or not at all."""
+"""Translations of operations that onnxscript translates wrongly, wastefully or not at all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NEWEST = 24  # TensorScatter came with it
 
 
 def sort_stable(values: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
-    """aten.sort.stable: ONNX's TopK over everything gives ties to the lowest index."""
+    """aten.sort.stable as ONNX's TopK over all elements, which gives ties to the lowest index."""
     length = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]))
     return op.TopK(values, length, axis=dim, largest=descending, sorted=True)
 
@@ -31,9 +31,9 @@ def conv3d(
     dilation: Sequence[int] = (1, 1, 1),
     groups: int = 1,
 ) -> Any:
-    """aten.conv3d: onnxscript's gives one without a bias (Qwen2-VL's) zeros of a wrong shape.
+    """aten.conv3d. Without a bias (Qwen2-VL), onnxscript's own form adds zeros of a wrong shape.
 
-    In float32 where it is bfloat16, which Conv has in later opsets only.
+    It computes bfloat16 in float32, because Conv takes bfloat16 in later opsets only.
     """
     wide = values.dtype == ir.DataType.BFLOAT16
     given = [values, weight, bias]
@@ -64,11 +64,11 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """aten.scaled_dot_product_attention by groups, where ONNX has no Attention.
+    """aten.scaled_dot_product_attention by groups, for opsets without Attention.
 
     query [B, H, S, D], key and value [B, G, L, D]: the queries of a group's heads are rows of one
-    product, [B, G, H/G * S, D]. onnxscript's form repeats, scales and turns the keys, which copies
-    the whole cache three times for every token. dropout_p is 0 in a graph that only infers.
+    product, [B, G, H/G * S, D]. onnxscript's form repeats, scales and transposes the keys, which
+    copies the full cache three times for every token. dropout_p is 0 in inference.
     """
     heads, width = query.shape[1], query.shape[3]
     groups = key.shape[1]
@@ -87,7 +87,7 @@ def attention(
 
 
 def _masked(scores: Any, mask: Any, dtype: ir.DataType) -> Any:
-    """The least number, not infinity, at what is hidden: a row of padding may see nothing."""
+    """Puts the least finite number at hidden keys, because a row of padding may see no key."""
     if mask.dtype == dtype:
         return op.Add(scores, mask)
     return op.Where(mask, scores, op.Constant(value=ir.tensor(dtype.min, dtype=dtype)))
@@ -101,7 +101,7 @@ ALWAYS: dict[Any, Any] = {
 
 
 def translations(opset: int) -> dict[Any, Any]:
-    """What differs from onnxscript's at this opset."""
+    """The translations that replace onnxscript's at this opset."""
     if opset >= HAS_ATTENTION:
         return ALWAYS
     return {**ALWAYS, torch.ops.aten.scaled_dot_product_attention.default: attention}

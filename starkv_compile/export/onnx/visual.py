@@ -1,4 +1,4 @@
-"""The vision tower of Qwen-VL models as a graph of its own: one image a call, of any size."""
+"""Exports the vision tower of Qwen-VL models as its own graph: one image per call, of any size."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from .weights import Weights  # imports onnx
 
 PATCH = ("in_channels", "temporal_patch_size", "patch_size")
-"""Of a tower's configuration: what a patch's pixels are."""
+"""Fields of a tower's configuration that give the size of a patch."""
 
 INDICES = "interp_indices"
 
 
 class OneImage:
-    """In the place of `cu_seqlens`, where images begin and end: there is one, of all patches.
+    """Replaces `cu_seqlens`, which says where images begin and end: one image has all patches.
 
-    The tower asks for the lengths between and splits by them; a list of values would tie the graph
-    to one size, this is the length itself.
+    The tower computes the lengths between and splits by them. A list of values would fix the graph
+    to one size. This object returns the symbolic length itself.
     """
 
     def __init__(self, patches: int) -> None:
@@ -45,7 +45,7 @@ class OneImage:
 
 
 class Visual(nn.Module):
-    """Takes `visual_ports`; what depends on the grid alone comes from the host."""
+    """Takes `visual_ports`. The host computes what depends on the grid alone."""
 
     def __init__(self, tower: Any) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Visual(nn.Module):
             )
             named |= {"window_index": ports["window_index"], "cu_window_seqlens": image}
             named["windows"] = windows
-        grid = torch.zeros(1, 3, dtype=torch.int64)  # not read: all that follows from it is given
+        grid = torch.zeros(1, 3, dtype=torch.int64)  # not read: ports give all that follows from it
         found = self.tower(pixels, grid_thw=grid, return_dict=True, **named)
         deep = getattr(found, "deepstack_features", [])
         return {
@@ -96,10 +96,10 @@ def visual_ports(tower: Any, dtype: torch.dtype) -> list[Port]:
 
 
 def export_visual(model: Any, weights: Weights, opset: int, say: Callable[[str], Any]) -> bool:
-    """Write `visual.onnx`, if the model takes images. Whether it did.
+    """Writes `visual.onnx` if the model takes images. Returns whether it did.
 
     Raises:
-        UnsupportedModel: a tower of another kind.
+        UnsupportedModel: the tower is of another kind.
     """
     if not hasattr(model, "get_image_features"):
         return False
@@ -130,9 +130,9 @@ def export_visual(model: Any, weights: Weights, opset: int, say: Callable[[str],
 
 
 def _join_splits_into_one(graph: Graph) -> None:
-    """Take out splits with a single part, as of one image.
+    """Removes splits with a single part, as one image has.
 
-    As ONNX they are sequences, which TensorRT has none of and bfloat16 is no type for.
+    In ONNX they are sequences. TensorRT has no sequences, and they cannot hold bfloat16.
     """
     for split in graph.find_nodes(
         op="call_function", target=torch.ops.aten.split_with_sizes.default
@@ -149,7 +149,7 @@ def _join_splits_into_one(graph: Graph) -> None:
 def run_visual(
     graph: Runnable, tower: Any, pixels: torch.Tensor, grid_thw: torch.Tensor, **named: Any
 ) -> Any:
-    """What the tower's forward returns, image by image."""
+    """Returns what the tower's forward returns. It runs image by image."""
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
     frames = [(1, *hw) for t, *hw in grid_thw.tolist() for _ in range(t)]
@@ -163,7 +163,7 @@ def run_visual(
         start += patches
     joined = {name: torch.cat([f[name] for f in found]) for name in graph.outputs}
     output = BaseModelOutputWithPooling(pooler_output=joined.pop("image_embeds"))
-    if joined:  # `generate` looks into such a list where there is one: Qwen2-VL has none
+    if joined:  # `generate` reads such a list if there is one: Qwen2-VL has none
         output.deepstack_features = [joined[name] for name in deepstack(len(joined))]
     return output
 
@@ -186,8 +186,8 @@ def _grid_inputs(tower: Any, grid: torch.Tensor) -> dict[str, torch.Tensor]:
         from transformers import vision_utils
     except ImportError as error:
         raise UnsupportedModel(
-            "vision towers are exported with transformers 5.23 or later, whose towers take what "
-            f"follows from the grid as inputs ({error})"
+            f"the export of vision towers needs transformers 5.23 or later ({error}); there, "
+            "towers take as inputs what follows from the grid"
         ) from error
     merge = tower.spatial_merge_size
     inputs = {"position_ids": vision_utils.get_vision_position_ids(grid, merge)}

@@ -1,4 +1,4 @@
-"""One file of weights for all graphs of a folder; a protobuf holds 2 GiB at most."""
+"""Writes one file of weights for all graphs of a folder. A protobuf holds at most 2 GiB."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ import torch
 
 FILE = "weights.data"
 LEAST = 256
-"""Bytes. What is smaller stays in the graph's own file."""
+"""Bytes. Smaller tensors stay in the graph's own file."""
 
 LARGE = 1 << 20
-"""Bytes from which on a tensor is not read to find out who it is."""
+"""Bytes. Larger tensors are identified by their address, and their contents are not read."""
 
 PAGE = 4096
 """Tensors begin on pages, so that runtimes can map the file into memory."""
 
 
 class Weights:
-    """Writes tensors to `weights.data` of a folder, each one once, one at a time in memory.
+    """Writes tensors to `weights.data` of a folder, each one once, with one at a time in memory.
 
-    The prompt's graph and the decoding one have the same weights: a model's size on disk, not two.
+    The prompt's graph and the decoding graph share their weights, so the folder holds them once.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._places: dict[Hashable, tuple[int, int]] = {}
-        self._held: list[Any] = []  # an address tells who a tensor is only as long as it lives
+        self._held: list[Any] = []  # an address identifies a tensor only as long as it lives
 
     def move_out(self, model: ir.Model) -> None:
-        """Put a reference to the file in the place of every large constant of the model."""
+        """Replaces every large constant of the model by a reference to the file."""
         for name, value in model.graph.initializers.items():
             tensor = value.const_value
             assert tensor is not None
@@ -63,9 +63,9 @@ class Weights:
         return self._places[who]
 
     def _identity(self, tensor: Any) -> Hashable:
-        """Of a weight its place in memory, as reading them all would take long; else the contents.
+        """For a large tensor its place in memory, because reading takes long; else its contents.
 
-        A linear layer's matrix comes turned, by a view on the parameter that is the same each time.
+        A linear layer's matrix comes transposed, as a view of the parameter, the same each time.
         """
         if tensor.nbytes < LARGE:
             return hashlib.sha256(tensor.tobytes()).digest(), tensor.dtype, tuple(tensor.shape)
@@ -75,7 +75,7 @@ class Weights:
 
 
 def in_order(values: np.ndarray) -> np.ndarray:
-    """A turned matrix the way it is written, by torch, which takes a fifth of NumPy's time."""
+    """A transposed matrix in the order of the file. torch takes a fifth of NumPy's time."""
     if values.flags.c_contiguous:
         return values
     same_bits = torch.from_numpy(values.view(f"i{values.itemsize}"))  # torch has not all its types

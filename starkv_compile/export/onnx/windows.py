@@ -1,8 +1,8 @@
 """Attention within the windows of a vision tower (Qwen2.5-VL's), as one batch of windows.
 
-The library attends window by window, in a loop over their lengths, which a graph for all image
-sizes cannot have. Windows at an image's edges are smaller: here all are padded to the full size,
-and a mask hides what was put in.
+transformers attends window by window, in a loop over their lengths. A graph for all image sizes
+cannot have such a loop. Windows at an image's edges are smaller. Here all windows are padded to the
+full size, and a mask hides the padding.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch.nn import functional as F
 from ..capture.ports import Port
 
 FORM = "starkv_windows"
-"""Name that the library finds `_attend` by, while a tower is exported."""
+"""Name of `_attend` in transformers' table of attentions, while a tower is exported."""
 
 
 class Windows:
-    """Where the patches of each window are, and which of the tower's attentions keep to them.
+    """Where the patches of each window are, and which of the tower's attentions use windows.
 
-    places, real [windows, W] and home [patches] as `window_inputs` gives them.
+    places, real [windows, W] and home [patches] are as `window_inputs` returns them.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Windows:
     ) -> torch.Tensor:
         """[1, H, patches, D] each, the result as well."""
         q, k, v = (t[0][:, self.places].transpose(0, 1) for t in (query, key, value))
-        # A row for each query: ONNX Runtime's Attention takes no other.
+        # A row for each query: ONNX Runtime's Attention takes no other mask.
         mask = self.real[:, None, None].expand(-1, -1, self.places.shape[1], -1)
         found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
         return found.transpose(0, 1).flatten(1, 2)[None, :, self.home]
@@ -49,7 +49,7 @@ def has_windows(tower: Any) -> bool:
 
 
 def window_ports(tower: Any) -> list[Port]:
-    """What depends on the image's size alone, beside positions: see `window_inputs`."""
+    """Ports for what depends on the image's size alone, without positions: see `window_inputs`."""
     widest = _widest(tower)
     return [
         Port("window_index", ("merged",), torch.int64),
@@ -60,11 +60,11 @@ def window_ports(tower: Any) -> list[Port]:
 
 
 def window_inputs(tower: Any, grid: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Of one image's grid [1, 3], in patches.
+    """The inputs for one image's grid [1, 3], in patches.
 
     window_index [merged]: the merged patches, window by window. window_places [windows, W]: in that
-    order, the patches of each window; window_real: which of these there are. window_home [patches]:
-    where among all W of all windows each patch is.
+    order, the patches of each window. window_real: False for padding. window_home [patches]: the
+    place of each patch among all W of all windows.
     """
     from transformers.vision_utils import get_vision_window_index
 
@@ -88,7 +88,7 @@ def window_inputs(tower: Any, grid: torch.Tensor) -> dict[str, torch.Tensor]:
 
 @contextlib.contextmanager
 def as_batch(tower: Any) -> Iterator[None]:
-    """While open, the tower's attention is `_attend`, which reads the call's `windows`."""
+    """Inside the block, the tower's attention is `_attend`, which reads the call's `windows`."""
     if not has_windows(tower):
         yield
         return
@@ -115,7 +115,7 @@ def _attend(
     windows: Windows,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The library's signature: [1, H, patches, D] each; the result is [1, patches, H, D]."""
+    """Has transformers' signature: [1, H, patches, D] each. The result is [1, patches, H, D]."""
     if module in windows.inside:
         found = windows.attend(query, key, value, scaling)
     else:
@@ -124,6 +124,6 @@ def _attend(
 
 
 def _widest(tower: Any) -> int:
-    """Patches of a whole window."""
+    """Patches of a full window."""
     side = tower.window_size // tower.spatial_merge_size // tower.patch_size
     return int((side * tower.spatial_merge_size) ** 2)

@@ -1,7 +1,7 @@
-"""TensorRT engines of an exported folder, built where TensorRT and a GPU are.
+"""Builds TensorRT engines of an exported folder, on a machine with TensorRT and a GPU.
 
-Every function that builds takes the module it builds with: `tensorrt`, or its sibling TensorRT-RTX,
-whose parser and builder need no GPU and check the graphs in `make test-trt`.
+Every function that builds takes the module to build with: `tensorrt`, or its sibling TensorRT-RTX.
+The parser and the builder of the latter need no GPU. `make test-trt` checks the graphs with them.
 """
 
 from __future__ import annotations
@@ -20,22 +20,29 @@ from ..onnx.manifest import Manifest
 from .profiles import Profile, lengths, profile, trtexec
 
 UNSOUND = "not self-consistent"
-"""In a warning about the profile. It is built all the same, and fails in use."""
+"""Part of a warning about the profile. Such an engine is built, but fails in use."""
 
-STATIC = "; trtexec builds no static cache in float32 or of 24,576 slots, --engine does"
-"""What trtexec cannot build of a file alone, see `_decomposable`."""
+STATIC = "; trtexec cannot build a static cache in float32 or with 24,576 slots, but --engine can"
+"""What trtexec cannot build from a file alone, see `_decomposable`."""
 
 
 class EngineError(StarKVError):
-    """No engine could be built or loaded. Graphs that were exported stay as they are."""
+    """An engine could not be built or loaded. Exported graphs stay as they are."""
 
 
 def build_engines(folder: Path, say: Callable[[str], Any] = print) -> list[Path]:
-    """Write an engine beside every graph of an exported folder: all of them or none.
+    """Writes an engine next to every graph of an exported folder: all of them or none.
+
+    Args:
+        folder: what `export_checkpoint` wrote.
+        say: called with the name of each engine before it is built.
+
+    Returns:
+        The engines' files.
 
     Raises:
-        EngineError: TensorRT or a GPU is missing, or it refuses a graph. The text ends with the
-            command lines to run elsewhere.
+        EngineError: TensorRT or a GPU is missing, or TensorRT refuses a graph. The message ends
+            with the command lines to run elsewhere.
     """
     manifest = Manifest.read(folder)
     ranges = lengths(manifest.max_seq, slots=manifest.shapes.slots)
@@ -54,8 +61,9 @@ def build_engines(folder: Path, say: Callable[[str], Any] = print) -> list[Path]
         lines = "\n".join(trtexec(file, shapes) for file, shapes in profiles.items())
         limits = STATIC if manifest.shapes.slots else ""
         raise EngineError(
-            f"{folder}: the graphs are written, engines are not: {error}. Where TensorRT 11 and "
-            f"the GPU are, run in that folder (TensorRT 10: with --stronglyTyped){limits}:\n{lines}"
+            f"{folder}: the graphs are written, but the engines are not: {error}. On a machine "
+            "with TensorRT 11 and the GPU, run in that folder (TensorRT 10: with --stronglyTyped)"
+            f"{limits}:\n{lines}"
         ) from error
     finally:
         for partial in made.values():
@@ -64,10 +72,10 @@ def build_engines(folder: Path, say: Callable[[str], Any] = print) -> list[Path]
 
 
 def _tensorrt() -> Any:
-    """The module, if it and a GPU are there."""
+    """Returns the module. Raises if it or a GPU is missing."""
     trt = needs_tensorrt("tensorrt")
     if not has_gpu():
-        raise EngineError("there is no GPU that this torch can use, and an engine is built on one")
+        raise EngineError("this torch sees no GPU, and an engine is built on a GPU")
     return trt
 
 
@@ -77,9 +85,9 @@ def has_gpu() -> bool:
 
 
 def serialized(trt: Any, file: Path, shapes: Profile) -> Any:
-    """The engine's bytes, in a buffer of TensorRT's.
+    """Returns the engine's bytes, in a buffer of TensorRT's.
 
-    Scores stay float32, without TF32: it has 10 bits, and kept tokens would be others.
+    Scores stay float32 without TF32, because its 10 bits would keep other tokens.
 
     Raises:
         EngineError: the parser or the builder refuses the graph, or warns of a profile that fails
@@ -101,16 +109,16 @@ def serialized(trt: Any, file: Path, shapes: Profile) -> Any:
         built = builder.build_serialized_network(network, config)
     unsound = [line for line in log.warnings if UNSOUND in line]
     if built is None or unsound:
-        said = "; ".join(unsound or log.errors or ["no reason given"])
+        said = "; ".join(unsound or log.errors or ["TensorRT gives no reason"])
         raise EngineError(f"{file.name}: TensorRT {trt.__version__} refuses it: {said}")
     return built
 
 
 def _decomposable(file: Path) -> bytes:
-    """The graph, where TensorRT may take attention apart if it has no kernel for it.
+    """The graph, with a mark that lets TensorRT decompose attention if it has no kernel for it.
 
-    TensorRT-RTX 1.7.1 has none of float32 over lengths that vary, nor of buffers of 24,576 slots
-    (22,528 it has). ONNX knows no such attribute, so it is not in the file.
+    TensorRT-RTX 1.7.1 has no kernel for float32 over lengths that vary, nor for buffers of 24,576
+    slots (it has one for 22,528). ONNX has no such attribute, so the file does not contain it.
     """
     model = onnx.load(str(file), load_external_data=False)
     for node in model.graph.node:
@@ -120,14 +128,14 @@ def _decomposable(file: Path) -> bytes:
 
 
 def _strongly_typed(trt: Any) -> int:
-    """Types as in the graph. TensorRT 11 knows nothing else."""
+    """The flag for types as in the graph. In TensorRT 11 there is nothing else."""
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 
 
 @functools.cache
 def logger(trt: Any) -> Any:
-    """The module's only one: TensorRT keeps the first it is given, whatever comes later."""
+    """The only logger for a module, because TensorRT keeps the first one that it gets."""
 
     class Log(trt.ILogger):
         """Keeps warnings and errors."""

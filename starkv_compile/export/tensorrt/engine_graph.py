@@ -1,4 +1,4 @@
-"""A TensorRT engine, called as a graph in ONNX Runtime is."""
+"""Runs a TensorRT engine, with the same call as a graph in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...errors import StarKVError
 from .engine import EngineError, logger
 
 DEVICE = "cuda"
-"""Whose memory engines work on."""
+"""Engines work on the memory of this device."""
 
 DTYPES = {
     "FLOAT": torch.float32,
@@ -32,40 +32,42 @@ class EngineGraph:
         trt: the module to run it with.
 
     Raises:
-        EngineError: no engine there, or one for another GPU or version.
+        EngineError: there is no engine, or it is for another GPU or version.
     """
 
     def __init__(self, file: Path, trt: Any) -> None:
         if not file.is_file():
-            raise EngineError(f"{file}: there is no such engine; export with --engine, or trtexec")
+            raise EngineError(
+                f"{file}: there is no such engine; export with --engine, or build it with trtexec"
+            )
         self.file, self.device = file, torch.device(DEVICE)
         self._log = logger(trt)
         self._log.clear()
         self._engine = trt.Runtime(self._log).deserialize_cuda_engine(file.read_bytes())
         if self._engine is None:
-            said = "; ".join(self._log.errors) or "no reason given"
+            said = "; ".join(self._log.errors) or "TensorRT gives no reason"
             raise EngineError(
-                f"{file}: TensorRT {trt.__version__} cannot load it ({said}); an engine runs on "
-                "the kind of GPU and the version it was built with: build it again here"
+                f"{file}: TensorRT {trt.__version__} cannot load it ({said}); an engine runs only "
+                "on the kind of GPU and the version that built it; build it again here"
             )
         self._context = self._engine.create_execution_context()
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         taken = {name for name in names if self._mode(name) == trt.TensorIOMode.INPUT}
         self.inputs = [name for name in names if name in taken]
         self.outputs = [name for name in names if name not in taken]
-        # Outputs that are an input written in place: one address, and TensorRT insists on it.
+        # Outputs that are inputs written in place: TensorRT wants one address for both.
         aliases = {name: self._engine.get_aliased_input_tensor(name) for name in self.outputs}
         self._aliases = {name: given for name, given in aliases.items() if given}
 
     def __call__(
         self, feeds: Mapping[str, torch.Tensor], buffers: Mapping[str, str] | None = None
     ) -> dict[str, torch.Tensor]:
-        """Run it. Inputs the engine does not have are left out.
+        """Runs the engine. It ignores feeds that the engine does not have.
 
-        What it writes in place is a copy on its device, never the caller's: go on with what is
-        returned, whatever `buffers` says.
+        What it writes in place is a copy on its device, never the caller's tensor. Continue with
+        what is returned, for any `buffers`.
         """
-        held = {}  # what the engine reads and writes, until it has run
+        held = {}  # keeps what the engine reads and writes alive until it has run
         written = set(self._aliases.values())
         for name in self.inputs:
             given = feeds[name].detach().contiguous()
@@ -91,7 +93,7 @@ class EngineGraph:
         return {name: value.cpu() for name, value in results.items()}
 
     def _bind(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Tell the engine where a tensor's values are. Nothing has no address, and it wants one."""
+        """Gives the engine the address of a tensor. An empty tensor has none, but it wants one."""
         empty = tensor.numel() == 0
         memory = torch.zeros(1, dtype=tensor.dtype, device=self.device) if empty else tensor
         self._context.set_tensor_address(name, memory.data_ptr())

@@ -1,4 +1,4 @@
-"""What lengths an engine is built for, and the shapes of a graph's inputs at them."""
+"""The lengths that an engine is built for, and the shapes of a graph's inputs at them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import onnx
 from ...errors import StarKVError
 
 PATCHES = (16, 4096, 16384)
-"""Of one image: multiples of every tower's unit. The most are 3.2 megapixels, 14 x 14 a patch."""
+"""Patches of one image: multiples of every tower's unit. The most are 3.2 megapixels at 14 x 14
+pixels for each patch."""
 
 Length = tuple[int, int, int]
 
 WINDOWED: dict[str, Length] = {"merged": (4, 1024, 4096), "windows": (1, 80, 1024)}
-"""Of Qwen2.5-VL's tower, whose merged patches are four each and whose windows hold up to 64. A
-strip two patches high, with the most of them, has 1,024 windows."""
+"""Lengths of Qwen2.5-VL's tower. A merged patch has four patches, and a window has up to 64
+patches. A strip that is two patches high has the most windows: 1,024."""
 
 Shape = tuple[int, ...]
 
@@ -25,10 +26,13 @@ Shape = tuple[int, ...]
 def lengths(max_seq: int, *, slots: int = 0, batch: int = 1) -> dict[str, Length]:
     """Least, usual and most of each length that `ports` names, for sessions of `max_seq` tokens.
 
-    slots: of a static cache, more than which nothing stores; 0 of a dynamic one.
+    A profile has one range for each length. So an engine allocates memory for the largest prompt
+    together with the largest number of stored tokens.
 
-    A profile has one range a length, so that the largest prompt and the largest store count as
-    coming together. An engine's memory is made for that.
+    Args:
+        max_seq: most tokens of a session.
+        slots: slots of a static cache; 0 for a dynamic one.
+        batch: most rows.
     """
     quarter, half = max(2, max_seq // 4), max(2, max_seq // 2)
     most_stored = slots or max_seq
@@ -46,7 +50,7 @@ def lengths(max_seq: int, *, slots: int = 0, batch: int = 1) -> dict[str, Length
 
 @dataclass(frozen=True)
 class Profile:
-    """By input with a length that varies: its shape at the least, usual and most."""
+    """Shapes of each input with a length that varies: at the least, the usual and the most."""
 
     least: dict[str, Shape]
     usual: dict[str, Shape]
@@ -54,10 +58,10 @@ class Profile:
 
 
 def profile(file: Path, ranges: Mapping[str, Length]) -> Profile:
-    """Of an exported graph, whose inputs name their lengths.
+    """Returns the profile of an exported graph. Its inputs name their lengths.
 
     Raises:
-        StarKVError: a length that `ranges` does not have.
+        StarKVError: an input has a length that is not in `ranges`.
     """
     found = Profile({}, {}, {})
     for port in onnx.load(str(file), load_external_data=False).graph.input:
@@ -76,7 +80,7 @@ def profile(file: Path, ranges: Mapping[str, Length]) -> Profile:
 
 
 def trtexec(file: Path, shapes: Profile) -> str:
-    """The command line that builds the same engine, to be run in the graph's folder."""
+    """The command line that builds the same engine. Run it in the graph's folder."""
     options = [
         f"--onnx={file.name}",
         f"--saveEngine={file.with_suffix('.engine').name}",

@@ -1,4 +1,4 @@
-"""Exported programs through torch-tensorrt: engines where it has converters, PyTorch elsewhere."""
+"""Compiles exported programs with torch-tensorrt. PyTorch runs what it has no converters for."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ..capture.programs import Program
 
 
 def compile_program(program: Program, device: str = "cuda", **settings: Any) -> Any:
-    """A module for `program.run`, compiled by `torch_tensorrt.dynamo.compile`.
+    """Returns a module for `program.run`, compiled by `torch_tensorrt.dynamo.compile`.
 
     Args:
-        program: of `export_programs`.
-        device: where the program is moved to, weights and all; torch-tensorrt wants them there.
-        settings: torch-tensorrt's own, such as `assume_dynamic_shape_support=True`.
+        program: a result of `export_programs`.
+        device: the program moves there with its weights, as torch-tensorrt needs.
+        settings: torch-tensorrt's own settings, such as `assume_dynamic_shape_support=True`.
 
     Raises:
-        MissingPackage: torch-tensorrt is not installed, or its libraries or a GPU are not there.
+        MissingPackage: torch-tensorrt is not installed, or its libraries or a GPU are missing.
     """
     trt = needs_tensorrt("torch_tensorrt")
     moved = move_to_device_pass(program.exported, device)

@@ -1,8 +1,8 @@
 """What TensorRT's ONNX parser refuses, as rules over the nodes of a graph.
 
-Each rule was seen with the parser and builder of TensorRT-RTX 1.7.1 for SM80 (which need no GPU),
-or read where it says so. A graph that passes has not been built by that: rules know only what
-was met.
+Each rule comes from a refusal by the parser or builder of TensorRT-RTX 1.7.1 for SM80 (which need
+no GPU), or from the source that it names. A graph that passes the rules may still be refused: rules
+cover only the refusals that we met.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
 
 RTX = "TensorRT-RTX 1.7.1"
 TOPK = 3840
-"""The largest K. A build whose profile has a larger one only warns, and then fails in use."""
+"""The largest K. A build with a larger K in its profile only warns, and then fails in use."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Refusal:
 
 @dataclass
 class Graph:
-    """What rules ask about a graph. longest: tokens of the profile's largest length."""
+    """Facts about a graph for the rules. longest: tokens of the profile's largest length."""
 
     longest: int
     inputs: set[str] = field(default_factory=set)
@@ -47,7 +47,11 @@ Fault = Callable[[NodeProto, Graph], str | None]
 
 @dataclass(frozen=True)
 class Rule:
-    """ops: whose nodes it is for, empty: all. fault: the reason, None where a node is accepted."""
+    """A reason to refuse nodes.
+
+    ops: the rule is for nodes of these operators; empty: for all nodes. fault: returns the reason;
+    None for a node that is accepted.
+    """
 
     ops: tuple[str, ...]
     fault: Fault
@@ -138,11 +142,11 @@ RULES = (
 
 
 def refused(model: onnx.ModelProto, longest: int) -> list[Refusal]:
-    """Every node that a rule is against, also in subgraphs and functions.
+    """Every node that a rule refuses, also in subgraphs and functions.
 
     Args:
-        model: its weights need not be loaded.
-        longest: tokens of the profile's largest length. A K that the graph computes counts as that.
+        model: the model, with or without its weights.
+        longest: tokens of the profile's largest length. A K that the graph computes counts as this.
     """
     typed = onnx.shape_inference.infer_shapes(model)
     graph = Graph(longest)
