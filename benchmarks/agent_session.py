@@ -1,19 +1,19 @@
-"""A trajectory of an agent, four ways: `python -m benchmarks.agent_session`.
+"""Runs a trajectory of an agent in four ways: `python -m benchmarks.agent_session`.
 
-What everyone does today rebuilds the prompt at each step from its last screenshots and prefills
-them all again. A session keeps one cache and prefills one screenshot and one line of text. Both
-see the same screens and are asked the same questions; all about what the last `--history`
-screenshots show, as the rebuilt prompt holds nothing else.
+Agents today rebuild the prompt at each step from the last screenshots, and prefill all of them
+again. A session keeps one cache, and prefills one screenshot and one line of text. Both see the
+same screens and get the same questions. All questions ask about the last `--history` screenshots,
+because the rebuilt prompt holds nothing else.
 
-    rebuilt              the last turns, full cache: what everyone does
-    rebuilt, compressed  the same, no more than `--tokens` of it kept
-    session, full        one cache; old turns leave it, nothing else does
-    session, compressed  one cache, no more than `--tokens` kept at each step: the same bytes
+    rebuilt              prefills the last turns into a full cache, as agents do today
+    rebuilt, compressed  prefills the last turns and keeps at most `--tokens`
+    session, full        keeps one cache, from which only old turns are removed
+    session, compressed  keeps one cache with at most `--tokens` at each step: the same bytes
 
-With `--keep-text` the text of old turns stays in the sessions; a rebuilt prompt never has it.
+With `--keep-text` the sessions keep the text of old turns. A rebuilt prompt never has it.
 
-Accuracy is of the agent that comes with the package. Times of so small a model are mostly
-Python's: with `--wide` they are those of random weights, eight layers 1,024 wide.
+The accuracy is that of the shipped agent. So small a model spends most of its time in Python. With
+`--wide` the times are those of random weights in eight layers that are 1,024 wide.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from starkv_compile.cache.size import cache_bytes
 
 @dataclass
 class Run:
-    """What one way took and got."""
+    """Holds what one way cost and answered, by step."""
 
     seconds: list[float] = field(default_factory=list)
     prefilled: list[int] = field(default_factory=list)
@@ -49,14 +49,14 @@ class Run:
 
 
 class Rebuilt:
-    """A prompt of the last `history` turns, prefilled anew at each step."""
+    """Prefills a prompt of the last `history` turns at each step."""
 
     def __init__(self, model: Any, processor: Any, history: int) -> None:
         self.model, self.processor, self.history = model, processor, history
         self.messages: list[dict[str, Any]] = []
 
     def step(self, content: list[dict[str, Any]], **options: Any) -> tuple[str, Any]:
-        """The reply, and the cache after it."""
+        """Returns the reply, and the cache after it."""
         self.messages.append({"role": "user", "content": content})
         shown = self.messages[-(2 * self.history - 1) :]
         text = self.processor.apply_chat_template(shown, add_generation_prompt=True)
@@ -71,7 +71,7 @@ class Rebuilt:
 
 
 class Session:
-    """The same agent on one cache, with the same turns in it."""
+    """Runs the same agent on one cache with the same turns."""
 
     keep_text = False
 
@@ -91,7 +91,7 @@ WAYS: dict[str, tuple[type[Rebuilt | Session], bool]] = {
 
 
 def run(model: Any, agent: Rebuilt | Session, turns: list[Turn]) -> Run:
-    """One trajectory. Seconds are of the whole step: drawing tokens, prefill, reply."""
+    """Runs one trajectory. Seconds cover the whole step: tokens, prefill and reply."""
     result, lengths = Run(), []
     hook = model.register_forward_pre_hook(
         lambda _, __, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
@@ -110,9 +110,11 @@ def run(model: Any, agent: Rebuilt | Session, turns: list[Turn]) -> Run:
 
 
 def wide_model(agent: Any) -> Any:
-    """The agent's architecture with eight layers 1,024 wide, and weights of no meaning."""
+    """Builds the agent's architecture with random weights in eight layers that are 1,024 wide."""
     values = agent.config.to_dict()
-    values["text_config"].pop("layer_types", None)  # made anew for eight layers
+    values["text_config"].pop(
+        "layer_types", None
+    )  # the configuration makes them again for eight layers
     values["text_config"].update(hidden_size=1024, intermediate_size=2816, num_hidden_layers=8)
     values["vision_config"].update(out_hidden_size=1024)
     torch.manual_seed(0)
@@ -121,13 +123,17 @@ def wide_model(agent: Any) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--history", type=int, default=5, help="screenshots remembered")
-    parser.add_argument("--tokens", type=int, default=160, help="kept where compressed")
-    parser.add_argument("--trajectories", type=int, default=8)
-    parser.add_argument("--wide", action="store_true", help="random weights, for times")
+    parser.add_argument("--steps", type=int, default=30, help="steps of a trajectory")
+    parser.add_argument("--history", type=int, default=5, help="screenshots that the agent keeps")
+    parser.add_argument(
+        "--tokens", type=int, default=160, help="most tokens that the compressed ways keep"
+    )
+    parser.add_argument("--trajectories", type=int, default=8, help="number of trajectories")
+    parser.add_argument("--wide", action="store_true", help="measure times with random weights")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--keep-text", action="store_true", help="of all turns, in sessions")
+    parser.add_argument(
+        "--keep-text", action="store_true", help="keep the text of all turns in sessions"
+    )
     args = parser.parse_args()
     Session.keep_text = args.keep_text
     torch.set_num_threads(args.threads)
@@ -147,9 +153,11 @@ def main() -> None:
 
 
 def table(runs: dict[str, list[Run]], history: int, *, weights_mean_something: bool) -> Table:
-    """Medians over steps once the history is full; the first trajectory compiles, and is left out
-    of times where there are others."""
-    out = Table("way", "tokens prefilled", "ms a step", "times as long", "KiB of cache", "right")
+    """Makes the table of medians over the steps after the history is full.
+
+    The first trajectory compiles, so its times do not count if there are others.
+    """
+    out = Table("way", "tokens prefilled", "ms per step", "x rebuilt", "KiB of cache", "right")
     baseline = _median([r.seconds[history:] for r in (runs["rebuilt"][1:] or runs["rebuilt"])])
     for name, trajectories in runs.items():
         timed = trajectories[1:] or trajectories

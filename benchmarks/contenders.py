@@ -1,7 +1,8 @@
-"""What is measured: our paths, the rivals, and the floors. One entry of `CONTENDERS` each.
+"""Lists what is measured, in `CONTENDERS`: our paths, the rivals, and the floors.
 
-A contender is made once for a size, outside the clock, from the size's inputs. Calling what was
-made does the work once. It may return kept indices, which are checked before anything is timed.
+A contender is made once for each size from the size's inputs, and this time does not count. Calling
+the made function does the work once. It may return the kept indices, which are checked before the
+measurement.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ Work = Callable[[], "torch.Tensor | float | None"]
 
 @dataclass(frozen=True)
 class Contender:
-    """role: "ours", "rival" or "floor". make: None where it cannot run, else the work.
+    """Describes one thing to measure.
 
-    method: what it keeps tokens by, a name in `METHODS`.
+    role: "ours", "rival" or "floor". make: returns the work, or None if the contender cannot run.
+    method: the name in `METHODS` of the method that chooses its tokens.
     """
 
     role: str
@@ -50,9 +52,9 @@ def config_of(size: Size, method: str = "default") -> StarKVConfig:
 def pipeline(
     size: Size, method: str
 ) -> Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """What the pass puts into the graph of one layer: score, select, gather.
+    """Returns what the pass inserts into the graph of one layer: score, select, gather.
 
-    Called as it is, and not compiled, it runs the reference.
+    Without compilation it runs the reference.
     """
     config = config_of(size, method)
     policy, capacity = config.policy, config.capacity(size.length)
@@ -99,7 +101,7 @@ def _ours(
 
 
 def log_sum_exp(inputs: Inputs) -> torch.Tensor:
-    """Of the prompt's causal attention [1, H, L]; only the window's rows are computed."""
+    """Returns [1, H, L] for the prompt's causal attention, computed for the window's rows only."""
     rows = 64
     query, key = inputs.query[:, :, -rows:].float(), inputs.key.float()
     repeats, length = query.shape[1] // key.shape[1], key.shape[2]
@@ -131,7 +133,7 @@ def _prefill_attention(size: Size, inputs: Inputs) -> Work | None:
 
 
 def _copy(size: Size, inputs: Inputs) -> Work:
-    """Reading all keys, and reading and writing the kept keys and values: memory's share."""
+    """Reads all keys, and copies the kept keys and values: the time that memory needs."""
     kept = config_of(size).capacity(size.length)
     out = torch.empty_like(inputs.key)
     small = [torch.empty_like(t[:, :, :kept]) for t in (inputs.key, inputs.value)]
@@ -145,7 +147,7 @@ def _copy(size: Size, inputs: Inputs) -> Work:
 
 
 def _product(size: Size, inputs: Inputs) -> Work:
-    """QK^T of the window, once, in float32 on a CPU and in the model's dtype on a GPU."""
+    """Computes QK^T of the window once, in float32 on a CPU and in the model's dtype on a GPU."""
     layer = size.layer
     rows = inputs.query[:, :, -size.window :].reshape(1, layer.groups, -1, layer.dim).mT
     key = inputs.key

@@ -1,13 +1,13 @@
-"""What a compressed cache still answers, on easy-VQA.
+"""Measures how well compressed caches answer easy-VQA.
 
     pip install easy-vqa
     python -m benchmarks.easy_vqa --out DIR
 
-A tiny model is trained on the training split (twenty minutes of a core, once, into DIR). It is
-given a test image and a question; the cache is compacted by some policy, at equal bytes for all.
-Then all the questions that easy-VQA has of that image are put to what is left, one at a time: the
-same one *again*, and the *others*, which nobody had asked when the cache was compacted. An
-interrupted run goes on where it was.
+The first run trains a tiny model on the training split and saves it in DIR, in twenty minutes on
+one core. The model gets a test image and a question. A policy compacts the cache, at equal bytes
+for all policies. Then the model answers all questions that easy-VQA has about that image, one at a
+time: the same question *again*, and the *others*, which come only after the compaction. A second
+run continues after an interruption.
 """
 
 from __future__ import annotations
@@ -46,16 +46,18 @@ from .easy_vqa_data import (
 )
 from .easy_vqa_model import load_or_train
 
-ROWS = 32  # images of a batch at most; all their first questions have one length
+ROWS = 32  # most images of a batch; their first questions have the same length
 KINDS = ("yes or no", "shape", "colour")
 
 
 @dataclass(frozen=True)
 class EasyVqa:
-    """The first `prompts` test images, each with all its questions; `seed` draws the first one.
+    """Takes the first `prompts` test images with all their questions.
+
+    `seed` draws the question that comes before the compaction.
 
     Raises:
-        OptionError: there are not so many images.
+        OptionError: the test split does not have so many images.
     """
 
     prompts: int = 500
@@ -67,10 +69,12 @@ class EasyVqa:
     def __post_init__(self) -> None:
         most = len(load_split("test").questions)
         if not 1 <= self.prompts <= most:
-            raise OptionError(f"images={self.prompts}: 1 to {most}, which the test split has")
+            raise OptionError(
+                f"images={self.prompts}: expected 1 to {most}, the images of the test split"
+            )
 
     def ordered(self) -> list[list[Question]]:
-        """The questions of each image, the first one first."""
+        """Returns the questions of each image. The first one comes before the compaction."""
         asked = load_split("test").questions[: self.prompts]
         return [
             random.Random(f"easy-vqa-test-{self.seed}-{image}").sample(questions, len(questions))
@@ -78,7 +82,7 @@ class EasyVqa:
         ]
 
     def batches(self) -> list[list[int]]:
-        """Numbers of the images of each batch."""
+        """Returns the numbers of the images of each batch."""
         by_length = defaultdict(list)
         for image, questions in enumerate(self.ordered()):
             by_length[len(questions[0].text)].append(image)
@@ -97,7 +101,7 @@ class EasyVqa:
         return len(self.batches())
 
     def slices(self) -> dict[str, np.ndarray]:
-        """Prompts in the order of `batches`; every question weighs the same."""
+        """Returns equal weights of the questions, with prompts in the order of `batches`."""
         ordered = self.ordered()
         kinds = np.full((self.prompts, max(map(len, ordered))), -1)
         for row, image in enumerate(i for images in self.batches() for i in images):
@@ -109,17 +113,17 @@ class EasyVqa:
 
 
 def _kind(question: Question) -> int:
-    """Index in KINDS."""
+    """Returns the question's index in KINDS."""
     word = list(IDS)[question.answer]
     return 1 if word in SHAPES else 2 if word in COLORS else 0
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One question of each row of a batch, after its prompt.
+    """Holds one question for each row of a batch, after its prompt.
 
-    ids: [B, S], filled on the right. last, answer: [B], the index that answers, what it should
-    say. there: [B], whether the row has so many questions.
+    ids: [B, S], padded on the right. last: [B], the index of the token that answers. answer: [B],
+    the right answer. there: [B], whether the row has that question.
     """
 
     ids: torch.Tensor
@@ -129,7 +133,7 @@ class Asked:
 
 
 class EasyVqaBench:
-    """All prompts of a design, seen, and answered from the full cache."""
+    """Answers all prompts of a design from the full cache."""
 
     def __init__(self, design: EasyVqa, models: tuple[Any, Any], advance: Callable[[], Any]):
         self.reader, split, ordered = Reader(*models), load_split("test"), design.ordered()
@@ -145,7 +149,7 @@ class EasyVqaBench:
             advance()
 
     def _answers(self, cache: Any, seen: Seen, asked: list[Asked]) -> np.ndarray:
-        """[B, columns] words chosen."""
+        """Returns the chosen words [B, columns]."""
         columns = []
         for one in asked:
             logits = self.reader.put(cache, seen, one.ids)
@@ -155,8 +159,9 @@ class EasyVqaBench:
     def measure(
         self, variant: Variant, budget: float, advance: Callable[[], Any] = lambda: None
     ) -> Cell:
-        """The cell of `variant` at `budget`. Answers are one token: what they attend to and how
-        far their distribution is from the full cache's is not recorded.
+        """Measures the cell of `variant` at `budget`.
+
+        An answer is one token. The cell does not record its attention and its distribution.
         """
         right, same = [], []
         with self.reader.reading(variant, budget, self.batches[0][0]) as metered:
@@ -182,7 +187,7 @@ class EasyVqaBench:
 
 
 def make_prompts(split: Split, images: list[int], questions: list[list[Question]]) -> Prompts:
-    """Images, each with the first of its questions. An oracle keeps the shape."""
+    """Makes prompts of images with their first questions. An oracle keeps the shape."""
     screens = split.screens(images)
     input_ids = torch.tensor([opening(asked[0]) for asked in questions])
     shape = torch.zeros_like(input_ids, dtype=torch.bool)
@@ -191,7 +196,7 @@ def make_prompts(split: Split, images: list[int], questions: list[list[Question]
 
 
 def make_asked(questions: list[list[Question]], number: int) -> Asked:
-    """Question `number` of each row; a row with fewer puts its first one, which does not count."""
+    """Takes question `number` of each row. A row with fewer repeats its first, uncounted."""
     there = [number < len(asked) for asked in questions]
     put = [asked[number if i else 0] for asked, i in zip(questions, there, strict=True)]
     rows = [turn(question) for question in put]
@@ -206,10 +211,10 @@ def make_asked(questions: list[list[Question]], number: int) -> Asked:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("--policies", type=names, metavar="A,B", default="policy")
-    add("--budgets", metavar="P,Q", default="40,20,10,5", help="percent: 20 or 20%%")
-    add("--images", type=int, metavar="N", default=500, help="of the 1,000 of the test split")
-    add("--seed", type=int, default=0, help="of the model and of which question comes first")
+    add("--policies", type=names, metavar="A,B", default="policy", help="as in `bench quality`")
+    add("--budgets", metavar="P,Q", default="40,20,10,5", help="percent of the tokens: 20 or 20%%")
+    add("--images", type=int, metavar="N", default=500, help="number of test images, at most 1,000")
+    add("--seed", type=int, default=0, help="seed of the model and of the first questions")
     add("--threads", type=int, default=1)
     add("--out", type=Path, metavar="DIR", default=Path("bench-easy-vqa"))
     args = parser.parse_args()

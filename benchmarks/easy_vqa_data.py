@@ -1,7 +1,7 @@
-"""easy-VQA (Victor Zhou, MIT licence, PyPI `easy-vqa`): images and questions nobody here wrote.
+"""Reads easy-VQA, whose images and questions come from others (Victor Zhou, MIT, PyPI `easy-vqa`).
 
-4,000 training and 1,000 test images of 64 x 64 pixels, one coloured shape on a pale background
-each, with about ten questions an image and 13 possible answers of one word.
+It has 4,000 training and 1,000 test images of 64 x 64 pixels. Each shows one coloured shape on a
+pale background, and has about ten questions with 13 possible answers of one word.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ WORDS = (
     *SHAPES,
     *COLORS,
 )
-IDS = {word: i for i, word in enumerate((*SPECIAL_TOKENS, *WORDS))}  # special ones as the agent's
+IDS = {word: i for i, word in enumerate((*SPECIAL_TOKENS, *WORDS))}  # with the agent's specials
 
 
 class Question(NamedTuple):
-    """Token ids of a question, and of its answer."""
+    """Holds the token ids of a question and of its answer."""
 
     text: tuple[int, ...]
     answer: int
@@ -64,17 +64,17 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """Images and what is asked about each.
+    """Holds images and their questions.
 
-    pixels: [images, SIDE ** 2, 3 * PATCH ** 2], patches in reading order, of each its channels,
-    -1 to 1. questions: of each image, all different.
+    pixels: [images, SIDE ** 2, 3 * PATCH ** 2], the patches in reading order, each channel by
+    channel, with values from -1 to 1. questions: the questions of each image, all different.
     """
 
     pixels: torch.Tensor
     questions: list[list[Question]]
 
     def screens(self, images: Sequence[int]) -> Screens:
-        """What a model is shown; cells: [tokens, 1], 1 where a token shows some of the shape."""
+        """Returns the model's input. cells [tokens, 1] are 1 where a token shows a shape."""
         pixels = self.pixels[list(images)]
         ground = pixels.median(1, keepdim=True).values
         shape = ((pixels - ground).abs().amax(-1) > 0.1).long()
@@ -84,15 +84,15 @@ class Split:
 
 @functools.cache
 def load_split(name: str) -> Split:
-    """The "train" or "test" split, in the order of its image numbers.
+    """Loads the "train" or "test" split in the order of its image numbers.
 
     Raises:
-        SystemExit: the package is not installed.
+        SystemExit: the package easy-vqa is not installed.
     """
     try:
         import easy_vqa
     except ImportError as error:
-        raise SystemExit("easy-VQA comes as a package: pip install easy-vqa") from error
+        raise SystemExit("easy-VQA is not installed: pip install easy-vqa") from error
     paths = getattr(easy_vqa, f"get_{name}_image_paths")()
     asked: defaultdict[int, list[Question]] = defaultdict(list)
     for text, answer, image in zip(*getattr(easy_vqa, f"get_{name}_questions")(), strict=True):
@@ -106,7 +106,7 @@ def load_split(name: str) -> Split:
 
 
 def read_patches(path: Path) -> torch.Tensor:
-    """[SIDE ** 2, 3 * PATCH ** 2] of an image file."""
+    """Reads an image file as patches [SIDE ** 2, 3 * PATCH ** 2]."""
     from PIL import Image
 
     pixels = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).float() / 127.5 - 1
@@ -115,18 +115,18 @@ def read_patches(path: Path) -> torch.Tensor:
 
 
 def opening(question: Question) -> list[int]:
-    """An image and a first question about it, up to where the answer belongs."""
+    """Returns the tokens of an image and a first question, up to the answer."""
     image = [IDS[VISION_START], *[IDS[IMAGE]] * SIDE**2, IDS[VISION_END]]
     return [IDS[USER], *image, *question.text, IDS[AGENT]]
 
 
 def turn(question: Question) -> list[int]:
-    """A later question, after a reply or none."""
+    """Returns the tokens of a later question, after a reply or after none."""
     return [IDS[END], IDS[USER], *question.text, IDS[AGENT]]
 
 
 def fill(rows: Sequence[Sequence[int]], filler: int = IDS[PAD]) -> torch.Tensor:
-    """[rows, longest], filled on the right: a causal model never sees what comes after."""
+    """Pads rows on the right to [rows, longest]. A causal model never sees the padding."""
     length = max(map(len, rows))
     return torch.tensor([[*row, *[filler] * (length - len(row))] for row in rows])
 
@@ -134,9 +134,9 @@ def fill(rows: Sequence[Sequence[int]], filler: int = IDS[PAD]) -> torch.Tensor:
 def sample_dialogues(
     rng: random.Random, split: Split, rows: int, questions: int, silent: float
 ) -> tuple[Screens, Dialogues]:
-    """`rows` images to learn from, with up to `questions` about each.
+    """Draws `rows` training images with up to `questions` questions about each.
 
-    silent: share of answers left out, as they are where a question is put to a compacted cache.
+    silent: share of answers that are left out, as before a question on a compacted cache.
     """
     images = rng.sample(range(len(split.questions)), rows)
     texts, labels = [], []

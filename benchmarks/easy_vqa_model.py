@@ -1,8 +1,9 @@
-"""A tiny Qwen3-VL for easy-VQA, trained on its training split in twenty minutes of a core.
+"""Trains a tiny Qwen3-VL on easy-VQA's training split, in twenty minutes on one core.
 
-Two stages, as the agent: from answers alone it learns in that time what people ask, and nothing of
-the images. First the vision tower learns to point each token of a shape at the words for it, and
-all others at "image"; then everything learns to answer.
+Training has two stages, as the agent's. From answers alone the model would learn in that time what
+the questions ask, and nothing about the images. First the vision tower learns to point each token
+of a shape at the words for it, and all other tokens at "image". Then the whole model learns to
+answer.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ TOWER_STEPS, STEPS, PEAK = 1200, 800, 2e-3
 
 
 def build_model(seed: int) -> Any:
-    """The agent's architecture, narrower: 4 layers, 4 query heads over 2 KV heads of 32."""
+    """Builds the agent's architecture, but narrower: 4 layers, 4 query heads, 2 KV heads of 32."""
     from transformers import Qwen3VLForConditionalGeneration
 
     torch.manual_seed(seed)
@@ -43,7 +44,7 @@ def build_model(seed: int) -> Any:
 
 
 def predict(model: Any, screens: Screens, input_ids: torch.Tensor) -> torch.Tensor:
-    """Logits [B, L, words]."""
+    """Returns logits [B, L, words]."""
     logits: torch.Tensor = model(
         input_ids=input_ids,
         mm_token_type_ids=(input_ids == model.config.image_token_id).int(),
@@ -55,7 +56,7 @@ def predict(model: Any, screens: Screens, input_ids: torch.Tensor) -> torch.Tens
 
 
 def shown_words(split: Split) -> dict[int, list[int]]:
-    """Words for the shape of an image and its colour, where questions about it tell both."""
+    """Returns the words for shape and colour of each image whose questions have both as answers."""
     found = {}
     for image, questions in enumerate(split.questions):
         answers = {question.answer for question in questions}
@@ -66,8 +67,10 @@ def shown_words(split: Split) -> dict[int, list[int]]:
 
 
 def point_loss(model: Any, split: Split, images: list[int], words: list[list[int]]) -> torch.Tensor:
-    """Cross entropy of the words that visual tokens point at, as far as shapes and the rest count
-    the same."""
+    """Returns the cross entropy of the words that visual tokens point at.
+
+    Shapes and background have the same weight.
+    """
     screens = split.screens(images)
     visual = model.model.visual(screens.pixel_values, grid_thw=screens.grid_thw).pooler_output
     table = F.normalize(model.get_input_embeddings().weight, dim=-1)
@@ -79,8 +82,7 @@ def point_loss(model: Any, split: Split, images: list[int], words: list[list[int
 
 
 class Trainer:
-    """A model that learns from the training split; of each stage the rate falls over its last
-    third."""
+    """Trains a model on the training split. The rate falls in the last third of each stage."""
 
     def __init__(self, seed: int) -> None:
         self.seed, self.split = seed, load_split("train")
@@ -110,7 +112,7 @@ class Trainer:
 
 
 def load_or_train(folder: Path, seed: int = 0) -> tuple[Any, Any]:
-    """Two copies of the folder's model; where there is none, one is trained and saved there."""
+    """Loads two copies of the folder's model. Trains and saves the model if the folder has none."""
     from transformers import Qwen3VLForConditionalGeneration
 
     if not (folder / "model.safetensors").exists():

@@ -1,4 +1,4 @@
-"""Window attention in float64, spelled out: what kernels are checked against."""
+"""Computes window attention in float64 step by step, to check the kernels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import torch
 def window_attention(
     query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scale: float, window: int
 ) -> torch.Tensor:
-    """[B, H, P], softmax over the whole row; arguments as `reference.window_attention` has them."""
+    """Returns [B, H, P] from the softmax over the whole row.
+
+    The arguments are those of `reference.window_attention`.
+    """
     query, key = query.double(), key.double()
     length, repeats = key.shape[2], query.shape[1] // key.shape[1]
     logits = query[:, :, -window:] @ key.repeat_interleave(repeats, 1).mT * scale
@@ -23,6 +26,6 @@ def window_attention(
 
 
 def by_group(scores: torch.Tensor, groups: int) -> torch.Tensor:
-    """[B, H, P] -> [B, G, P], the mean over the query heads of each KV head."""
+    """Returns the mean over the query heads of each KV head: [B, H, P] -> [B, G, P]."""
     batch, heads, past = scores.shape
     return scores.view(batch, groups, heads // groups, past).mean(2)

@@ -1,8 +1,9 @@
-"""Everything that needs a GPU, in one run of some minutes: `python -m benchmarks.gpu`.
+"""Runs everything that needs a GPU, in some minutes: `python -m benchmarks.gpu`.
 
-Checks the kernels on the device against float64 on the host, proves that scoring and compaction
-never wait for the device, and times each kernel beside its floor. Stops at the first fault.
-`python -m benchmarks` and `python -m benchmarks.whole_model` measure layers and models.
+The command checks the kernels on the device against float64 on the host, proves that scoring and
+compaction never wait for the device, and compares the time of each kernel with its floor. It stops
+at the first fault. `python -m benchmarks` and `python -m benchmarks.whole_model` measure layers and
+models.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 def main() -> int:
     argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
     if not torch.cuda.is_available():
-        print("no CUDA device: nothing of this can run here; `make test-kernels` can")
+        print(
+            "no CUDA device: these checks need one; `make test-kernels` checks the kernels "
+            "without it"
+        )
         return 2
     print(environment("cuda"))
     with torch.no_grad():
@@ -51,7 +55,7 @@ def main() -> int:
 
 
 def check_window_attention() -> int:
-    """Against float64: dtypes, head sizes, group sizes, windows, masks; compiled or not."""
+    """Checks dtypes, head sizes, group sizes, windows and masks against float64."""
     count = 0
     compiled = torch.compile(STARKV.window_attention, fullgraph=True, dynamic=True)
     for dtype in DTYPES:
@@ -73,7 +77,7 @@ def check_window_attention() -> int:
                 scores = exact.window_attention(query, key, mask, dim**-0.5, window)
                 expected = exact.by_group(scores, groups)
                 ops = [STARKV.window_attention]
-                if dim == 128:  # compiled for one head size: each takes seconds
+                if dim == 128:  # only one head size is compiled, because each takes seconds
                     torch._dynamo.reset()
                     ops.append(compiled)
                 for op in ops:
@@ -84,7 +88,7 @@ def check_window_attention() -> int:
 
 
 def check_selection() -> int:
-    """Equal to the reference on the host, bit for bit."""
+    """Checks that the results equal the reference on the host, bit for bit."""
     count = 0
     for past in (300, 4096, 13447, 131072):
         for kind in ("random", "ties", "equal"):
@@ -109,13 +113,13 @@ def check_selection() -> int:
 
 
 def check_no_synchronisation() -> int:
-    """One layer's whole work, where anything read back by the host raises."""
+    """Runs the whole work of one layer. Any value that the host reads back raises an error."""
     size = Size(LAYERS["qwen2.5-vl-7b"], "1080p", 5, 8, 0.2, torch.bfloat16)
     inputs = make_inputs(size, "cuda")
     names = [name for name, contender in CONTENDERS.items() if contender.role == "ours"]
     for name in names:
         work: Any = CONTENDERS[name].make(size, inputs)
-        work()  # compiled
+        work()  # compiles
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
@@ -126,7 +130,7 @@ def check_no_synchronisation() -> int:
 
 
 def floors() -> tuple[float, float]:
-    """(bytes a second of a copy, operations a second of a large bfloat16 product)."""
+    """Returns bytes per second of a copy, and operations per second of a large bfloat16 product."""
     source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
     out = torch.empty_like(source)
     bandwidth = 2 * source.numel() / microseconds_of(lambda: out.copy_(source)) * 1e6
@@ -136,7 +140,7 @@ def floors() -> tuple[float, float]:
 
 
 def kernels(bandwidth: float, rate: float) -> Iterator[tuple[str, Callable[[], Any], float]]:
-    """(name, work, floor in microseconds): bytes that must move, or products that must be made."""
+    """Yields (name, work, floor in microseconds): the bytes to move, or the products to compute."""
     layer = LAYERS["qwen2.5-vl-7b"]
     for length in (8_192, 32_768, 131_072):
         generator = {"device": "cuda", "dtype": torch.bfloat16}
@@ -158,7 +162,7 @@ def kernels(bandwidth: float, rate: float) -> Iterator[tuple[str, Callable[[], A
                 floor,
             )
         scores = torch.randn(1, length - 8, device="cuda")
-        kept_bytes = 5 * scores.nbytes  # read by each of five launches
+        kept_bytes = 5 * scores.nbytes  # each of five launches reads them
         selection = (None, length, 8, length // 5)
         yield (
             f"selection by radix, {length}",
@@ -181,7 +185,7 @@ def kernels(bandwidth: float, rate: float) -> Iterator[tuple[str, Callable[[], A
 
 
 def microseconds_of(work: Callable[[], Any]) -> float:
-    """Median of replayed CUDA graphs: an eager call's launches would take longer than they run."""
+    """Returns the median of replayed CUDA graphs. Eager launches would take longer than kernels."""
     from triton.testing import do_bench_cudagraph
 
     with torch.cuda.stream(torch.cuda.Stream()):

@@ -1,7 +1,7 @@
-"""kvpress in a process and an environment of its own: it pins transformers below 5.3.
+"""Runs kvpress in a separate process and environment, because it pins transformers below 5.3.
 
-`STARKV_KVPRESS_PYTHON` names that environment's Python (`pip install kvpress`). The parent asks
-for one run at a time, so the runs of both sides alternate.
+`STARKV_KVPRESS_PYTHON` is the Python of that environment (`pip install kvpress`). The parent
+process asks for one run at a time, so the runs of both sides alternate.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ VARIABLE = "STARKV_KVPRESS_PYTHON"
 
 
 class Peer:
-    """A child process that compresses one layer whenever it is asked."""
+    """Holds a child process that compresses one layer on request."""
 
     def __init__(self, python: str, size: Size, threads: int):
         layer = size.layer
@@ -41,14 +41,14 @@ class Peer:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.seconds()  # ready
+        self.seconds()  # returns when the child is ready
 
     def seconds(self) -> float:
-        """One compression's wall time, measured over there."""
+        """Returns the wall time of one compression, which the child measures."""
         return self._ask("run")
 
     def operations(self) -> float:
-        """Floating-point operations of its products."""
+        """Returns the floating-point operations of its products."""
         return self._ask("count")
 
     def _ask(self, what: str) -> float:
@@ -63,7 +63,7 @@ class Peer:
 
 
 def start(size: Size) -> Peer | None:
-    """None where no environment with kvpress is named."""
+    """Starts a peer, or returns None where `STARKV_KVPRESS_PYTHON` is not set."""
     import torch
 
     python = os.environ.get(VARIABLE)
@@ -71,7 +71,7 @@ def start(size: Size) -> Peer | None:
 
 
 def _serve() -> None:
-    """The child's side. A Llama-shaped layer, since kvpress knows no Qwen2.5-VL or Qwen3-VL."""
+    """Runs in the child, on a Llama layer, because kvpress supports no Qwen2.5-VL or Qwen3-VL."""
     import torch
     from kvpress import SnapKVPress
     from torch.utils.flop_counter import FlopCounterMode

@@ -1,9 +1,10 @@
-"""What kvpress keeps and what we keep, on the same tensors: SnapKV, TOVA, StreamingLLM, PyramidKV.
+"""Compares the tokens that kvpress keeps with ours, on the same tensors.
 
     STARKV_KVPRESS_PYTHON=.../bin/python python -m benchmarks.kvpress_sets
 
-kvpress runs in an environment of its own (see `kvpress_peer`), which makes the layer, its queries,
-keys and values, and kvpress's sets, and writes them to a file.
+The policies are SnapKV, TOVA, StreamingLLM and PyramidKV. kvpress runs in a separate environment
+(see `kvpress_peer`). That process makes the layer, its queries, keys and values, and kvpress's
+sets, and writes them to a file.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ PYRAMID_LAYERS = (0, 9, 18, 27)
 
 
 def theirs(file: str) -> None:
-    """The child's side: a Llama-shaped layer with random weights, and what is kept of it."""
+    """Runs in the child: makes a Llama layer with random weights, and kvpress's kept sets."""
     import kvpress
     from transformers import LlamaConfig
     from transformers.models.llama import modeling_llama as llama
@@ -53,7 +54,7 @@ def theirs(file: str) -> None:
         query, key = llama.apply_rotary_pos_emb(query, key, *positions)
 
         def kept(press: Any) -> torch.Tensor:
-            """Places, found as those whose number, in the place of a value, is still there."""
+            """Returns the kept places. Each value holds the number of its place."""
             numbers = torch.arange(LENGTH).float()[None, None, :, None].expand_as(value)
             more = {"position_embeddings": positions}
             pair = press.compress(layer, states, key, numbers.contiguous(), None, more)
@@ -73,7 +74,7 @@ def theirs(file: str) -> None:
 
 
 def ours(policy: str, budget: float, tensors: dict[str, Any], capacity: int) -> torch.Tensor:
-    """[G, C]: what each KV head keeps."""
+    """Returns the tokens that each KV head keeps, [G, C]."""
     from starkv_compile import StarKVConfig
     from starkv_compile.kernels.ops import STARKV
     from starkv_compile.kernels.reference.layout import layout_all_text
@@ -106,7 +107,9 @@ def ours(policy: str, budget: float, tensors: dict[str, Any], capacity: int) -> 
 
 
 def rows(tensors: dict[str, Any]) -> list[tuple[str, int, int, int]]:
-    """By policy, budget and layer: tokens kvpress keeps a head, we keep, and both keep, of all."""
+    """Returns for each policy, budget and layer the tokens that kvpress keeps per head, that we
+    keep per head, and that both keep in all heads.
+    """
     from starkv_compile import StarKVConfig
     from starkv_compile.kernels.reference.capacity import layer_capacity
 
@@ -127,13 +130,14 @@ def rows(tensors: dict[str, Any]) -> list[tuple[str, int, int, int]]:
 def main() -> None:
     python = os.environ.get(VARIABLE)
     if not python:
-        sys.exit(f"set {VARIABLE} to the Python of an environment with kvpress")
+        sys.exit(f"{VARIABLE} is not set: give the Python of an environment with kvpress")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "tensors.pt"
         subprocess.run([python, __file__, str(file)], check=True)
         tensors = torch.load(file)
     print(
-        "policy                   kvpress keeps   we keep   same, at kvpress's number, of all heads"
+        "policy                   kvpress keeps   we keep   same tokens in all heads, with "
+        "kvpress's number"
     )
     for name, capacity, mine, both in rows(tensors):
         print(f"{name:24} {capacity:14d} {mine:9d}   {both} of {GROUPS * capacity}")

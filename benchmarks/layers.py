@@ -1,4 +1,4 @@
-"""The layer shapes that are measured, and inputs for them."""
+"""Lists the measured layer shapes, and makes inputs for them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import torch
 
-# Visual tokens of a screenshot and its rows and columns on Qwen-VL's grid (28 pixels a token).
+# Rows and columns of a screenshot's visual tokens on Qwen-VL's grid (28 pixels per token).
 SCREENS = {"1080p": (39, 69), "1440p": (51, 91), "4k": (77, 137)}
-TEXT = 40  # tokens before the first screen and after the last one, each
+TEXT = 40  # tokens before the first screen, and the same number after the last one
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One model's attention layer: query heads, KV heads, head size, hidden size."""
+    """Describes a model's attention layer: query heads, KV heads, head size, hidden size."""
 
     name: str
     heads: int
@@ -30,7 +30,7 @@ LAYERS = {
 
 @dataclass(frozen=True)
 class Size:
-    """A prompt of `frames` screenshots, then the instruction, in one layer."""
+    """Describes a prompt of `frames` screenshots, then the instruction, in one layer."""
 
     layer: Layer
     screen: str
@@ -50,7 +50,7 @@ class Size:
 
     @property
     def spans(self) -> list[tuple[int, int]]:
-        """[start, end) of each screenshot."""
+        """Returns [start, end) of each screenshot."""
         starts = [TEXT + i * self.frame_tokens for i in range(self.frames)]
         return [(start, start + self.frame_tokens) for start in starts]
 
@@ -64,7 +64,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Inputs:
-    """query [1, H, L, D], key and value [1, G, L, D], hidden [1, L, E], and what tokens are."""
+    """Holds query [1, H, L, D], key and value [1, G, L, D], hidden [1, L, E], and the layout."""
 
     query: torch.Tensor
     key: torch.Tensor
@@ -74,7 +74,7 @@ class Inputs:
 
 
 def make_inputs(size: Size, device: str, seed: int = 0) -> Inputs:
-    """Random, but with attention that has a sink and a heavy tail, as real attention has."""
+    """Makes random inputs whose attention has a sink and a heavy tail, as real attention has."""
     generator = torch.Generator().manual_seed(seed)
     layer, length = size.layer, size.length
     query = torch.randn(1, layer.heads, length, layer.dim, generator=generator)

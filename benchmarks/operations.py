@@ -1,6 +1,6 @@
-"""Floating-point operations of the compression stage: `python -m benchmarks.operations`.
+"""Counts floating-point operations of the compression: `python -m benchmarks.operations`.
 
-Products as torch.utils.flop_counter counts them, for one layer; kvpress's SnapKV as the rival.
+torch.utils.flop_counter counts the products of one layer. The rival is kvpress's SnapKV.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main() -> None:
         size = Size(layer, "1080p", 5, 8, 0.2, torch.float32)
         inputs = make_inputs(size, "cpu")
         # All our products are in the window's attention. Its registered op hides them from the
-        # counter, so the function behind it is counted.
+        # counter, so we count the function behind the op.
         arguments = (inputs.query, inputs.key, None, layer.dim**-0.5, size.window, size.length)
         shared = partial(reference.window_attention, *arguments, False, log_sum_exp(inputs))
         found: dict[str, float] = {

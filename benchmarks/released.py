@@ -1,8 +1,9 @@
-"""The method as its release computes it, restated from the paper's description.
+"""Computes the method as its release does, at its cost.
 
-Our own words and code, not the release's: keys and values repeated for every query head, whole
-attention probabilities [H, W, L], and mutual information by Python loops over tokens with a trip
-to the host for each number. Only what costs time on a prompt is here: a first step of a session.
+We wrote this code from the paper's description alone. It repeats keys and values for every query
+head, makes whole attention probabilities [H, W, L], and computes mutual information in Python loops
+over tokens, which read each number back to the host. It covers what takes time on a prompt, which
+is the first step of a session.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def compress(
     window: int,
     capacity: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Kept keys and values, repeated to [1, H, C, D], and kept indices [C]."""
+    """Returns kept keys and values, repeated to [1, H, C, D], and kept indices [C]."""
     repeats = query.shape[1] // key.shape[1]
     groups = key.shape[1]
     key, value = (t.repeat_interleave(repeats, dim=1) for t in (key, value))
@@ -53,7 +54,7 @@ def compress(
     spread = (mi.max() - mi.min()).item()
     scaled = (mi - mi.min()) / spread if spread > 0 else torch.full_like(mi, 0.5)
     weights = torch.softmax(scaled / MI_TEMPERATURE, 0)
-    strength = 0.0  # a session's first steps: the prior is computed, and not used
+    strength = 0.0  # the first steps of a session compute the prior and do not use it
     winner = by_group.argmax(0)
     final = mean[0] * (1 - strength + strength * groups * weights[winner])
     if len(spans) > 1:
@@ -70,7 +71,7 @@ def compress(
 
 
 def _mutual_information(scores: torch.Tensor) -> float:
-    """Of one group, in nats, counted token by token."""
+    """Returns the mutual information of one group in nats, counted token by token."""
     if scores.sum().item() <= 1e-12:
         return 0.0
     values = scores.float().cpu().numpy()

@@ -1,4 +1,4 @@
-"""What a run leaves: a table on the screen, rows with their environment, a plot."""
+"""Writes the results of a run: a printed table, rows with their environment, and a plot."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .layers import Size
 
 @dataclass(frozen=True)
 class Result:
-    """Milliseconds of one contender at one size, and how many times `ours` it takes.
+    """Holds the milliseconds of one contender at one size, and their ratio to `ours`.
 
-    The ratio is the median over rounds of (this one / ours in the same round), between its
+    The ratio is the median over rounds of (this one / ours in the same round). Low and high are its
     quartiles.
     """
 
@@ -54,7 +54,7 @@ def table(results: list[Result]) -> str:
 
 
 def write(results: list[Result], where: dict[str, str | int], folder: Path) -> None:
-    """`results.json`, `results.csv` (environment in every row) and `results.png`."""
+    """Writes `results.json`, `results.csv` (every row has the environment) and `results.png`."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [{**asdict(result), **where} for result in results]
     (folder / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
@@ -65,14 +65,14 @@ def write(results: list[Result], where: dict[str, str | int], folder: Path) -> N
     try:
         import matplotlib
     except ImportError:
-        print("no plot: pip install matplotlib")
+        print("no plot, because matplotlib is not installed: pip install matplotlib")
         return
     matplotlib.use("Agg")
     _plot(results, folder / "results.png")
 
 
 def _plot(results: list[Result], path: Path) -> None:
-    """One panel a size: how many times ours each contender takes, on a logarithmic axis."""
+    """Draws the ratio of each contender to ours on a logarithmic axis, a panel for each size."""
     from matplotlib import pyplot
 
     sizes = list(dict.fromkeys(result.size for result in results))

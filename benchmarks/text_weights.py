@@ -1,16 +1,16 @@
-"""Needles in text and continuations of real text, on real weights.
+"""Measures needles in text, and continuations of real text, on real weights.
 
     python -m benchmarks.text_weights --model gemma3 --prompts 96
     python -m benchmarks.text_weights --policies default snapkv tova
 
-Six door codes stand in a text of about 900 tokens, one in each sixth of it; a question asks for one
-of them, and a second question for another one, on the cache the first one left. An answer is right
-if it holds the code. Continuations are of Python's reference manual. The same prompts and passages
-are used at every budget. Shares come with 95 % intervals (Wilson), losses with the 95 % interval of
-their difference to the full cache.
+A text of about 900 tokens has six door codes, one in each sixth of it. A question asks for one
+code. A second question asks for another one, on the cache after the first reply. An answer is right
+if it holds the code. The continuations come from Python's reference manual. All budgets use the
+same prompts and passages. Shares come with 95 % intervals (Wilson), and losses with the 95 %
+interval of their difference to the full cache.
 
-Layers with a sliding window are left whole: of Gemma 3's 18 layers, 3 see further than 512 tokens
-and are what a budget concerns. Bytes are of all layers' caches.
+Layers with a sliding window stay uncompressed. Of Gemma 3's 18 layers, 3 see further than 512
+tokens, and the budget applies to these. Bytes are those of all layers' caches.
 """
 
 from __future__ import annotations
@@ -47,13 +47,16 @@ from .text_tasks import (
     read,
 )
 
-BUDGETS = (0.5, 0.2, 0.1)  # beside the full cache
-CONTEXT, REST = 768, 64  # tokens of a passage: in the cache, and scored
+BUDGETS = (0.5, 0.2, 0.1)  # in addition to the full cache
+CONTEXT, REST = 768, 64  # tokens of a passage in the cache, and tokens with a loss
 
 
 @dataclass(frozen=True)
 class Answered:
-    """One prompt in one configuration; depth: which sixth of the text held the code."""
+    """Holds the answers to one prompt in one configuration.
+
+    depth: the sixth of the text that holds the code, counted from 0.
+    """
 
     seed: int
     depth: int
@@ -65,7 +68,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration over all prompts and passages; losses: nats a token, by passage."""
+    """Holds one configuration's answers, and its loss in nats per token for each passage."""
 
     policy: str
     budget: float
@@ -75,7 +78,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Prompted:
-    """A prompt, read once for all configurations."""
+    """Holds a prompt that is read once for all configurations."""
 
     needles: Needles
     ids: torch.Tensor
@@ -91,7 +94,7 @@ NAMES: dict[str, Callable[..., StarKVConfig]] = {
 
 
 def configurations(window: int, names: Sequence[str]) -> Iterator[tuple[str, StarKVConfig]]:
-    """The full cache, which is the same for all, then every policy at every smaller budget."""
+    """Yields the full cache once, then every policy at every budget."""
     yield "full", StarKVConfig(budget=1.0, window=window, inner="eager")
     for name in names:
         for budget in BUDGETS:
@@ -107,7 +110,7 @@ def measure(
     opened: bool,
     names: Sequence[str],
 ) -> Iterator[Row]:
-    """One row a configuration; every text is read once, before the model is compiled."""
+    """Yields a row for each configuration. Every text is read once, before the compilation."""
     asked = [Needles.of(seed) for seed in range(prompts)]
     ready = []
     for needles in track(asked, "reading prompts"):
@@ -133,7 +136,7 @@ def measure(
 
 def _ask(model: Any, tokenizer: Any, prompt: Prompted, opened: bool) -> Answered:
     needles = prompt.needles
-    tokens = 7 if opened else 24  # an answer from its beginning repeats the question first
+    tokens = 7 if opened else 24  # an answer without its opening repeats the question first
     said = converse(model, tokenizer, prompt.ids, prompt.follow_up, prompt.past, tokens)
     codes = needles.code(0), needles.code(1)
     right = codes[0] in said.replies[0], codes[1] in (said.replies[1] or "")
@@ -155,10 +158,10 @@ def _loss(losses: Sequence[float], full: Sequence[float]) -> str:
 
 
 def tables(title: str, rows: Sequence[Row]) -> Iterator[Table]:
-    """All rows, and the first question's answers by where in the text the code stood."""
+    """Makes a table of all rows, and one of the first answers by the code's place in the text."""
     full = rows[0]
     table = Table(
-        "policy", "budget", "codes found", "follow-up", "nats a token", "cache", title=title
+        "policy", "budget", "codes found", "follow-up", "nats per token", "cache", title=title
     )
     for row in rows:
         nbytes = statistics.fmean(a.nbytes for a in row.answers)
@@ -193,19 +196,21 @@ def main() -> None:
         choices=NAMES,
         metavar="NAME",
         default=["default", "paper"],
-        help=f"of {', '.join(NAMES)}",
+        help=f"names from {', '.join(NAMES)}",
     )
-    parser.add_argument("--prompts", type=int, default=96, help="a multiple of six")
-    parser.add_argument("--passages", type=int, default=32)
+    parser.add_argument(
+        "--prompts", type=int, default=96, help="number of prompts, a multiple of six"
+    )
+    parser.add_argument("--passages", type=int, default=32, help="number of passages")
     parser.add_argument("--window", type=int, default=StarKVConfig().window)
     parser.add_argument(
         "--unopened",
         action="store_true",
-        help="leave out how the answer begins: the window then is on the chat template's last "
-        "tokens and the end of the question",
+        help="leave out the beginning of the answer, so that the window has the chat template's "
+        "last tokens and the end of the question",
     )
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="every prompt's answers, as JSON")
+    parser.add_argument("--out", type=Path, help="file for every prompt's answers, as JSON")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     began = time.monotonic()
@@ -221,7 +226,7 @@ def main() -> None:
     console = Console()
     for table in tables(title, rows):
         console.print(table)
-    console.print(f"{time.monotonic() - began:.0f} s in all, {args.threads} threads")
+    console.print(f"This took {time.monotonic() - began:.0f} s with {args.threads} threads.")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""A whole model of random weights: `python -m benchmarks.whole_model`, full cache against ours.
+"""Compares a full cache with ours on a whole model: `python -m benchmarks.whole_model`.
 
-Time to the first token, decoding rate at several batch sizes, bytes of the cache, peak memory.
-Full-size shapes need a GPU of 40 GB and more; `--tiny` runs the same code anywhere.
+The model has random weights. The command measures the time to the first token, the decoding rate at
+several batch sizes, the bytes of the cache, and the peak memory. Full-size shapes need a GPU with
+40 GB or more. `--tiny` runs the same code on any machine.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ FAMILIES, MERGE = ("qwen2_5_vl", "qwen3_vl"), 2
 
 
 def full_size(name: str) -> Any:
-    """Configurations as published, without weights: Qwen2.5-VL-7B and Qwen3-VL-8B."""
+    """Returns the published configuration of Qwen2.5-VL-7B or Qwen3-VL-8B."""
     if name == "qwen2_5_vl":
         return AutoConfig.for_model(
             name,
@@ -73,7 +74,7 @@ def full_size(name: str) -> Any:
 
 
 def tiny(name: str) -> Any:
-    """The same family, two narrow layers; its vocabulary is whole."""
+    """Returns the same family with two narrow layers and its whole vocabulary."""
     config = full_size(name)
     text = config.text_config
     text.hidden_size, text.intermediate_size, text.num_hidden_layers = 64, 64, 2
@@ -92,7 +93,7 @@ def tiny(name: str) -> Any:
 
 @torch.no_grad()
 def random_model(config: Any, device: str, dtype: torch.dtype) -> Any:
-    """Weights drawn on the device: nothing of full size passes through the host."""
+    """Makes a model and draws its weights on the device, so that they never fill the host."""
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     model.to_empty(device=device)
@@ -115,7 +116,7 @@ def _rotary_arguments(module: Any) -> tuple[Any, ...]:
 
 
 def prompt(config: Any, screen: str, frames: int, batch: int, device: str) -> dict[str, Any]:
-    """`frames` screenshots of random pixels, then text; every row the same."""
+    """Makes `frames` screenshots of random pixels, then text. All rows are the same."""
     rows, columns = SCREENS[screen]
     vision = config.vision_config
     size = vision.patch_size**2 * vision.in_channels * vision.temporal_patch_size
@@ -136,7 +137,7 @@ def prompt(config: Any, screen: str, frames: int, batch: int, device: str) -> di
 
 @dataclass(frozen=True)
 class Run:
-    """Of one way: seconds to the first token, tokens a second after it, bytes."""
+    """Holds seconds to the first token, tokens per second after it, and bytes of cache and peak."""
 
     first: float
     rate: float
@@ -145,7 +146,7 @@ class Run:
 
 
 def measure(model: Any, inputs: dict[str, Any], new_tokens: int, rounds: int) -> Run:
-    """Medians over `rounds`, after one run that compiles."""
+    """Measures medians over `rounds`, after one run that compiles."""
     device = inputs["input_ids"].device.type
     batch = len(inputs["input_ids"])
 
@@ -184,7 +185,7 @@ def _wait(device: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", choices=FAMILIES, default="qwen2_5_vl")
-    parser.add_argument("--tiny", action="store_true", help="two narrow layers")
+    parser.add_argument("--tiny", action="store_true", help="use two narrow layers")
     parser.add_argument("--screen", choices=SCREENS, default="1440p")
     parser.add_argument("--frames", type=int, default=5)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])

@@ -1,11 +1,11 @@
-"""An agent's steps on one cache: each step prefills its new screenshot and nothing twice.
+"""Runs an agent's steps on one cache. Each step prefills only its new screenshot and text.
 
     python examples/agent_loop.py
     python examples/agent_loop.py --model ByteDance-Seed/UI-TARS-1.5-7B --budget 0.2
 
-Without --model it runs the small agent that comes with the package, on screens drawn for it. The
-table says, for each step, how many tokens the session has seen and how many are stored. Those of
-the last answer are stored as they came: the next step compresses them.
+Without --model the example runs the shipped agent of starkv-lab on generated screens. Each step
+prints how many tokens the session has seen and how many the cache stores. The tokens of the last
+answer stay uncompressed until the next step.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from starkv_compile.cli import share_of
 
 
 def load(name: str | None) -> tuple[Any, Any]:
-    """(model, processor) of a checkpoint, or of the shipped agent."""
+    """Returns (model, processor) of a checkpoint, or of the shipped agent."""
     if name is None:
         from starkv_lab.agent import load_agent
 
@@ -38,11 +38,13 @@ def load(name: str | None) -> tuple[Any, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Several agent steps on one compressed cache.")
-    parser.add_argument("--model", help="a checkpoint; default: the shipped agent")
-    parser.add_argument("--steps", type=int, default=4)
+    parser = argparse.ArgumentParser(
+        description=("Runs several agent steps on one compressed cache.")
+    )
+    parser.add_argument("--model", help="a checkpoint (default: the shipped agent)")
+    parser.add_argument("--steps", type=int, default=4, help="number of steps")
     parser.add_argument("--budget", default="0.3", help="share of the tokens: 0.2 or 20%%")
-    parser.add_argument("--tokens", type=int, default=16, help="length of a reply, at most")
+    parser.add_argument("--tokens", type=int, default=16, help="most tokens of a reply")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--inner", default="inductor", help='"eager" needs no C++ compiler')
     args = parser.parse_args(argv)

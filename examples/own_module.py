@@ -1,13 +1,13 @@
-"""A decoder of one's own, no Hugging Face in it: rewrite its exported graph.
+"""Rewrites the exported graph of your own decoder, without Hugging Face.
 
     python examples/own_module.py --budget 0.25
 
-The graph returns its keys and values beside its output. After `starkv_compile.passes.apply` the
-same graph returns fewer of them; what it computes for the prompt is unchanged. Where nothing says
-which tokens are visual, as here, all are scored as text, and the report notes it.
+The graph returns keys and values next to its output. After `starkv_compile.passes.apply` the same
+graph returns fewer keys and values, and computes the same output for the prompt. This model does
+not say which tokens are visual, so all tokens are scored as text, and the report notes it.
 
-What is not done for you: the next token's position is the uncompressed length, not the number of
-stored rows, so keep that length yourself.
+You have to keep the uncompressed length yourself. The next token's position is that length, which
+is larger than the number of stored rows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ VOCABULARY, WIDTH, HEADS, KV_HEADS, HEAD = 100, 64, 4, 2, 16
 
 
 class Decoder(torch.nn.Module):
-    """One attention layer with grouped KV heads: tokens [B, S] -> logits [B, S, V], k, v."""
+    """Has one attention layer with grouped KV heads: tokens [B, S] -> logits [B, S, V], k, v."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,9 @@ class Decoder(torch.nn.Module):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Rewrite the exported graph of a plain nn.Module.")
+    parser = argparse.ArgumentParser(
+        description=("Rewrites the exported graph of a plain nn.Module.")
+    )
     parser.add_argument("--budget", default="0.25", help="share of the tokens: 0.2 or 20%%")
     parser.add_argument("--tokens", type=int, default=64, help="length of the prompt")
     args = parser.parse_args(argv)

@@ -1,9 +1,9 @@
-"""A question about one screenshot, to UI-TARS or any Qwen2.5-VL, with a compressed cache.
+"""Asks UI-TARS or any Qwen2.5-VL about a screenshot, with a compressed cache.
 
     python examples/qwen2_5_vl.py screenshot.png "Where is the search field?"
     python examples/qwen2_5_vl.py screenshot.png --model Qwen/Qwen2.5-VL-3B-Instruct
 
-The checkpoint is downloaded on first use. Qwen2-VL and Qwen3-VL checkpoints work the same way.
+The first run downloads the checkpoint. Qwen2-VL and Qwen3-VL checkpoints work the same way.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CHECKPOINT = "ByteDance-Seed/UI-TARS-1.5-7B"  # a Qwen2.5-VL
 
 
 def load(name: str) -> tuple[Any, Any]:
-    """(model, processor) of a checkpoint's name or folder."""
+    """Returns (model, processor) from a checkpoint's name or folder."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -31,12 +31,14 @@ def load(name: str) -> tuple[Any, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Ask about a screenshot, with a compressed cache.")
+    parser = argparse.ArgumentParser(
+        description=("Asks about a screenshot, with a compressed cache.")
+    )
     parser.add_argument("image", help="path of the screenshot")
     parser.add_argument("question", nargs="?", default="Describe what is on this screen.")
     parser.add_argument("--model", default=CHECKPOINT)
     parser.add_argument("--budget", default="0.2", help="share of the tokens: 0.2 or 20%%")
-    parser.add_argument("--tokens", type=int, default=128, help="length of the answer, at most")
+    parser.add_argument("--tokens", type=int, default=128, help="most tokens of the answer")
     parser.add_argument("--inner", default="inductor", help='"eager" needs no C++ compiler')
     args = parser.parse_args(argv)
 

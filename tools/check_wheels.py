@@ -1,9 +1,9 @@
-"""Build both wheels, install each into a bare environment, and use it there.
+"""Builds both wheels, installs each into a bare environment, and uses it there.
 
     python tools/check_wheels.py
 
-The compiler alone must compress a tiny model and must say what `starkv demo` needs. With the
-laboratory the demo must run. Sizes are printed; the compiler's has a limit.
+The compiler alone must compress a tiny model, and must say what `starkv demo` needs. With the
+laboratory the demo must run. The command prints both sizes. The compiler's size has a limit.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ assert all(layer.stored == layer.seen // 5 for layer in report.layers)
 
 
 def build(folder: Path) -> tuple[Path, Path]:
-    """The compiler's wheel and the laboratory's."""
+    """Builds the compiler's wheel and the laboratory's."""
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(folder)]
     for source in (".", "./lab"):
         subprocess.run([*command, source], cwd=ROOT, check=True)
@@ -42,7 +42,7 @@ def build(folder: Path) -> tuple[Path, Path]:
 
 
 class Bare:
-    """A new environment with a wheel and what it depends on."""
+    """Makes a new environment for a wheel and its dependencies."""
 
     def __init__(self, folder: Path) -> None:
         venv.create(folder, with_pip=True)
@@ -53,7 +53,7 @@ class Bare:
         self.run("python", "-m", "pip", "install", "--quiet", "-c", pins, *what)
 
     def run(self, *command: str, expect: int = 0) -> str:
-        """What a command of the environment prints, run away from the checkout."""
+        """Runs a command of the environment outside the checkout, and returns what it prints."""
         environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH",)}
         done = subprocess.run(
             [str(self.bin / command[0]), *command[1:]],
@@ -72,9 +72,9 @@ def main() -> None:
         compiler, laboratory = build(Path(temporary))
         for wheel in (compiler, laboratory):
             print(f"{wheel.name}: {wheel.stat().st_size / 1024:.0f} KiB")
-        assert compiler.stat().st_size < LIMIT, f"over {LIMIT // 1024} KiB"
+        assert compiler.stat().st_size < LIMIT, f"the compiler's wheel is over {LIMIT // 1024} KiB"
         bare = Bare(Path(temporary) / "venv")
-        bare.install("torch")  # the pinned build, before anything asks for a newer one
+        bare.install("torch")  # first, so that the pinned build is installed
         bare.install(str(compiler))
         print(bare.run("python", "-c", COMPRESS))
         print(bare.run("starkv", "demo", expect=2))

@@ -1,9 +1,9 @@
-"""The shipped agent exported, against itself in PyTorch: the demo's episodes, answer by answer.
+"""Compares the exported agent with the agent in PyTorch on the demo's episodes.
 
     python tools/exported_agent.py FOLDER [--episodes N]
 
-Exports it to FOLDER for each of the demo's three ways, unless it is there already, and prints a
-table. Exit code 1 if a reply or a kept token differs.
+The command exports the agent to FOLDER for each of the demo's three caches, unless FOLDER has it
+already, and prints a table. The exit code is 1 if a reply or a kept token differs.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from starkv_compile.session import AgentSession
 FRAMES = 4
 HEADER = (
     "way",
-    "replies alike",
+    "same replies",
     "right",
-    "kept tokens alike",
+    "same kept tokens",
     "cache, kB",
-    "a turn, ms: torch",
+    "ms per turn: torch",
     "ONNX",
-    "a token, ms: torch",
+    "ms per token: torch",
     "ONNX",
 )
 
 
 @dataclass
 class Episodes:
-    """Replies, places kept in every layer after every turn, and times, of one runtime."""
+    """Holds the replies, kept places and times of one runtime, after every turn."""
 
     replies: list[str] = field(default_factory=list)
     kept: list[torch.Tensor] = field(default_factory=list)
@@ -63,7 +63,7 @@ class Episodes:
 
 
 def row(way: Way, episodes: Sequence[Sequence[Turn]], folder: Path) -> tuple[list[str], bool]:
-    """A line of the table, and whether nothing differs."""
+    """Returns a line of the table, and whether both runtimes agree."""
     export_agent(way.config, None, folder, lambda stage: None)
     torchs, onnxs = Episodes(), Episodes()
     with in_torch(way.config, None) as compiled:

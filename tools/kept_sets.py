@@ -1,12 +1,12 @@
-"""Digests of what each policy keeps and of the replies that follow, for a stated set of prompts.
+"""Prints digests of the tokens that each policy keeps, and of the replies.
 
     python tools/kept_sets.py > before.txt     # then change the code
     python tools/kept_sets.py > after.txt && diff before.txt after.txt
 
-Prompts: three generated sessions of the demo agent (seeds 0 to 2, four screenshots, six turns) and
-a batch of two prompts, one padded, on a random Qwen3-VL. Each with every policy and the paper's
-configuration at 20 % and 10 %. The lines are the same in every run on one machine; another
-processor may round otherwise.
+The prompts are three generated sessions of the demo agent (seeds 0 to 2, four screenshots, six
+turns), and a batch of two prompts, one padded, on a random Qwen3-VL. The command runs every policy
+and the paper's configuration at 20 % and 10 %. All runs on one machine print the same lines.
+Another processor may round differently.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ FRAMES = 4
 
 
 def agent_session(options: dict[str, object], seed: int) -> list[object]:
-    """Replies of one session, and after each turn the places that every layer keeps."""
+    """Returns the replies of one session, and after each turn the places that every layer keeps."""
     model, processor = load_agent()
     starkv_compile.compile(model, StarKVConfig.from_options(options))
     session, found = AgentSession(model, processor), []
     for turn in episode_turns(FRAMES, seed):
         try:
             found.append(session.step(turn.content, max_new_tokens=12, do_sample=False))
-        except CacheError:  # budgets that differ by layer take one prompt
+        except CacheError:  # a cache with budgets by layer takes one prompt
             break
         found.append(_places(session.cache))
     return found
 
 
 def padded_batch(options: dict[str, object]) -> list[object]:
-    """The same for two prompts of different lengths, and one more turn of text."""
+    """Returns the same for a batch of two prompts with different lengths."""
     model = tiny_model("qwen3_vl")
     starkv_compile.compile(model, StarKVConfig.from_options(options))
     prompts = (TinyPrompt(((4, 6), (4, 6))), TinyPrompt(((4, 6), (4, 6)), text=21, seed=1))
@@ -71,7 +71,7 @@ def main() -> None:
             options = {**way, "budget": budget, "inner": "eager"}
             torch._dynamo.reset()
             sessions = digest([agent_session(options, seed) for seed in SEEDS])
-            even = options["policy"] != "pyramidkv"  # it refuses a padded batch
+            even = options["policy"] != "pyramidkv"  # budgets by layer allow no padded batch
             batch = digest(padded_batch(options)) if even else "-"
             name = "paper" if "grid" in way else way["policy"]
             print(f"{name:20s} {budget:4.0%}  agent {sessions}  batch {batch}", flush=True)

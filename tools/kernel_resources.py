@@ -1,11 +1,11 @@
-"""Compile every kernel for every target, without a GPU, and compare with the committed table.
+"""Compiles every kernel for every target, without a GPU, and compares with the committed table.
 
-    python tools/kernel_resources.py            # compare: exit code 1 and a list where it differs
-    python tools/kernel_resources.py --write    # measure anew and write the table
+    python tools/kernel_resources.py            # compare; exit code 1 and a list of differences
+    python tools/kernel_resources.py --write    # measure again and write the table
 
-The real host wrappers are called on meta tensors, so the specialisations are the ones a launch
-has; a stub stands in for the driver. Triton's wheel brings the assemblers and disassemblers.
-Rows belong to a version of Triton: those of other versions are kept as they are.
+The command calls the real host wrappers on meta tensors, so the specialisations are those of a
+launch. A stub replaces the driver. Triton's wheel has the assemblers and disassemblers. Each row
+belongs to a version of Triton, and rows of other versions do not change.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TARGETS = {
     "sm_120": GPUTarget("cuda", 120, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-# Bytes of shared memory a block may have. The compiler does not refuse more; the launch would.
+# Most bytes of shared memory of a block. Only a launch refuses more, the compiler does not.
 SHARED_LIMIT = {
     "sm_80": 166_912,
     "sm_86": 101_376,
@@ -58,7 +58,7 @@ MATRIX = re.compile(r"\b(HMMA|HGMMA|UTC\w*MMA|DMMA)\b|\bv_mfma_\w+")
 
 @dataclass(frozen=True)
 class Case:
-    """One layer's shapes. whole: selection and ranks too, which do not depend on it."""
+    """Holds a layer's shapes. whole: also run selection and ranks, which do not depend on them."""
 
     name: str
     heads: int
@@ -85,7 +85,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Row:
-    """What one compiled kernel needs. matrix: how many matrix instructions it holds."""
+    """Holds the resources of one compiled kernel. matrix: number of its matrix instructions."""
 
     triton: str
     target: str
@@ -98,19 +98,19 @@ class Row:
     instructions: int
 
     def faults(self) -> list[str]:
-        """What would make it slow or impossible to launch."""
+        """Returns what would make the kernel slow or prevent its launch."""
         found = []
         if self.spilled:
             found.append(f"spills {self.spilled} bytes")
         if self.shared > SHARED_LIMIT[self.target]:
-            found.append(f"{self.shared} bytes shared, limit {SHARED_LIMIT[self.target]}")
+            found.append(f"has {self.shared} bytes shared, limit {SHARED_LIMIT[self.target]}")
         if self.kernel.startswith(("row_sums", "score_keys")) and not self.matrix:
-            found.append("no matrix instruction")
+            found.append("has no matrix instruction")
         return found
 
 
 def run_wrappers(case: Case) -> None:
-    """Every host wrapper once, as a layer of `case` would call it."""
+    """Calls every host wrapper once, as a layer of `case` would."""
 
     def meta(*shape: int, dtype: torch.dtype = case.dtype) -> torch.Tensor:
         return torch.empty(*shape, dtype=dtype, device="meta")
@@ -136,7 +136,7 @@ def run_wrappers(case: Case) -> None:
 
 
 class StubDriver:
-    """Enough of a driver to compile for a target: nothing is ever launched."""
+    """Replaces Triton's driver, to compile for a target. It never launches a kernel."""
 
     def __init__(self) -> None:
         self.device = 0
@@ -145,14 +145,14 @@ class StubDriver:
         return list(TARGETS.values())[self.device]
 
     def get_current_device(self) -> int:
-        return self.device  # one a target: compiled kernels are cached by device
+        return self.device  # one for each target, because Triton caches compiled kernels by device
 
     def get_current_stream(self, device: int) -> int:
         return 0
 
 
 def compiled(case: Case, target: str, driver: StubDriver) -> dict[str, Any]:
-    """Kernels by name, numbered where one is compiled in several forms."""
+    """Returns the kernels by name, with a number for each compiled form."""
     driver.device = list(TARGETS).index(target)
     found: dict[Any, str] = {}
     run = triton.JITFunction.run
@@ -174,7 +174,7 @@ def compiled(case: Case, target: str, driver: StubDriver) -> dict[str, Any]:
 
 
 def measure(kernel: Any, target: str) -> tuple[int, int, int, int]:
-    """(registers, bytes spilled, matrix instructions, instructions)."""
+    """Returns (registers, bytes spilled, matrix instructions, instructions)."""
     if target.startswith("gfx"):
         text = kernel.asm["amdgcn"]
         code = [line for line in text.splitlines() if re.match(r"\t[a-z]\w+ ", line)]
@@ -250,7 +250,7 @@ def write_table(rows: list[Row]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--write", action="store_true", help="write the table instead")
+    parser.add_argument("--write", action="store_true", help="write the table instead of comparing")
     write = parser.parse_args().write
     rows = list(measure_all(lambda text: print(text, file=sys.stderr, flush=True)))
     faults = [f"{row}: {fault}" for row in rows for fault in row.faults()]

@@ -1,12 +1,12 @@
-"""Run transformers' own tests of caches and generation through starkv.
+"""Runs transformers' own tests of caches and generation through starkv.
 
     python tools/run_hf_suite.py --budget 1.0 --summary summary.json
 
-Fetches the `tests` folder of the installed version's tag (no history, nothing else) and runs the
-files of `SUITE` with `starkv_compile.testing.hf_suite` injected. At budget 1.0 all of it has to
-pass. Below, caches are shorter on purpose and answers differ: what is run then are tests of the
-shape and the end of what `generate` gives. Exit code 2: the suite could not be fetched; else
-pytest's own.
+The command fetches only the `tests` folder of the installed version's tag, without history, and
+runs the files of `SUITE` with `starkv_compile.testing.hf_suite`. At budget 1.0 all tests have to
+pass. Below it the caches are shorter and the answers differ, so the command runs only the tests of
+the shape and the end of what `generate` returns. The exit code is 2 if the suite could not be
+fetched, else pytest's.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CANNOT_FETCH = 2
 
 
 def fetch(source: str, version: str, folder: Path) -> str | None:
-    """Clone the tests of a version into `folder`, unless they are there; what went wrong."""
+    """Clones the tests of a version into `folder`, unless it has them. Returns an error or None."""
     if (folder / "tests").is_dir():
         return None
     clone = [
@@ -70,7 +70,7 @@ def fetch(source: str, version: str, folder: Path) -> str | None:
 def run_suite(
     folder: Path, budget: float, inner: str, summary: Path | None, more: list[str]
 ) -> int:
-    """pytest's exit code."""
+    """Runs the suite and returns pytest's exit code."""
     files = [file for file in SUITE if (folder / file).exists()]
     for file in SUITE:
         if file not in files:
@@ -94,10 +94,12 @@ def run_suite(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--budget", default="1.0", help="share of the tokens: 0.2 or 20%%")
-    parser.add_argument("--inner", default="eager")
-    parser.add_argument("--folder", type=Path, help="where the clone is or goes; else a new one")
-    parser.add_argument("--source", default=SOURCE, help="the repository, or a mirror of it")
-    parser.add_argument("--summary", type=Path, help="what became of the calls, as JSON")
+    parser.add_argument("--inner", default="eager", help="backend that compiles the graphs")
+    parser.add_argument(
+        "--folder", type=Path, help="folder of the clone (default: a temporary one)"
+    )
+    parser.add_argument("--source", default=SOURCE, help="the repository, or its mirror")
+    parser.add_argument("--summary", type=Path, help="file for what happened to the calls, as JSON")
     parser.add_argument("pytest", nargs="*", help="more arguments for pytest, after --")
     args = parser.parse_args()
     budget = share_of(args.budget)
@@ -108,7 +110,7 @@ def main() -> int:
         if trouble:
             print(
                 f"the tests of transformers {version} cannot be fetched from {args.source} "
-                f"({trouble}); with a clone of that tag at hand, pass it as --folder",
+                f"({trouble}); if you have a clone of that tag, give it as --folder",
                 file=sys.stderr,
             )
             return CANNOT_FETCH

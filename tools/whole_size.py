@@ -1,10 +1,10 @@
-"""Export a model of full size without its weights: does it fit, and what does it take?
+"""Exports a model of full size without its weights, and measures time and memory.
 
     python tools/whole_size.py FOLDER [--layers N]
 
-Qwen2-VL-7B's shapes (28 layers, 3584 wide, and its vision tower), float16. Its parameters are
-memory that nobody wrote, which takes no room. FOLDER takes 17 GB: a complete export, of zeros.
-Exit code 1 if a protobuf has 2 GiB or the process took 20 GiB.
+The model has Qwen2-VL-7B's shapes (28 layers, 3584 wide, and its vision tower) in float16. Nothing
+writes its parameters, so they take no memory. FOLDER takes 17 GB, because the export of zeros is
+complete. The exit code is 1 if a protobuf has 2 GiB or the process took 20 GiB.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MOST_MEMORY, MOST_PROTOBUF = 20 * GIB, 2 * GIB
 
 
 def config(layers: int) -> Qwen2VLConfig:
-    """Qwen2-VL-7B-Instruct's published shapes, with another number of decoder layers."""
+    """Returns Qwen2-VL-7B-Instruct's published shapes with `layers` decoder layers."""
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
     text = {
         "vocab_size": 152064,
@@ -55,7 +55,7 @@ def config(layers: int) -> Qwen2VLConfig:
 
 
 def without_weights(layers: int) -> torch.nn.Module:
-    """The model in float16, its parameters never initialized."""
+    """Makes the model in float16 and initializes no parameter."""
     torch.set_default_dtype(torch.float16)
     try:
         with no_init_weights():
@@ -65,7 +65,7 @@ def without_weights(layers: int) -> torch.nn.Module:
 
 
 class Stages:
-    """Prints, when the next one begins, what the export has taken so far."""
+    """Prints the time and memory of the export so far, when its next stage begins."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()
@@ -80,7 +80,7 @@ class Stages:
 
 
 def peak() -> int:
-    """Most bytes this process ever had in memory."""
+    """Returns the most bytes that this process ever had in memory."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -137,7 +137,7 @@ def test_the_oracle_is_told_where_the_shape_is(package):
 
 
 def test_more_images_than_there_are(package):
-    with pytest.raises(OptionError, match="images=13: 1 to 12"):
+    with pytest.raises(OptionError, match="images=13: expected 1 to 12"):
         EasyVqa(13)
 
 

@@ -37,12 +37,14 @@ def kept_by_layer(cache: StarKVCache) -> list[LayerKept]:
     """
     layout = cache.shared.layout
     if layout is None:
-        raise ValueError("the cache knows no layout: it was filled without compaction")
+        raise ValueError("the cache knows no layout; give a cache after a compaction")
     frame, row, column = (t[0].tolist() for t in (layout.frame, layout.row, layout.column))
     layers = []
     for layer in cache.compressed_layers:
         if layer.kept is None:
-            raise ValueError("a layer of the cache was never compacted")
+            raise ValueError(
+                "a layer of the cache was never compacted; give a cache after a compaction"
+            )
         if layer.kept.dim() == 3:
             raise ValueError(
                 "each head keeps a set of its own: read `kept` [B, G, C] of each layer instead"
@@ -62,7 +64,7 @@ def frame_grids(cache: StarKVCache) -> list[Cell]:
     """Returns (rows, columns) of each frame in time order, for a session with one row."""
     layout = cache.shared.layout
     if layout is None:
-        raise ValueError("the cache knows no layout: it was filled without compaction")
+        raise ValueError("the cache knows no layout; give a cache after a compaction")
     grids = []
     for number in range(int(layout.frame.max()) + 1):
         here = layout.frame[0] == number

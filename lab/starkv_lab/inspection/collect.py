@@ -92,8 +92,7 @@ def collect(prompt: InspectedPrompt, config: StarKVConfig, shares: Sequence[floa
     if tokens != seen:
         raise UnsupportedModel(
             f"{prompt.model_name} stores {seen} tokens for a prompt of {tokens} tokens, so the "
-            "page cannot tell which of them are which; it needs a model that stores each token of "
-            "its prompt"
+            "page cannot match them; it needs a model that stores each token of its prompt"
         )
     frame, row, column = notes.layout
     return Inspection(

@@ -35,7 +35,7 @@ def run_models(names: Sequence[str], out: Path | None, exports: bool = False) ->
     if unknown:
         raise OptionError(
             f"{unknown[0]!r} is no family of transformers {transformers.__version__}: "
-            f"{did_you_mean(unknown[0], known)}known are {', '.join(sorted(known))}"
+            f"{did_you_mean(unknown[0], known)}expected one of {', '.join(sorted(known))}"
         )
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # it warns about default configurations

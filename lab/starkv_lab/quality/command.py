@@ -87,7 +87,7 @@ def chosen(names: Sequence[str]) -> list[Variant]:
         if name not in VARIANTS and name not in GROUPS and name not in registered:
             known = [*VARIANTS, *registered]
             raise OptionError(
-                f"policy {name!r}: {did_you_mean(name, [*known, *GROUPS])}known are "
+                f"policy {name!r}: {did_you_mean(name, [*known, *GROUPS])}expected one of "
                 f"{', '.join(known)}; {', '.join(GROUPS)} mean all variants of a group"
             )
     found = [v for v in VARIANTS.values() if v.name in names or v.group in names]

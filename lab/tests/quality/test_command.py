@@ -63,7 +63,7 @@ def test_names_and_groups():
     assert FULL not in chosen(["policy"])
     assert {v.group for v in chosen(["policy", "ablation"])} == {"policy", "ablation"}
     assert [v.name for v in chosen(["random", "paper"])] == ["paper", "random"]
-    with pytest.raises(OptionError, match=r"'snapvk': did you mean 'snapkv'. known are"):
+    with pytest.raises(OptionError, match=r"'snapvk': did you mean 'snapkv'. expected one of"):
         chosen(["snapvk"])
 
 
