@@ -16,6 +16,7 @@ from .errors import (
     MissingPackage,
     NonFiniteScores,
     OptionError,
+    PolicyError,
     StarKVError,
     UnsupportedModel,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "MissingPackage",
     "NonFiniteScores",
     "OptionError",
+    "PolicyError",
     "Report",
     "StarKVCache",
     "StarKVConfig",

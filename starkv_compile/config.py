@@ -23,7 +23,7 @@ LAYER_STEPS = 1000
 rounded, so that capacities need whole numbers only."""
 
 
-class _PolicyField:
+class PolicyOrName:
     """The field `policy`. It accepts an instance or a name, and returns the instance."""
 
     @overload
@@ -89,7 +89,7 @@ class StarKVConfig:
     window: int = integer(8, least=1, most=64)
     """Number of last tokens that always stay, and whose queries score the others [W]. 1 to 64."""
 
-    policy: _PolicyField = _PolicyField()
+    policy: PolicyOrName = PolicyOrName()
     """The policy that scores the tokens: a `starkv_compile.policies.Policy`, or the name of one
     with its default options."""
 
@@ -103,6 +103,7 @@ class StarKVConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        self._check_names_of_options()
         self._check_one_budget()
         self._check_layer_budgets()
         if self.decode_tokens is not None and self.is_uneven:
@@ -115,6 +116,15 @@ class StarKVConfig:
             raise OptionError(
                 f"debug=True with inner={self.inner!r}: the check reads values on the host; use "
                 'inner="eager" with it'
+            )
+
+    def _check_names_of_options(self) -> None:
+        own = {field.name for field in dataclasses.fields(self)}
+        twice = sorted(own & set(self.policy.options()))
+        if twice:
+            raise OptionError(
+                f"policy={self.policy.name!r} has an option {twice[0]!r}, which is an option of "
+                "StarKVConfig too; rename the policy's field, as flat options hold both"
             )
 
     def _check_layer_budgets(self) -> None:
@@ -149,6 +159,11 @@ class StarKVConfig:
         Raises:
             OptionError: an option is unknown or impossible.
         """
+        if changes.get("policy", "starkv") != "starkv":
+            raise OptionError(
+                f"policy={changes['policy']!r} with paper(): the paper's is policy 'starkv'; leave "
+                "out the policy, or use StarKVConfig(policy=...)"
+            )
         paper = {"policy": "starkv", "entropy": "global", "grid": "square"}
         return cls.from_options({**paper, **changes})
 
@@ -187,13 +202,18 @@ class StarKVConfig:
         return {**options, **named, **self.policy.changed_options()}
 
     def describe(self) -> dict[str, Any]:
-        """Returns every value, defaults included, in one flat mapping that fits into JSON."""
+        """Returns every value, defaults included, in one flat mapping that fits into JSON.
+
+        The policy is its registered name, else the module and the name of its class.
+        """
+        from .policies import address_of
+
         own = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
             if field.name != "policy"
         }
-        return {**own, "policy": self.policy.name, **dataclasses.asdict(self.policy)}
+        return {**own, "policy": address_of(self.policy), **dataclasses.asdict(self.policy)}
 
     def _changes(self) -> dict[str, Any]:
         """The values that differ from the defaults, without the policy."""
@@ -236,13 +256,22 @@ class StarKVConfig:
         """
         given = self.layer_budgets
         if given is None:
-            return self.policy.layer_weights(layers)
+            return self._policy_weights(layers)
         if len(given) != layers:
             raise OptionError(
                 f"layer_budgets has {len(given)} values, but {layers} layers are compressed; give "
                 "one for each, first to last"
             )
         return tuple(max(1, round(LAYER_STEPS * budget / max(given))) for budget in given)
+
+    def _policy_weights(self, layers: int) -> tuple[int, ...]:
+        weights = tuple(self.policy.layer_weights(layers))
+        if len(weights) != layers or not all(type(w) is int and w > 0 for w in weights):
+            raise OptionError(
+                f"policy={self.policy.name!r}: layer_weights({layers}) gave {weights!r:.90}; "
+                "expected a whole number above 0 for each layer"
+            )
+        return weights
 
     def capacity(self, seen: int, token_bytes: int | None = None) -> int:
         """Returns how many of `seen` tokens stay, the window included.

@@ -40,6 +40,10 @@ class NonFiniteScores(StarKVError, ArithmeticError):
     """With `debug=True`, a query or key was NaN or infinite. The message names the layer."""
 
 
+class PolicyError(StarKVError, RuntimeError):
+    """A user's policy failed while it scored a layer. The message names policy and layer."""
+
+
 class MissingPackage(StarKVError, ImportError):
     """A package that this feature needs is not installed. The message says how to install it."""
 
@@ -49,6 +53,7 @@ __all__ = [
     "MissingPackage",
     "NonFiniteScores",
     "OptionError",
+    "PolicyError",
     "StarKVError",
     "UnsupportedModel",
     "did_you_mean",

@@ -5,9 +5,11 @@ import dataclasses
 import pytest
 from starkv_lab.inspection.collect import collect
 from starkv_lab.inspection.command import InspectOptions
+from starkv_lab.inspection.page import render
 from starkv_lab.quality.command import QualityOptions, chosen, run_quality
 
 from lab.tests.support.inspection_prompts import tiny_prompt
+from starkv_compile import StarKVConfig
 from starkv_compile.policies import registry
 from tests.support.docs import code_blocks, defined_by
 
@@ -30,6 +32,18 @@ def test_the_inspector_ranks_by_it(value_norm):
     found = collect(prompt, dataclasses.replace(config, budget=0.3), (0.3,))
     assert [axis.name for axis in found.axes] == ["attention", "final"]
     assert found.budgets[0].places(0) != list(range(found.budgets[0].kept[0]))
+    assert '"policy":"value_norm"' in render(found)
+
+
+def test_the_inspector_shows_an_instance_that_nobody_registered(value_norm):
+    class Own(value_norm):
+        pass
+
+    prompt = tiny_prompt("qwen2_vl", grids=((4, 5), (4, 5)))
+    config = StarKVConfig(budget=0.3, policy=Own(screen_weight=0.25))
+    page = render(collect(prompt, config, (0.3,)))
+    assert '"policy":"Own","options":{' in page
+    assert '"screen_weight":0.25' in page
 
 
 @pytest.mark.slow

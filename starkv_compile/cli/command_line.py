@@ -16,6 +16,8 @@ AddCommand = Callable[["Commands[argparse.ArgumentParser]"], None]
 GROUP = "starkv.commands"
 """Entry points of this group name a function that adds one command to argparse's subparsers."""
 
+OWN = "export"
+
 OF_THE_LAB = ("demo", "inspect", "models", "bench")
 
 
@@ -32,24 +34,33 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{argv[0]!r} is a command of the laboratory: pip install starkv-lab "
                 "(from a clone of starkv-compile: pip install ./lab)"
             )
-        args = _parser(installed).parse_args(argv)
+        args = _parser(installed, argv[0] if argv else "").parse_args(argv)
         return args.run(args)
     except StarKVError as error:
         print(f"starkv: {error}", file=sys.stderr)
         return 2
 
 
-def _parser(installed: dict[str, EntryPoint]) -> argparse.ArgumentParser:
+def _parser(installed: dict[str, EntryPoint], asked: str) -> argparse.ArgumentParser:
+    """The parser with every command that can be loaded.
+
+    Args:
+        installed: entry points by the name of their command.
+        asked: the command to run. If it cannot be loaded, that is an error; else a line of help.
+    """
     missing = [name for name in OF_THE_LAB if name not in installed]
+    notes = [f"Install starkv-lab for the commands {', '.join(missing)}."] if missing else []
     parser = argparse.ArgumentParser(
-        prog="starkv",
-        description="KV-cache compression for vision-language models.",
-        epilog=f"Install starkv-lab for the commands {', '.join(missing)}." if missing else None,
+        prog="starkv", description="KV-cache compression for vision-language models."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name in sorted(installed, key=_lab_first):
-        _load(installed[name])(commands)
+        fault = _add(installed[name], commands)
+        if fault and name == asked != OWN:
+            raise StarKVError(fault)
+        notes += [f"Note: {fault}."] if fault else []
     add_export(commands)
+    parser.epilog = " ".join(notes) or None
     return parser
 
 
@@ -57,12 +68,17 @@ def _lab_first(name: str) -> tuple[int, str]:
     return (OF_THE_LAB.index(name) if name in OF_THE_LAB else len(OF_THE_LAB), name)
 
 
-def _load(point: EntryPoint) -> AddCommand:
+def _add(point: EntryPoint, commands: Commands) -> str:
+    """Adds the command of an entry point; returns why that is impossible, or ""."""
+    package = point.dist.name if point.dist else point.value
+    if point.name == OWN:
+        return f"{package} adds a command {OWN!r}, which starkv has already"
     try:
-        return point.load()
+        add_command: AddCommand = point.load()
+        add_command(commands)
     except Exception as error:
-        package = point.dist.name if point.dist else point.value
-        raise StarKVError(
+        return (
             f"the command {point.name!r} of {package} cannot be loaded ({error}); "
             f"update or uninstall {package}"
-        ) from error
+        )
+    return ""

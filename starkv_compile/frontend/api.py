@@ -12,7 +12,7 @@ from ..config import StarKVConfig
 from ..errors import OptionError, UnsupportedModel
 from ..passes import Observer
 from ..reporting import GraphReport, Report
-from .attachment import attach_compiled, attached, detach, find_decoder
+from .attachment import attach_compiled, attached, detach, find_decoder, set_aside
 from .backend import decoder_backend
 from .scope import last_graphs
 
@@ -81,18 +81,13 @@ def compiled(
     """Compresses inside a block only: `with starkv_compile.compiled(model, budget=0.2): ...`.
 
     When the block ends or raises, the model is again what it was before: uncompiled, or compiled
-    with its earlier configuration.
+    by whatever compiled it, with its report. `model` may be what `torch.compile` returned.
 
     Arguments and errors are those of `compile`.
     """
-    before = attached(model)
-    compile(model, config, observer=observer, **options)
-    try:
+    with set_aside(model) as inside:
+        compile(inside, config, observer=observer, **options)
         yield model
-    finally:
-        undo(model)
-        if before is not None:
-            compile(model, before.config)
 
 
 def undo(model: torch.nn.Module) -> bool:

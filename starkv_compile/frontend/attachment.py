@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -86,6 +87,29 @@ def find_decoder(model: torch.nn.Module) -> torch.nn.Module | None:
 def attached(model: torch.nn.Module) -> Attachment | None:
     """The attachment of `model` or of the module a `torch.compile` wrapper holds."""
     return _attachments.get(getattr(model, "_orig_mod", model))
+
+
+@contextlib.contextmanager
+def set_aside(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """Takes away whatever `model` is compiled with, and puts the same objects back at the end.
+
+    Yields the model itself, which `model` may be a `torch.compile` wrapper of.
+    """
+    model = getattr(model, "_orig_mod", model)
+    decoder = find_decoder(model)
+    modules = [model] if decoder is None or decoder is model else [model, decoder]
+    calls = [module._compiled_call_impl for module in modules]
+    attachment = _attachments.pop(model, None)
+    for module in modules:
+        module._compiled_call_impl = None
+    try:
+        yield model
+    finally:
+        detach(model)
+        for module, call in zip(modules, calls, strict=True):
+            module._compiled_call_impl = call
+        if attachment is not None:
+            _attachments[model] = attachment
 
 
 def detach(model: torch.nn.Module) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from torch.compiler import config
@@ -27,8 +28,14 @@ def record_source(name: str, function: Callable[..., Any]) -> None:
     if source is not None and Path(source).is_file():
         _recorded[name] = Path(source).read_bytes()
     else:  # typed in at a prompt
-        _recorded[name] = function.__code__.co_code + repr(function.__code__.co_consts).encode()
+        _recorded[name] = _code(function.__code__)
     source_fingerprint.cache_clear()
+
+
+def _code(code: CodeType) -> bytes:
+    """What a function does, the same in every process: nested functions print an address."""
+    parts = [_code(c) if isinstance(c, CodeType) else repr(c).encode() for c in code.co_consts]
+    return code.co_code + repr(code.co_names).encode() + b"".join(parts)
 
 
 @functools.cache

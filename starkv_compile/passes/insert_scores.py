@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from ..cache.size import row_bytes
+from ..errors import PolicyError, StarKVError
 from ..kernels.ops import STARKV
 from ..kernels.reference.capacity import every_length, layer_capacity
 from ..kernels.reference.star import Layout, State
-from ..policies import Scored, ScoreInputs
+from ..policies import POLICIES, Scored, ScoreInputs
 from . import fx
 from .base import Context, GraphPass, without_gradient
 from .find_cache_writes import WAY_OUT
@@ -85,9 +86,31 @@ class InsertScores(GraphPass):
             self.matched += 1
 
     def _score(self, context: Context, inputs: ScoreInputs) -> Scored:
-        if context.observer is not None:
-            inputs.key.tracer.create_proxy("call_function", context.observer, (inputs,), {})
-        return self.config.policy.score(inputs)
+        observer, policy = context.observer, self.config.policy
+        if observer is not None:
+            # A function has the name that a node needs; any callable may observe.
+            inputs.key.tracer.create_proxy(
+                "call_function", lambda values: observer(values), (inputs,), {}
+            )
+        if type(policy) in POLICIES.values():
+            return policy.score(inputs)
+        try:
+            scored = policy.score(inputs)
+        except StarKVError:
+            raise
+        except Exception as error:
+            raise PolicyError(
+                f"policy={policy.name!r} failed on layer {inputs.layer}: {type(error).__name__}: "
+                f"{error}. Its score() runs on proxies of the graph's values: use torch functions, "
+                "and do not branch on a value or a shape"
+            ) from error
+        state = getattr(scored, "state", None)
+        if not isinstance(scored, Scored) or not isinstance(state, tuple) or len(state) != 4:
+            raise PolicyError(
+                f"policy={policy.name!r} returned {type(scored).__name__} for layer "
+                f"{inputs.layer}: expected Scored(scores, inputs.state)"
+            )
+        return scored
 
     def _layer_weights(self, context: Context) -> tuple[int, ...] | None:
         """How the layers share the budget, if unevenly. Refuses them if that cannot be right."""

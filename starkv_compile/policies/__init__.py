@@ -18,7 +18,7 @@ from .layer_density import measure_layer_budgets
 from .mixkv import MixKV
 from .pyramidkv import PyramidKV
 from .random import Random
-from .registry import POLICIES, find_policy, name_of, policy_names, policy_of
+from .registry import POLICIES, address_of, find_policy, name_of, policy_names, policy_of
 from .screen_novelty import ScreenNovelty
 from .snapkv import SnapKV
 from .snapkv_boost import SnapKVBoost
@@ -52,6 +52,7 @@ __all__ = [
     "StreamingLLM",
     "Tova",
     "VLCache",
+    "address_of",
     "choice",
     "find_policy",
     "flag",

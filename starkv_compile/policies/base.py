@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -42,14 +43,20 @@ class Policy:
             cls.name = cls.__name__
 
     def __post_init__(self) -> None:
-        undecorated = set(vars(type(self)).get("__annotations__", {})) - set(type(self).options())
-        options = {name for name in undecorated if not _is_class_variable(type(self), name)}
-        if options:
+        ignored = _ignored_options(type(self))
+        if ignored:
             raise OptionError(
-                f"{type(self).__name__}: {', '.join(sorted(options))} cannot be set as an option; "
+                f"{type(self).__name__}: {', '.join(ignored)} cannot be set as an option; "
                 "decorate the class with @dataclasses.dataclass(frozen=True, kw_only=True)"
             )
         check_fields(self)
+        for name in self.options():
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, (bool, int, float, str)):
+                raise OptionError(
+                    f"{type(self).__name__}({name}={value!r}): expected a number, a text, True, "
+                    "False or None, as compilers compare options and files hold them"
+                )
 
     @classmethod
     def options(cls) -> tuple[str, ...]:
@@ -102,5 +109,11 @@ class PooledPolicy(Policy):
     """Width of the moving average over attention scores, in tokens; odd. 1: no average."""
 
 
-def _is_class_variable(owner: type, name: str) -> bool:
-    return "ClassVar" in str(vars(owner)["__annotations__"][name])
+def _ignored_options(cls: type[Policy]) -> list[str]:
+    """What a class without its decorator says about options, which no dataclass has read."""
+    if "__dataclass_fields__" in vars(cls):
+        return []
+    annotated = inspect.get_annotations(cls)
+    new = [name for name, kind in annotated.items() if "ClassVar" not in str(kind)]
+    changed = [name for name in cls.options() if name in vars(cls)]
+    return sorted({*new, *changed})

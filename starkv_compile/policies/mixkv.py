@@ -71,8 +71,9 @@ class MixKV(PooledPolicy):
       scaled to length 1.
     * r_g is redundancy: the mean cosine of two different keys of head g.
 
-    Norms and diversity are stretched to [0, 1], then scaled to the mean of what they are added to.
-    The paper's description asks for a common scale and leaves the factor open.
+    Means are over the tokens that are scored: before the window, no padding, finite. r_g is cut off
+    to [0, 1]. Norms and diversity are stretched to [0, 1], then scaled to the mean of what they are
+    added to. The paper's description asks for a common scale and leaves the factor open.
     """
 
     name: ClassVar[str] = "mixkv"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -66,11 +68,10 @@ def find_policy(name: str) -> type[Policy]:
     Raises:
         OptionError: no policy has this name, or the package that registered it cannot be loaded.
     """
-    if name in POLICIES:
+    if isinstance(name, str) and name in POLICIES:
         return POLICIES[name]
-    point = _registered().get(name) if isinstance(name, str) else None
-    if point is not None:
-        return _load(point)
+    if isinstance(name, str) and name in _registered():
+        return _load(_registered()[name])
     names = policy_names()
     raise OptionError(
         f"policy={name!r}: {did_you_mean(name, names)}expected an instance of "
@@ -95,9 +96,11 @@ def policy_of(
     if not isinstance(policy, Policy):
         chosen = find_policy(policy)
         _check_options_are_read(chosen, options, others)
+        _check_nothing_is_missing(policy, chosen, options)
         return chosen(**{name: v for name, v in options.items() if name in chosen.options()})
-    if options:
-        name, value = next(iter(options.items()))
+    for name, value in options.items():
+        if name in policy.options() and value == getattr(policy, name):
+            continue
         raise OptionError(
             f"{name}={value!r} with policy={policy!r}: give the option to the policy itself, as in "
             f"policy={type(policy).__name__}({name}={value!r})"
@@ -107,10 +110,18 @@ def policy_of(
 
 def name_of(policy: Policy) -> str | None:
     """Returns the name under which options find the policy's class; None: it has none."""
-    named = {cls: name for name, cls in POLICIES.items()}
-    if type(policy) in named:
-        return named[type(policy)]
-    return next((n for n, p in _registered().items() if p.value == _address(policy)), None)
+    for name, cls in POLICIES.items():
+        if type(policy) is cls:
+            return name
+    for name, point in _registered().items():
+        if name not in POLICIES and _names(point, type(policy)):
+            return name
+    return None
+
+
+def address_of(policy: Policy) -> str:
+    """Returns the name under which options find the policy's class, else where the class is."""
+    return name_of(policy) or f"{type(policy).__module__}:{type(policy).__qualname__}"
 
 
 def _check_options_are_read(
@@ -130,9 +141,24 @@ def _check_options_are_read(
                 f"{', '.join(map(repr, readers))}"
             )
         known = (*others, *policy.options())
+        everywhere = (*known, *(option for cls in POLICIES.values() for option in cls.options()))
         raise OptionError(
             f"{name!r} is no option of backend 'starkv' or of its policy {policy.name!r}; "
-            f"{did_you_mean(name, known)}known: {', '.join(known)}"
+            f"{did_you_mean(name, everywhere)}known: {', '.join(known)}"
+        )
+
+
+def _check_nothing_is_missing(name: str, policy: type[Policy], options: Mapping[str, Any]) -> None:
+    needed = [
+        field.name
+        for field in fields(policy)
+        if field.default is MISSING and field.default_factory is MISSING
+    ]
+    missing = [option for option in needed if option not in options]
+    if missing:
+        raise OptionError(
+            f"policy={name!r} needs a value for {', '.join(missing)}: give it as an option, or "
+            f"give an instance, policy={policy.__name__}({missing[0]}=...)"
         )
 
 
@@ -158,5 +184,10 @@ def _load(point: EntryPoint) -> type[Policy]:
     return policy
 
 
-def _address(policy: Policy) -> str:
-    return f"{type(policy).__module__}:{type(policy).__qualname__}"
+def _names(point: EntryPoint, policy: type[Policy]) -> bool:
+    """Whether an entry point names this very class. Imports no package that nobody uses."""
+    package = point.value.partition(":")[0].partition(".")[0]
+    try:
+        return package in sys.modules and _load(point) is policy
+    except OptionError:
+        return False

@@ -68,6 +68,21 @@ def test_a_command_that_cannot_be_loaded(installed, capsys):
     )
 
 
+def test_a_broken_command_does_not_stop_the_others(installed, capsys):
+    def load():
+        raise ImportError("no module named 'gone'")
+
+    installed(Point("broken", load), Point("export", load))
+    with pytest.raises(SystemExit) as end:
+        main(["export", "--help"])
+    assert end.value.code == 0
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Note: the command 'broken' of somewhere:broken cannot be loaded" in shown
+    assert "somewhere:export adds a command 'export', which starkv has already" in shown
+
+
 def test_the_laboratory_registers_all_its_commands():
     from importlib.metadata import entry_points
 

@@ -66,3 +66,46 @@ def test_an_observer_needs_a_graph_that_calls_python():
         OptionError, match=r"observer=.* with inner='inductor'.* use inner=\"eager\""
     ):
         starkv_compile.compile(tiny_model("qwen2_vl"), observer=print)
+
+
+def test_any_callable_observes():
+    from functools import partial
+
+    model, seen = tiny_model("qwen2_vl"), []
+    with starkv_compile.compiled(model, budget=0.5, observer=partial(seen.append), **EAGER):
+        stored(model)
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("way", ["torch.compile", "model.compile", "starkv_compile.compile"])
+def test_the_very_same_compilation_comes_back(way):
+    model = tiny_model("qwen2_vl")
+    if way == "torch.compile":
+        outer = torch.compile(model, backend="starkv", options={"budget": 0.25, **EAGER})
+    elif way == "model.compile":
+        model.compile(backend="starkv", options={"budget": 0.25, **EAGER})
+        outer = model
+    else:
+        outer = starkv_compile.compile(model, budget=0.25, **EAGER)
+    assert stored(outer) == 17
+    report = starkv_compile.report(outer)
+    with starkv_compile.compiled(outer, budget=0.5, **EAGER) as same:
+        assert same is outer
+        assert stored(model) == 34
+    assert stored(outer) == stored(model) == 17
+    assert starkv_compile.report(outer) is report
+
+
+def test_somebody_else_s_compilation_comes_back():
+    model, calls = tiny_model("qwen2_vl"), []
+
+    def backend(module, inputs):
+        calls.append(module)
+        return module.forward
+
+    model.compile(backend=backend)
+    with starkv_compile.compiled(model, budget=0.5, **EAGER):
+        assert stored(model) == 34
+        assert not calls
+    stored(model)
+    assert calls

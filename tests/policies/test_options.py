@@ -131,7 +131,7 @@ def test_a_policy_of_one_s_own_is_an_option():
     assert config.policy.share == 0.25
     assert config.to_options() == {"policy": Newest(share=0.25)}
     assert StarKVConfig.from_options(config.to_options()) == config
-    assert config.describe()["policy"] == "newest"
+    assert config.describe()["policy"] == f"{__name__}:Newest"
 
 
 def test_a_registered_name_is_found_and_written(registered):
@@ -173,3 +173,72 @@ def test_the_op_of_the_paper_s_scores_takes_the_policy_s_options():
     arguments = [argument.name for argument in STARKV.star_scores.default._schema.arguments]
     assert tuple(arguments[11:]) == StarKV.options()
     assert len(StarKV().scalars()) == len(StarKV.options())
+
+
+def test_an_option_of_the_configuration_is_no_option_of_a_policy():
+    @dataclass(frozen=True, kw_only=True)
+    class Recent(Policy):
+        window: int = integer(3, least=1)
+
+    with pytest.raises(OptionError, match=r"an option 'window', which is an option of StarKVConf"):
+        StarKVConfig(policy=Recent())
+
+
+def test_options_are_plain_values():
+    @dataclass(frozen=True, kw_only=True)
+    class Listed(Policy):
+        places: object = ()
+
+    with pytest.raises(OptionError, match=r"Listed\(places=\[1\]\): expected a number, a text"):
+        Listed(places=[1])
+
+
+@pytest.mark.parametrize("code", ["pool: int = 7", "pool = 7"])
+def test_another_default_without_the_decorator_is_seen(code):
+    members = {}
+    exec(code, {}, members)
+    forgotten = type("Forgotten", (PooledPolicy,), members)
+    with pytest.raises(OptionError, match="Forgotten: pool cannot be set as an option; decorate"):
+        forgotten()
+
+
+def test_a_policy_that_needs_an_option(registered):
+    @dataclass(frozen=True, kw_only=True)
+    class Needy(Policy):
+        share: float
+
+    registered(FakePoint("needy", f"{__name__}:Needy", Needy))
+    with pytest.raises(OptionError, match="policy='needy' needs a value for share"):
+        StarKVConfig(policy="needy")
+    assert StarKVConfig.from_options({"policy": "needy", "share": 0.5}).policy == Needy(share=0.5)
+
+
+@pytest.mark.parametrize("value", [[1], {}, None, 3], ids=repr)
+def test_what_is_neither_a_name_nor_a_policy(value):
+    with pytest.raises(OptionError, match="policy="):
+        StarKVConfig.from_options({"policy": value})
+
+
+def test_a_re_exported_class_has_its_registered_name(registered):
+    registered(FakePoint("newest", f"{__name__.partition('.')[0]}:Newest", Newest))
+    assert StarKVConfig(policy=Newest()).to_options() == {"policy": "newest"}
+
+
+def test_a_shadowed_name_is_not_written_for_another_class(registered):
+    registered(FakePoint("snapkv", f"{__name__}:Newest", Newest))
+    assert StarKVConfig(policy=Newest()).to_options() == {"policy": Newest()}
+
+
+def test_a_near_name_of_another_policy_is_named():
+    with pytest.raises(OptionError, match="did you mean 'mi_weight'"):
+        StarKVConfig.from_options({"policy": "snapkv", "mi_wieght": 0.4})
+
+
+def test_an_instance_may_come_with_what_it_has():
+    options = {"policy": SnapKV(pool=7), "pool": 7}
+    assert StarKVConfig.from_options(options).policy == SnapKV(pool=7)
+
+
+def test_the_paper_is_of_one_policy():
+    with pytest.raises(OptionError, match=r"with paper\(\): the paper's is policy 'starkv'"):
+        StarKVConfig.paper(policy=StarKV(pool=3))

@@ -1,7 +1,6 @@
 """docs/guides/writing-a-policy.md, run as it stands."""
 
 import pytest
-import tomllib
 import torch
 
 import starkv_compile
@@ -10,6 +9,8 @@ from starkv_compile.policies import registry
 from starkv_compile.testing import TinyPrompt, tiny_inputs, tiny_model
 from tests.support.docs import code_blocks, defined_by
 from tests.support.one_layer import Attention, X, capture
+
+tomllib = pytest.importorskip("tomllib", reason="Python 3.11 or later")
 
 PAGE = "guides/writing-a-policy.md"
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from starkv_compile import StarKVConfig
+
 from .collect import Budget, Inspection
 from .prompt import Picture
 
@@ -44,6 +46,12 @@ def _file(name: str) -> str:
     return (files(__package__) / "html" / name).read_text(encoding="utf-8")
 
 
+def _options(config: StarKVConfig) -> dict[str, Any]:
+    """The options that differ from their defaults, those of the policy too."""
+    own = {name: value for name, value in config.to_options().items() if name != "policy"}
+    return own | config.policy.changed_options()
+
+
 def page_data(inspection: Inspection, replies: Sequence[str] = ()) -> dict[str, Any]:
     """Returns the data that the page's scripts read. Arrays are packed by `packed`."""
     prompt = inspection.prompt
@@ -52,7 +60,7 @@ def page_data(inspection: Inspection, replies: Sequence[str] = ()) -> dict[str, 
     return {
         "model": prompt.model_name,
         "policy": inspection.config.policy.name,
-        "options": inspection.config.to_options(),
+        "options": _options(inspection.config),
         "text": prompt.text,
         "answer": prompt.asked.answer if prompt.asked else None,
         "replies": [

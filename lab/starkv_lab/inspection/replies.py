@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from starkv_compile import StarKVCache, StarKVConfig, compile, undo
+from starkv_compile import StarKVCache, StarKVConfig, compiled
 from starkv_compile.hf import with_cache
 
 from .prompt import InspectedPrompt
@@ -17,16 +17,13 @@ def reply_at(prompt: InspectedPrompt, config: StarKVConfig, share: float, tokens
     The reply has at most `tokens` tokens. Its first token comes from the full cache at any share,
     as with any prompt.
     """
-    compile(prompt.model, replace(config, budget=share, inner="eager"))
-    try:
-        output = prompt.model.generate(
+    with compiled(prompt.model, replace(config, budget=share, inner="eager")) as model:
+        output = model.generate(
             **prompt.inputs,
-            **with_cache(StarKVCache(prompt.model.config)),
+            **with_cache(StarKVCache(model.config)),
             max_new_tokens=tokens,
             do_sample=False,
         )
-    finally:
-        undo(prompt.model)
     reply = output[0, prompt.inputs["input_ids"].shape[1] :]
     return prompt.tokenizer.decode(reply, skip_special_tokens=True)
 

@@ -116,13 +116,16 @@ class StarOptions:
 
     def scalars(self) -> tuple[int | float | str, ...]:
         """Returns the values, in the order of the fields."""
-        return tuple(getattr(self, field.name) for field in fields(StarOptions))
+        return tuple(getattr(self, name) for name in STAR_OPTIONS)
 
     @staticmethod
     def of_scalars(values: Sequence[int | float | str]) -> StarOptions:
         """Returns the options that have these `scalars`."""
-        names = (field.name for field in fields(StarOptions))
-        return StarOptions(**dict(zip(names, values, strict=True)))  # type: ignore[arg-type]
+        return StarOptions(**dict(zip(STAR_OPTIONS, values, strict=True)))  # type: ignore[arg-type]
+
+
+STAR_OPTIONS = tuple(field.name for field in fields(StarOptions))
+"""Names in order: a compiler traces this, and not a dataclass's own listing."""
 
 
 class Scores(NamedTuple):
