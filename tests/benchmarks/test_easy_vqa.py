@@ -18,6 +18,7 @@ from benchmarks.easy_vqa import EasyVqa, EasyVqaBench, make_asked, make_prompts
 from benchmarks.easy_vqa_data import IDS, PATCH, SIDE, fill, load_split, opening, sample_dialogues
 from benchmarks.easy_vqa_model import build_model, predict
 from starkv_compile.errors import OptionError
+from tests.support.crossing import slow
 
 WORDS = list(IDS)
 SHAPES = {"black": (0, 0, 0), "red": (255, 0, 0), "blue": (0, 0, 255)}
@@ -83,6 +84,7 @@ def test_an_answer_is_learned_where_the_reply_begins(package):
     assert spoken + silent == int((text.labels != IGNORE).sum())
 
 
+@pytest.mark.slow
 def test_every_question_is_put_to_the_cache_of_its_image(package):
     """The full cache gives the logits of the model itself, given image and questions in one.
 
@@ -119,7 +121,7 @@ def test_every_question_is_put_to_the_cache_of_its_image(package):
     assert sum(parts[kind].sum() for kind in ("yes or no", "shape", "colour")) == 48
 
 
-@pytest.mark.parametrize("name", ["default", "oracle", "pyramidkv"])
+@pytest.mark.parametrize("name", ["default", slow("oracle"), slow("pyramidkv")])
 def test_a_compacted_cache_is_measured_at_its_budget(package, name):
     model = build_model(0).eval()
     bench = EasyVqaBench(EasyVqa(prompts=6), (model, build_model(0).eval()), lambda: None)

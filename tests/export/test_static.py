@@ -17,6 +17,7 @@ from tests.support.same import assert_same_cache
 
 onnx_files = pytest.importorskip("onnx", reason="pip install 'starkv-compile[export]'")
 
+pytestmark = pytest.mark.slow
 SLOTS = 128
 
 

@@ -38,6 +38,7 @@ SIZES = {
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+@pytest.mark.slow
 def test_windows_of_all_sizes(windowed, sizes):
     tower, graph = windowed
     assert tower.window_size // tower.patch_size // tower.spatial_merge_size == WINDOW

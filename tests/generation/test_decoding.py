@@ -128,6 +128,7 @@ def test_everything_kept():
     assert out.past_key_values.layers[0].filled == out.past_key_values.get_seq_length()
 
 
+@pytest.mark.slow
 def test_a_later_turn_takes_the_tokens_out_and_makes_new_buffers():
     def turns(room):
         torch._dynamo.reset()

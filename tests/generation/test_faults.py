@@ -16,6 +16,7 @@ import starkv_compile
 from starkv_compile import CacheError, NonFiniteScores, StarKVCache
 from starkv_compile.frontend.call import Attachment
 from starkv_compile.testing import TinyPrompt, generate, tiny_inputs, tiny_model
+from tests.support.crossing import slow
 from tests.support.planted import planted_fault
 
 FAMILY = "llava"
@@ -123,6 +124,7 @@ def test_after_a_fault_in_the_middle_the_next_call_is_right(model, fault, call):
     assert torch._dynamo.config.recompile_limit == settings
 
 
+@pytest.mark.slow
 def test_dynamo_may_forget_everything_in_the_middle_of_a_session(model):
     def session(forget):
         cache, ids = StarKVCache(model.config), tiny_inputs(FAMILY, TinyPrompt((), 40))["input_ids"]
@@ -171,6 +173,7 @@ def test_a_model_that_nobody_holds_is_gone(way):
     assert ours() is None
 
 
+@pytest.mark.slow
 def test_a_cache_is_pickled_with_its_session(model):
     inputs = tiny_inputs(FAMILY)
     out = generate(model, inputs, tokens=2)
@@ -181,7 +184,7 @@ def test_a_cache_is_pickled_with_its_session(model):
     assert_same(generate(model, again, past_key_values=cache), straight)
 
 
-@pytest.mark.parametrize("inner", ["eager", "aot_eager"])
+@pytest.mark.parametrize("inner", ["eager", slow("aot_eager")])
 def test_a_call_that_records_gradients(inner):
     """The answer is as differentiable as without starkv, and the cache is compressed."""
     inputs, gradients, out = tiny_inputs(FAMILY, TinyPrompt((), 40)), [], None
@@ -229,6 +232,7 @@ def test_buffers_made_in_inference_mode_are_written_outside():
     assert generate(model, again, past_key_values=cache).sequences.shape[1] > longer.shape[1]
 
 
+@pytest.mark.slow
 def test_models_of_one_class_do_not_use_up_each_others_recompilations(monkeypatch):
     """Dynamo counts the graphs of a function together, whatever model and policy they are of."""
     monkeypatch.setattr("starkv_compile.frontend.call.GRAPHS", 3)

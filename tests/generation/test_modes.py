@@ -21,6 +21,7 @@ from transformers.masking_utils import eager_mask
 import starkv_compile
 from starkv_compile import StarKVCache
 from starkv_compile.testing import IMAGE_TOKEN, VIDEO_TOKEN, TinyPrompt, tiny_inputs, tiny_model
+from tests.support.crossing import crossed, slow
 
 FAMILY, BUDGET, TOKENS = "qwen2_5_vl", 0.3, 6
 
@@ -140,8 +141,9 @@ PROMPTS = {
 }
 
 
-@pytest.mark.parametrize("name", PROMPTS)
-@pytest.mark.parametrize("mode", ["greedy", "beams"])
+@pytest.mark.parametrize(
+    ("mode", "name"), [*crossed(["greedy"], list(PROMPTS)), *(slow("beams", n) for n in PROMPTS)]
+)
 def test_prompts_of_every_shape(name, mode):
     inputs = tiny_inputs(FAMILY, *PROMPTS[name])
     ours, theirs = both(lambda model, cache: [run(model, inputs, **MODES[mode])])

@@ -96,6 +96,7 @@ def test_everything_a_call_can_return(model):
     assert torch.equal(out.scores[0], full.scores[0])
 
 
+@pytest.mark.slow
 def test_attention_that_is_returned_is_over_what_is_stored():
     model = tiny_model(FAMILY)
     model.set_attn_implementation("eager")
@@ -146,6 +147,7 @@ def test_images_that_do_not_match_their_tokens_are_the_models_own_error(model):
     assert int((good["input_ids"] == IMAGE_TOKEN).sum()) == 32
 
 
+@pytest.mark.slow
 def test_a_copied_prompt_is_asked_twice(model):
     """A prompt prefilled once; each question gets a deep copy, and the original stays as it was."""
     inputs = tiny_inputs(FAMILY, TEXT)

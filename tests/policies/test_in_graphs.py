@@ -82,6 +82,7 @@ def full_keys(model, inputs):
     return [layer.keys for layer in out.past_key_values.layers]
 
 
+@pytest.mark.slow
 def test_sets_by_head_on_a_model():
     """Two turns, then a batch with padding: each head's keys are of the places it says."""
     model, family = tiny_model("llava"), "llava"

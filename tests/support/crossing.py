@@ -16,3 +16,8 @@ def crossed(rows: Sequence, columns: Sequence) -> Iterable:
         for column in columns:
             usual = row == rows[0] or column == columns[0]
             yield (row, column) if usual else slow(row, column)
+
+
+def first_only(values: Sequence) -> Iterable:
+    """All values; slow are those after the first."""
+    return [values[0], *map(slow, values[1:])]

@@ -25,6 +25,7 @@ from lab.tests.support import gui_checkpoints as checkpoints
 from lab.tests.support import published
 from starkv_compile import OptionError, StarKVConfig, StarKVError
 from starkv_compile.cli import main
+from tests.support.crossing import slow
 
 RIGHT = {  # of the samples: what the agent, which only clicks, can get right
     "screenspot-v2": (published.screenspot_v2, 6, 6),
@@ -78,7 +79,7 @@ def records(out, shard="0-of-1"):
     return [json.loads(line) for line in lines[1:]]
 
 
-@pytest.mark.parametrize("budget", [1.0, 0.2])
+@pytest.mark.parametrize("budget", [slow(1.0), 0.2])
 def test_the_agent_on_every_benchmark(data, tmp_path, budget):
     """All in one test: what Dynamo traced for the first serves the others."""
     for name, (_, samples, right) in RIGHT.items():
@@ -137,6 +138,7 @@ def answered(monkeypatch):
     return asked
 
 
+@pytest.mark.slow
 def test_the_agent_goes_on_where_it_was_cut_off(data, tmp_path, monkeypatch):
     asked, real = Answered(), GuiModel.answer
 
@@ -284,6 +286,7 @@ def test_a_checkpoint_that_is_none(data, tmp_path):
         run(data, tmp_path / "out", model=str(tmp_path / "no-such"), family="ui-tars")
 
 
+@pytest.mark.slow
 def test_from_the_command_line(data, tmp_path, capsys):
     folder, out = str(data["androidcontrol"]), tmp_path / "out"
     command = ["bench", "gui", "androidcontrol", "--data", folder, "--model", "shipped"]
@@ -331,6 +334,7 @@ def test_another_resizing_than_expected_is_an_error():
         check_shown(screens, torch.tensor([[1, 16, 8]]), 4)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_by_auto_classes(data, tmp_path, monkeypatch):
     """The agent's folder as any Qwen3-VL's: its answers are not that family's, so none is right."""
     from starkv_lab.agent.processor import AgentProcessor

@@ -105,6 +105,7 @@ def test_the_axes_of_novelty_rank_the_tokens_of_screens():
         assert (time != 1).any()
 
 
+@pytest.mark.slow
 def test_other_policies_have_attention_and_the_final_score_and_leave_the_model_as_it_was():
     prompt = tiny_prompt("qwen2_vl")
     inspection = collect(prompt, StarKVConfig(policy="random"), (0.5,))
