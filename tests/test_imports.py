@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.imports import CORE, DOOR, LAB, imports, rooms
+from tests.support.imports import CORE, DOOR, LAB, imports, imports_inside, rooms
 
 ROOT = Path(__file__).parents[1]
 
@@ -210,3 +210,27 @@ def test_imports_that_run_downward_are_allowed(tmp_path):
     tree(tmp_path, "passes", "\n".join(lines))
     assert upward(tmp_path) == []
     assert all(forbidden(tmp_path, never) == [] for never in NEVERS)
+
+
+EXPORT = ("tensorrt", "onnx", "capture")
+"""Folders of export, top to bottom."""
+
+
+def upward_in_export(root):
+    return [
+        one.where
+        for one in imports_inside(root, "export")
+        if one.target in EXPORT and EXPORT.index(one.source) > EXPORT.index(one.target)
+    ]
+
+
+def test_imports_inside_export_run_downward():
+    assert len(imports_inside(ROOT, "export")) > 5
+    assert upward_in_export(ROOT) == []
+
+
+def test_an_upward_import_inside_export_is_found(tmp_path):
+    folder = tmp_path / CORE / "export" / "capture"
+    folder.mkdir(parents=True)
+    (folder / "made_up.py").write_text("def late():\n    from ..onnx.package import something\n")
+    assert upward_in_export(tmp_path) == ["starkv_compile/export/capture/made_up.py:2"]

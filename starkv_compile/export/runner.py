@@ -28,7 +28,7 @@ from ..kernels.reference.star import State
 from ..session import AgentSession
 from ..vision.image_shapes import note_shapes
 from .capture.ports import Shapes, deepstack, fields_of, of_layer
-from .onnx.graphs import open_graph
+from .graphs import open_graph
 from .onnx.manifest import Manifest
 
 NARROWEST = 2

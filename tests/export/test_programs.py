@@ -12,9 +12,9 @@ from starkv_compile import OptionError, StarKVConfig, UnsupportedModel
 from starkv_compile.errors import MissingPackage
 from starkv_compile.export import runner
 from starkv_compile.export.capture.decoder import Decoder, describe
-from starkv_compile.export.capture.programs import export_programs
-from starkv_compile.export.onnx.graphs import open_graph
+from starkv_compile.export.graphs import open_graph
 from starkv_compile.export.onnx.manifest import Manifest
+from starkv_compile.export.tensorrt.programs import export_programs
 from starkv_compile.export.tensorrt.torch_trt import compile_program
 from starkv_compile.passes import fx
 from starkv_compile.testing import TinyPrompt, generate, tiny_inputs, tiny_model

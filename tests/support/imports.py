@@ -31,6 +31,18 @@ def imports(root: Path) -> list[Import]:
     return found
 
 
+def imports_inside(root: Path, room: str) -> list[Import]:
+    """From one folder of `root`/starkv_compile/`room` to another, lazy ones as well."""
+    found = []
+    for file in sorted((root / CORE / room).rglob("*.py")):
+        module = file.relative_to(root).with_suffix("").parts
+        for line, target in _imported(ast.parse(file.read_text()), module[:-1]):
+            inside = target[:2] == (CORE, room) and len(target) > 2
+            if inside and len(module) > 3 and target[2] != module[2]:
+                found.append(Import(module[2], target[2], f"{file.relative_to(root)}:{line}"))
+    return found
+
+
 def rooms(root: Path) -> set[str]:
     """The rooms of `root`/starkv_compile: folders and single files."""
     return {

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from ...errors import StarKVError
-from ...optional import needs, needs_tensorrt
+from ...optional import needs
 
 ONNX_TYPES = {
     torch.float32: 1,
@@ -33,15 +33,6 @@ class Runnable(Protocol):
     def __call__(
         self, feeds: Mapping[str, torch.Tensor], buffers: Mapping[str, str] | None = None
     ) -> dict[str, torch.Tensor]: ...
-
-
-def open_graph(file: Path, provider: str) -> Runnable:
-    """Opens the graph in ONNX Runtime; or, for "tensorrt", the engine next to it."""
-    if provider != ENGINES:
-        return Graph(file, provider)
-    from ..tensorrt.engine_graph import EngineGraph
-
-    return EngineGraph(file.with_suffix(".engine"), needs_tensorrt("tensorrt"))
 
 
 class Graph:

@@ -7,7 +7,7 @@ from typing import Any
 from torch.export.passes import move_to_device_pass
 
 from ...optional import TORCH_TENSORRT_SETTINGS, needs_tensorrt
-from ..capture.programs import Program
+from .programs import Program
 
 
 def compile_program(program: Program, device: str = "cuda", **settings: Any) -> Any:

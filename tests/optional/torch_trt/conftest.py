@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from starkv_compile import StarKVConfig
-from starkv_compile.export.capture.programs import export_programs
+from starkv_compile.export.tensorrt.programs import export_programs
 from starkv_compile.testing import tiny_model
 from tests.support.without_gpu import pretend
 

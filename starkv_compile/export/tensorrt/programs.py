@@ -20,12 +20,12 @@ from ...config import StarKVConfig
 from ...errors import UnsupportedModel
 from ...kernels.reference.capacity import every_length
 from ...passes import fx
+from ..capture.capture import bodies, cut_graph, export_program, port_names, put_in_place
+from ..capture.decoder import Decode, Decoder, Prefill, describe, traceable
+from ..capture.grouped import share_heads
+from ..capture.ports import GraphPorts, Port, Shapes, decode_ports, prefill_ports
 from ..onnx.package import check_config
-from ..tensorrt.profiles import Length, lengths
-from .capture import bodies, cut_graph, export_program, port_names, put_in_place
-from .decoder import Decode, Decoder, Prefill, describe, traceable
-from .grouped import share_heads
-from .ports import GraphPorts, Port, Shapes, decode_ports, prefill_ports
+from .profiles import Length, lengths
 
 
 @dataclass(frozen=True)
