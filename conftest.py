@@ -7,7 +7,8 @@ import torch
 
 from starkv_compile.kernels.compiling import in_process
 
-torch.set_num_threads(2)
+THREADS = 1
+"""Of every test, as `make test` tells OpenMP: Dynamo fails where the number changes as it traces."""
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +39,7 @@ def _poisoned_memory(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _fresh_dynamo():
+    torch.set_num_threads(THREADS)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()  # reset leaves what earlier tests ran into
     with in_process():  # a changed kernel is never tested by what was compiled before

@@ -53,15 +53,6 @@ FIELDS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """On models so small a second thread waits, busily, more than it helps."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
