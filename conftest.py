@@ -8,7 +8,7 @@ import torch
 from starkv_compile.kernels.compiling import in_process
 
 THREADS = 1
-"""Of every test, as `make test` tells OpenMP: Dynamo fails where the number changes as it traces."""
+"""In every test, as in `make test`: Dynamo fails if the number changes while it traces."""
 
 
 @pytest.fixture(autouse=True)
