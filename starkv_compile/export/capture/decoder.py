@@ -126,11 +126,8 @@ class Prefill(nn.Module):
         return embeds, {"visual_pos_masks": is_image, "deepstack_visual_embeds": added}
 
     def _layer(self, cache: StarKVCache, past: Tensors, seen: int, retired: int) -> StarKVLayer:
-        layer = StarKVLayer(cache.shared)
-        layer.lazy_initialization(past["key"], past["value"])
-        layer.keys, layer.values = past["key"], past["value"]
-        layer.kept, layer.novelty = past["kept"], past["novelty"]
-        layer.seen, layer.retired = seen, retired
+        layer = _stored_layer(cache, past, seen)
+        layer.kept, layer.novelty, layer.retired = past["kept"], past["novelty"], retired
         layer.state = tuple(past[name] for name in State._fields)
         return layer
 
@@ -145,19 +142,13 @@ class Decode(nn.Module):
     def forward(self, ports: Tensors) -> Tensors:
         cache = self.inner.new_cache()
         cache.layers = [
-            self._layer(
+            _stored_layer(
                 cache, fields_of("past", i, ports), seen=ports["attention_mask"].shape[1] - 1
             )
             for i in range(len(self.shapes.layers))
         ]
         logits = self.inner.run(self.inner.embed(ports["input_ids"]), ports, cache)
         return {"logits": logits, **_pairs(cache)}
-
-    def _layer(self, cache: StarKVCache, past: Tensors, seen: int) -> StarKVLayer:
-        layer = StarKVLayer(cache.shared)
-        layer.lazy_initialization(past["key"], past["value"])
-        layer.keys, layer.values, layer.seen = past["key"], past["value"], seen
-        return layer
 
 
 class DecodeInSlots(nn.Module):
@@ -178,6 +169,14 @@ class DecodeInSlots(nn.Module):
         tokens = {**ports, "attention_mask": read}
         logits = self.inner.run(self.inner.embed(ports["input_ids"]), tokens, cache)
         return {"logits": logits, **_pairs(cache)}
+
+
+def _stored_layer(cache: StarKVCache, past: Tensors, seen: int) -> StarKVLayer:
+    """A layer that holds keys and values of the past."""
+    layer = StarKVLayer(cache.shared)
+    layer.lazy_initialization(past["key"], past["value"])
+    layer.keys, layer.values, layer.seen = past["key"], past["value"], seen
+    return layer
 
 
 def _pairs(cache: StarKVCache) -> Tensors:
