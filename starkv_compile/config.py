@@ -97,6 +97,11 @@ class StarKVConfig:
     """Backend that compiles the rewritten graph: "inductor", "aot_eager", "eager", or "tensorrt"
     (torch-tensorrt)."""
 
+    shorten_outputs: bool = flag(False)
+    """Shortens keys and values that a graph returns, for code that keeps its own cache. Your code
+    then counts positions on from the uncompressed length, and makes masks as long as the cache.
+    Needs `torch.compile(..., fullgraph=True)`. A Hugging Face cache needs no such option."""
+
     debug: bool = flag(False)
     """Raises `NonFiniteScores`, which names the layer, when a query or key is NaN or infinite.
     Needs inner="eager" and costs host synchronisations."""

@@ -245,6 +245,8 @@ def ready_cache(config: PreTrainedConfig, given: Any) -> StarKVCache | None:
     if given is None:
         return StarKVCache(config)
     if is_stock(given) and given.get_seq_length() == 0:
+        if not given.layers:  # made without the configuration, so it knows no sliding windows
+            given.layers = DynamicCache(config=config.get_text_config(decoder=True)).layers
         return adopt(given)
     return given if isinstance(given, StarKVCache) else None
 

@@ -42,6 +42,8 @@ def begin_chunk(cache: StarKVCache, model: Any, named: Mapping[str, Any]) -> int
     if drafts:
         _check_drafts(cache, named)
     cache.shared.appending = drafts > 0
+    mask = named.get("attention_mask")
+    cache.shared.mask_fits = isinstance(mask, torch.Tensor) and mask.dim() == 4
     describe_chunk(cache, model, named)
     return drafts
 

@@ -132,6 +132,7 @@ class StarKVLayer(DynamicLayer):
             **state._asdict(),
             seen=self.seen - self.retired,
             has_layout=has_layout,
+            mask_fits=self.shared.mask_fits,
         )
         written = Written(*STARKV.cache_write(**arguments._asdict()))
         self.keys, self.values = written.key, written.value
@@ -198,6 +199,7 @@ class StarKVLayer(DynamicLayer):
         if self.shared.stepping:
             return self.keys.shape[-2], self.dropped
         self.settle()
+        self.shared.mask_fits = True
         return self.stored + query_length, self.seen - self.stored
 
     def reset(self) -> None:

@@ -18,6 +18,8 @@ class SharedState:
             back (drafts to be verified).
         stepping: whether a token is being decoded into the layers' buffers.
         slot: [1] int64, the place of that token in the buffers.
+        mask_fits: whether the masks of the call have as many columns as the cache has tokens: the
+            model asked the cache for that number, or the caller passed a mask for each head.
     """
 
     def __init__(self) -> None:
@@ -25,6 +27,7 @@ class SharedState:
         self.appending = False
         self.stepping = False
         self.slot: torch.Tensor | None = None
+        self.mask_fits = True
 
     def fork(self) -> SharedState:
         twin = SharedState()

@@ -10,9 +10,10 @@ import torch
 
 from ..config import StarKVConfig
 from ..errors import OptionError, UnsupportedModel
+from ..hf.language_models import language_models
 from ..passes import Observer
 from ..reporting import GraphReport, Report
-from .attachment import attach_compiled, attached, detach, find_decoder, set_aside
+from .attachment import attach_compiled, attached, detach, set_aside
 from .backend import decoder_backend
 from .scope import last_graphs
 
@@ -32,7 +33,8 @@ def compile(
     `model.generate(...)` and `model(...)` as before. `undo(model)` restores the model.
 
     Args:
-        model: any model with `get_decoder()` whose forward takes a cache.
+        model: a module that holds a language model: one with `get_decoder()` whose forward takes a
+            Hugging Face `Cache`. It may sit anywhere in the module, as in a wrapper of PEFT.
         config: the configuration. None: `StarKVConfig()`.
         observer: a function that is called with the `policies.ScoreInputs` of each layer that is
             scored. The inspector uses it. Needs inner="eager".
@@ -42,7 +44,7 @@ def compile(
     Raises:
         TypeError: both a config and options are given.
         OptionError: an option is unknown or impossible.
-        UnsupportedModel: the model has no `get_decoder()` that returns its language model.
+        UnsupportedModel: there is no such language model in it.
         MissingPackage: `inner="tensorrt"` without torch-tensorrt.
     """
     if config is not None and options:
@@ -53,16 +55,22 @@ def compile(
             f"observer={observer!r} with inner={config.inner!r}: a compiled graph cannot call a "
             'Python function; use inner="eager" with it'
         )
-    if find_decoder(model) is None:
+    if not config.shorten_outputs and not language_models(model):
         raise UnsupportedModel(
-            f"{type(model).__name__} has no get_decoder() that returns its language model. Compile "
-            'the whole model with torch.compile(model, backend="starkv"), or rewrite your own '
-            "graph with starkv_compile.passes.apply"
+            f"{type(model).__name__} holds no language model with get_decoder() whose forward "
+            "takes a Cache of transformers. If your own code counts positions on from the "
+            "uncompressed length and makes masks as long as the cache, give "
+            "shorten_outputs=True; or rewrite your own graph with starkv_compile.passes.apply"
         )
 
     def compiler(call: Any) -> Any:
-        arguments: Any = {"config": config, "observer": observer}
-        return torch.compile(call, backend=decoder_backend, options=arguments, dynamic=True)
+        return torch.compile(
+            call,
+            backend=decoder_backend,
+            options={"config": config, "observer": observer},  # type: ignore[dict-item]
+            dynamic=True,
+            fullgraph=config.shorten_outputs,
+        )
 
     # Hooks would not do: after a KeyboardInterrupt they do not run, and a copy of the model would
     # keep them.

@@ -69,8 +69,14 @@ def rewrite(module: GraphModule, pipeline: Pipeline) -> GraphModule:
     rewritten = GraphModule(module, copy.deepcopy(module.graph))
     rewritten.meta = module.meta
     scope = current_scope()
+    by_caller = pipeline.config.shorten_outputs and scope.cache == "nobody"
     try:
-        report = pipeline.run(rewritten, cache=scope.cache, layers=scope.layers)
+        report = pipeline.run(
+            rewritten,
+            cache="caller" if by_caller else scope.cache,
+            layers=scope.layers,
+            unmarked=scope.unmarked,
+        )
     except StarKVError:
         raise
     except Exception as error:  # a fault in the passes must not cost the user the model
@@ -82,4 +88,14 @@ def rewrite(module: GraphModule, pipeline: Pipeline) -> GraphModule:
         )
         rewritten, report = module, GraphReport(failure=reason)
     scope.file(report)
+    if scope.report is None:
+        _warn_of_refusals(report)
     return rewritten
+
+
+def _warn_of_refusals(report: GraphReport) -> None:
+    """Says why a function stays uncompressed: it has no report that its user would look at."""
+    reasons = sorted({site.reason for site in report.sites if site.reason})
+    if reasons:
+        text = "; ".join(reasons)
+        warnings.warn(f"starkv left a compiled function uncompressed: {text}", stacklevel=4)

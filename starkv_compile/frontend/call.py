@@ -8,27 +8,25 @@ prompt stays uncompressed. All state of a session is in the cache.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import warnings
-import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch._dynamo.utils import counters
 
 from ..cache.cache import StarKVCache, ready_cache
 from ..cache.chunk import begin_chunk, describe_chunk
-from ..cache.layer import ONE_PROMPT
+from ..cache.layer import ONE_PROMPT, StarKVLayer
 from ..cache.size import layer_stats
 from ..config import StarKVConfig
 from ..errors import CacheError, OptionError
-from ..hf.cache_argument import cache_argument, own_cache_argument, pop_cache
+from ..hf.attention import attention_implementation
 from ..hf.packed_rows import known_as_unpacked
 from ..reporting import LayerStats, Report
-from ..vision.image_shapes import note_shapes
+from .owner import OwnerCalls
 from .refusals import PromptCall, drafted_prompt, first_refusal
-from .scope import CompileScope, entered
+from .scope import CompileScope, current_scope, entered
 
 GRAPHS = 64
 """How many graphs Dynamo may compile of one function for one attached model. Prompts, later prompts
@@ -48,62 +46,90 @@ MASKED_FORMS = ("sdpa", "eager", "flex_attention")
 """The library's attention functions that read a mask over all keys."""
 
 
+NO_CACHE = "no module that takes a Hugging Face cache calls it, so nobody counts its tokens"
+"""Why an attention stays as it is in a module without a language model."""
+
+
+class Prepared(NamedTuple):
+    """A call that is ready to run.
+
+    cache: what `Attachment.finish` needs, or None. held: the cache that the call runs with.
+    left_alone: whether the call stays uncompressed. seen: tokens that `cache` has seen before it.
+    """
+
+    args: Any
+    kwargs: dict[str, Any]
+    cache: StarKVCache | None = None
+    held: Any = None
+    left_alone: bool = False
+    seen: int = 0
+
+
 class Attachment:
     """One model compiled with one configuration, and its report."""
 
     made = 0  # in this process
 
-    def __init__(self, model: torch.nn.Module, config: StarKVConfig) -> None:
+    def __init__(self, config: StarKVConfig) -> None:
         Attachment.made += 1
-        self._model = weakref.ref(model)
         self.config = config
         self.report = Report(config.budget_bytes)
-        self.undo: list[Callable[[], Any]] = [note_shapes(model)]
-        self._signature = inspect.signature(type(model).forward)
-        self._takes_cache = cache_argument(type(model).forward)
+        self.undo: list[Callable[[], Any]] = []
 
-    def call(self, compiled: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """`compiled(*args, **kwargs)`, with the cache made ready and the report kept."""
-        args, kwargs, cache = self.prepare(args, kwargs)
+    def call_plain(self, compiled: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """`compiled(*args, **kwargs)` of a module without a language model, its graphs reported."""
+        scope = CompileScope(self.report, unmarked=NO_CACHE)
+        with entered(scope), torch._dynamo.config.patch(_limits()):
+            return compiled(*args, **kwargs)
+
+    def call(self, owner: OwnerCalls, compiled: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """`compiled(*args, **kwargs)` of a module that takes the cache, which is made ready."""
+        if current_scope().covers(self.report, owner.cache_in(args, kwargs)):
+            return compiled(*args, **kwargs)
+        call = self.prepare(owner, args, kwargs)
         finished = False
         try:
-            with self.reporting(cache):
-                output = compiled(*args, **kwargs)
+            with self.reporting(call):
+                output = compiled(*call.args, **call.kwargs)
             finished = True
         finally:
-            self.finish(cache, finished)
+            self.finish(call, finished)
         return output
 
     @contextlib.contextmanager
-    def reporting(self, cache: StarKVCache | None) -> Iterator[None]:
-        """Graphs compiled inside are reported here, and traced with Dynamo's settings for VLMs.
-
-        cache: what `prepare` gave for the call.
-        """
+    def reporting(self, call: Prepared) -> Iterator[None]:
+        """Graphs compiled inside are reported here, and traced with Dynamo's settings for VLMs."""
         scope = CompileScope(
             report=self.report,
-            cache="stock" if self._takes_cache is None else "marked",
-            layers=0 if cache is None else len(cache.compressed_layers),
+            cache="marked",
+            layers=0 if call.cache is None else len(call.cache.compressed_layers),
+            unmarked=_why_unmarked(call),
+            held=call.held,
+            left_alone=call.left_alone,
         )
         settings = torch._dynamo.config.patch({**SETTINGS, **_limits()})
-        with entered(scope), settings, known_as_unpacked(cache is not None):
+        with entered(scope), settings, known_as_unpacked(call.cache is not None):
             yield
 
-    def finish(self, cache: StarKVCache | None, finished: bool) -> None:
+    def finish(self, call: Prepared, finished: bool) -> None:
         """After a call: takes a prompt's numbers from the cache, and warns if it stayed full.
 
         finished: whether the call returned. If not, it raised.
         """
+        cache = call.cache
         if cache is None:
             return
         if cache.shared.stepping:
             cache.end_step(finished)
             return
-        if not finished:
+        new = cache.get_seq_length() - call.seen
+        if not finished or new == 1:
             return
         self._read_cache(cache)
         if self.config.budget_bytes is not None:
             self._check_bytes(self.config.budget_bytes)
+        if not self.report.layers:
+            self.refuse(_why_nothing_is_stored(cache))
         whole = [i for i, layer in enumerate(self.report.layers) if self._is_too_long(layer)]
         if whole and not any(graph.failure for graph in self.report.graphs):
             reasons = {s.reason for g in self.report.graphs for s in g.sites if s.reason}
@@ -139,45 +165,42 @@ class Attachment:
         short = sum(layer.nbytes for layer in self.report.layers if layer.stored < layer.seen)
         if short > budget:
             self.refuse(
-                f"budget_bytes={budget}: {short} bytes are stored, because the layers are in "
-                "several graphs, and no graph knows the size of the others; begin the session with "
-                f"{own_cache_argument()}, or use budget_tokens"
+                f"budget_bytes={budget}: {short} bytes are stored, because layers of different "
+                "width are in several graphs, and no graph knows the width of the others; use "
+                "budget_tokens"
             )
 
-    def prepare(self, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any], Any]:
-        """Returns arguments to call the model with, and its cache if `finish` needs it."""
-        model = self._model()
-        if model is None or self._takes_cache is None or self.config.leaves_cache:
-            return args, kwargs, None
-        named = self._named(model, args, kwargs)
-        given = named["past_key_values"] = pop_cache(named)
+    def prepare(self, owner: OwnerCalls, args: Any, kwargs: Any) -> Prepared:
+        """Returns the call with the arguments that it runs with."""
+        model = owner.module
+        if model is None or self.config.leaves_cache:
+            return Prepared(args, kwargs, left_alone=True)
+        named = owner.named(args, kwargs)
+        given = named["past_key_values"]
         tokens = named.get("input_ids")
         tokens = named.get("inputs_embeds") if tokens is None else tokens
-        if tokens is None:
-            return args, kwargs, None
-        if self.config.is_uneven and getattr(given, "is_uneven", False):
-            return args, {**kwargs, "attention_mask": _mask_for_one(model, tokens)}, None
-        if tokens.shape[1] == 1:
-            return args, kwargs, self._begin_step(model, named)
-        refused = first_refusal(PromptCall(model, named, given, self.config.is_uneven))
+        if self.config.is_uneven and tokens is not None and getattr(given, "is_uneven", False):
+            mask = _mask_for_one(model, tokens)
+            return Prepared(args, {**kwargs, "attention_mask": mask}, held=given)
+        if tokens is not None and tokens.shape[1] == 1:
+            return Prepared(args, kwargs, self._begin_step(model, named), given)
+        if given is None and not owner.declared and not owner.innermost:
+            return Prepared(args, kwargs)  # an owner inside may be declared
+        prompt = PromptCall(model, named, given, self.config.is_uneven, owner.declared, owner.name)
+        refused = first_refusal(prompt)
         if refused is not None:
             refusal, reason = refused
             self.refuse(reason)
             if refusal is not drafted_prompt:
                 _append(model, named)
-                return args, kwargs, None
+                return Prepared(args, kwargs, held=given, left_alone=True)
         cache = ready_cache(model.config, given)
         assert cache is not None, "every other kind of cache was refused"
+        seen = cache.get_seq_length()
         drafts = begin_chunk(cache, model, named)
         if given is None:
-            kwargs = {**kwargs, self._takes_cache: cache}
-        return args, kwargs, None if drafts else cache
-
-    def _named(self, model: torch.nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
-        """All arguments of a call, with their names as keys."""
-        bound = self._signature.bind_partial(model, *args, **kwargs).arguments
-        extra = bound.pop("kwargs", {})
-        return {**{k: v for k, v in bound.items() if k != "self"}, **extra}
+            args, kwargs = owner.handing(cache, args, kwargs)
+        return Prepared(args, kwargs, None if drafts else cache, cache, seen=seen)
 
     def _begin_step(self, model: Any, named: dict[str, Any]) -> StarKVCache | None:
         """Returns the cache if the next token goes into buffers, else None."""
@@ -188,7 +211,7 @@ class Attachment:
             return None
         if torch.is_grad_enabled():
             return None  # what is written in place cannot be differentiated
-        form = model.config.get_text_config(decoder=True)._attn_implementation
+        form = attention_implementation(model)
         if form not in MASKED_FORMS:
             self.refuse(
                 f"decode_tokens={room}: {form} does not read the mask that hides a buffer's free "
@@ -230,7 +253,8 @@ def _mask_for_one(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     """
     if tokens.shape[1] > 1:
         raise CacheError(ONE_PROMPT)
-    return torch.zeros(len(tokens), 1, 1, 1, dtype=model.dtype, device=tokens.device)
+    dtype = next(model.parameters()).dtype
+    return torch.zeros(len(tokens), 1, 1, 1, dtype=dtype, device=tokens.device)
 
 
 def _limits() -> dict[str, int]:
@@ -242,11 +266,48 @@ def _limits() -> dict[str, int]:
     }
 
 
+def _other_layers(cache: Any) -> str:
+    """The kinds of the layers of a cache that starkv does not shorten."""
+    layers = getattr(cache, "layers", [])
+    kinds = {type(layer).__name__ for layer in layers if not isinstance(layer, StarKVLayer)}
+    return " and ".join(sorted(kinds))
+
+
+def _why_unmarked(call: Prepared) -> str:
+    """Why an attention of this call reads keys and values that no marker stores."""
+    if call.left_alone:
+        return "the call stays uncompressed as a whole, for the reason that was given"
+    kinds = _other_layers(call.held)
+    if kinds:
+        return f"its keys and values are stored in a {kinds}, which stays as it is"
+    return (
+        "the cache of this call does not store its keys and values in the form in which the "
+        "attention reads them, [batch, KV heads, tokens, head dimension]"
+    )
+
+
+def _why_nothing_is_stored(cache: StarKVCache) -> str:
+    kinds = _other_layers(cache)
+    if kinds:
+        return f"all layers of this cache are of kind {kinds}, which starkv does not shorten"
+    return (
+        "the model stored nothing in the cache that it was called with; its forward must call "
+        "cache.update(key, value, layer) in each layer"
+    )
+
+
 def _why_uncompiled() -> str:
     """Why a prompt met no graph with a cache write, as far as Dynamo reports."""
     if any("recompile limit" in message for message in counters["unimplemented"]):
         return (
             "Dynamo reached its limit of recompilations and stopped compiling this model; call "
             "torch._dynamo.reset() to start again"
+        )
+    breaks = list(counters["graph_break"])
+    if breaks:
+        why = breaks[-1].strip().split("\n")[0]
+        return (
+            f"Dynamo broke the model's graph, and no graph contains both their attention and their "
+            f"cache write ({why}); TORCH_LOGS=graph_breaks shows the line to change"
         )
     return "no compiled graph contains their cache write; please open an issue with the report"

@@ -18,13 +18,25 @@ import torch
 from torch._dynamo import eval_frame
 
 from ..config import StarKVConfig
-from .attachment import attach_compiled
+from ..errors import OptionError
+from ..hf.language_models import language_models
+from .attachment import attach_compiled, forwarding
 from .backend import starkv_backend
 
 
 def _is_ours(callback: Any) -> bool:
     wrapper = eval_frame.innermost_backend(callback)
     return getattr(wrapper, "compiler_fn", wrapper) is starkv_backend
+
+
+def _check_fullgraph(config: StarKVConfig, fullgraph: bool) -> None:
+    """Raises `OptionError` if a graph may break where keys and values that leave are shortened."""
+    if config.shorten_outputs and not fullgraph:
+        raise OptionError(
+            "shorten_outputs=True without fullgraph=True: where a graph breaks, keys and values "
+            "leave it too, and the code behind the break needs all of them; use "
+            "torch.compile(..., fullgraph=True)"
+        )
 
 
 def _install() -> None:
@@ -38,17 +50,24 @@ def _install() -> None:
         if not callable(self.callback) or not _is_ours(self.callback):
             return original(self, fn)
         options = getattr(eval_frame.innermost_backend(self.callback), "kwargs", {}).get("options")
+        config = StarKVConfig.from_options(options)
+        _check_fullgraph(config, self.fullgraph)
         compiler = functools.partial(original, self)
         if isinstance(fn, torch.nn.Module):  # torch.compile(model)
-            config = StarKVConfig.from_options(options)
             fn._compiled_call_impl = attach_compiled(fn, config, fn._call_impl, compiler)
             compiled = original(self, fn)
             compiled.forward = fn._compiled_call_impl
             return compiled
         module, name = getattr(fn, "__self__", None), getattr(fn, "__name__", "")
-        if isinstance(module, torch.nn.Module) and name in ("_call_impl", "forward"):
-            config = StarKVConfig.from_options(options)  # model.compile() is the former
+        if not isinstance(module, torch.nn.Module):
+            return original(self, fn)
+        if name in ("_call_impl", "forward"):  # model.compile() is the former
             return attach_compiled(module, config, fn, compiler)
+        if language_models(module):  # torch.compile(model.generate)
+            module._compiled_call_impl = attach_compiled(
+                module, config, module._call_impl, compiler
+            )
+            return forwarding(fn)
         return original(self, fn)
 
     call._starkv = True  # type: ignore[attr-defined]

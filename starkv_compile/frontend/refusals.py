@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache
 
 from ..cache.cache import StarKVCache, is_stock
 from ..cache.chunk import DRAFTED_PROMPT, drafted_tokens
-from ..hf.cache_argument import own_cache_argument
+from ..hf.attention import attention_implementation
 from ..hf.packed_rows import is_packed
 
 
@@ -20,13 +21,22 @@ class PromptCall:
     """A call of an attached model with several new tokens.
 
     named: the model's arguments, with their names as keys. cache: the cache among them, or None.
-    uneven: whether the configuration makes layers store different numbers of tokens.
+    uneven: whether the configuration makes layers store different numbers of tokens. declared:
+    whether the model says that it takes a `Cache`, as in `hf.cache_argument.CacheArgument`.
+    argument: the model's name for it.
     """
 
     model: Any
     named: Mapping[str, Any]
     cache: Any
     uneven: bool
+    declared: bool = True
+    argument: str = "past_key_values"
+
+    @property
+    def own_cache(self) -> str:
+        """How the caller passes a cache that starkv shortens."""
+        return f"{self.argument}=starkv_compile.StarKVCache(model.config)"
 
 
 Refusal = Callable[[PromptCall], str | None]
@@ -40,7 +50,8 @@ def in_training(call: PromptCall) -> str | None:
 
 
 def without_cache(call: PromptCall) -> str | None:
-    if call.named.get("use_cache", getattr(call.model.config, "use_cache", True)) is not False:
+    default = getattr(getattr(call.model, "config", None), "use_cache", True)
+    if call.named.get("use_cache", default) is not False:
         return None
     return "use_cache=False: there is no cache to compress; leave use_cache out, or set it to True"
 
@@ -70,12 +81,36 @@ def uneven_padding(call: PromptCall) -> str | None:
 def uneven_attention(call: PromptCall) -> str | None:
     if not call.uneven:
         return None
-    form = call.model.config.get_text_config(decoder=True)._attn_implementation
+    form = attention_implementation(call.model)
     if form in ("sdpa", "eager"):
         return None
     return (
         f"layers would store different numbers of tokens, and {form} takes no mask for that; load "
         'the model with attn_implementation="sdpa"'
+    )
+
+
+def unknown_windows(call: PromptCall) -> str | None:
+    if isinstance(call.cache, StarKVCache):
+        return None
+    config = getattr(call.model, "config", None)
+    text = config.get_text_config(decoder=True) if isinstance(config, PreTrainedConfig) else None
+    if hasattr(text, "num_hidden_layers"):
+        return None
+    return (
+        f"{type(call.model).__name__} has no Hugging Face config with num_hidden_layers, so it is "
+        "unknown which of its layers attend by a sliding window; if none does, pass "
+        f"{call.argument}=starkv_compile.StarKVCache(PreTrainedConfig(num_hidden_layers=...))"
+    )
+
+
+def undeclared_cache(call: PromptCall) -> str | None:
+    if call.declared or call.cache is not None:
+        return None
+    return (
+        f"{type(call.model).__name__}.forward does not say that its cache is a Cache of "
+        "transformers (in older code it is a tuple), so it is not given one; if it takes one, "
+        f"pass {call.own_cache}"
     )
 
 
@@ -86,7 +121,7 @@ def other_cache(call: PromptCall) -> str | None:
     kind = type(cache).__name__ + (" with offloading" if type(cache) is DynamicCache else "")
     return (
         f"the cache is a {kind}, which starkv cannot shorten; use the default cache, or pass "
-        f"{own_cache_argument()}"
+        f"{call.own_cache}"
     )
 
 
@@ -95,7 +130,7 @@ def foreign_tokens(call: PromptCall) -> str | None:
         return None
     return (
         f"the {type(call.cache).__name__} passed in already holds tokens stored without starkv; "
-        f"begin the session with {own_cache_argument()}"
+        f"begin the session with {call.own_cache}"
     )
 
 
@@ -112,6 +147,8 @@ REFUSALS: tuple[Refusal, ...] = (
     packed_rows,
     uneven_padding,
     uneven_attention,
+    undeclared_cache,
+    unknown_windows,
     other_cache,  # first of those that look at the cache: the next two know its kind
     foreign_tokens,
     drafted_prompt,  # last: its tokens are stored in a cache that compresses later ones

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 from ..passes.base import Cache
 from ..reporting import GraphReport, Report
@@ -13,19 +14,37 @@ from ..reporting import GraphReport, Report
 last_graphs: list[GraphReport] = []
 """Reports of graphs compiled outside any attached model, newest last (at most 100)."""
 
+NO_CALL = (
+    "the graph was not compiled in a call of a model that starkv was given, so nobody is known to "
+    "count the tokens of a shorter cache. Compile the language model itself, with "
+    "starkv_compile.compile(model). If your own code counts positions on from the uncompressed "
+    "length and makes masks as long as the cache, use torch.compile(..., fullgraph=True, "
+    'options={"shorten_outputs": True})'
+)
+"""Why the keys and values of a function or of a part of a model stay uncompressed."""
+
 
 @dataclass(frozen=True)
 class CompileScope:
     """The call in progress of an attached model. By default there is no such call.
 
-    report: where graphs are reported; None: in `last_graphs`. cache and layers: see
-    `passes.base.Context`. cache is "marked" in calls of a model that takes a cache. layers is how
-    many layers the cache of the call compresses; 0: unknown.
+    report: where graphs are reported; None: in `last_graphs`. cache, layers and unmarked: see
+    `passes.base.Context`. held: the cache that the modules inside get. left_alone: whether the call
+    stays uncompressed, with all calls inside it.
     """
 
     report: Report | None = None
-    cache: Cache = "stock"
+    cache: Cache = "nobody"
     layers: int = 0
+    unmarked: str = NO_CALL
+    held: Any = None
+    left_alone: bool = False
+
+    def covers(self, report: Report, cache: Any) -> bool:
+        """Whether a call inside this one, of the model with this report, is prepared already."""
+        if self.report is not report:
+            return False
+        return self.left_alone or (cache is not None and cache is self.held)
 
     def file(self, graph: GraphReport) -> None:
         """Report a graph that was compiled in this scope."""

@@ -4,33 +4,63 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 NAMES = ("past_key_values", "cache")
 
+_LIBRARY = "transformers."
 
-def cache_argument(function: Callable[..., Any]) -> str | None:
-    """Returns the name of the argument in `function`; None if it takes no cache."""
-    parameters = inspect.signature(function).parameters
-    return next((name for name in NAMES if name in parameters), None)
+
+class CacheArgument(NamedTuple):
+    """The argument of a forward function for its cache.
+
+    name: its name. place: its number among the positional arguments, without self; None: by
+    keyword only. declared: whether the function says that it takes a `Cache` of transformers, by
+    its annotation or because it belongs to the library. Older code has tuples under these names.
+    """
+
+    name: str
+    place: int | None
+    declared: bool
+
+
+def cache_argument(function: Callable[..., Any]) -> CacheArgument | None:
+    """Returns the cache argument of a function; None if it has none."""
+    parameters = [p for p in inspect.signature(function).parameters.values() if p.name != "self"]
+    for name in NAMES:
+        for place, parameter in enumerate(parameters):
+            if parameter.name == name:
+                by_place = parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+                declared = _is_declared(function, parameter)
+                return CacheArgument(name, place if by_place else None, declared)
+    return None
+
+
+def _is_declared(function: Callable[..., Any], parameter: inspect.Parameter) -> bool:
+    if function.__module__.startswith(_LIBRARY):
+        return True
+    return re.search(r"\w*Cache\b", str(parameter.annotation)) is not None
 
 
 @functools.cache
-def _in_the_library() -> str:
+def library_argument() -> str:
+    """Returns the name that the installed transformers has for the argument."""
     from transformers import GenerationMixin
 
-    return cache_argument(GenerationMixin.prepare_inputs_for_generation) or NAMES[0]
+    argument = cache_argument(GenerationMixin.prepare_inputs_for_generation)
+    return NAMES[0] if argument is None else argument.name
 
 
 def own_cache_argument() -> str:
     """Returns how a caller passes a `StarKVCache`, for error messages."""
-    return f"{_in_the_library()}=starkv_compile.StarKVCache(model.config)"
+    return f"{library_argument()}=starkv_compile.StarKVCache(model.config)"
 
 
 def with_cache(cache: Any) -> dict[str, Any]:
     """Returns keyword arguments that pass `cache` to a model, to `generate` or to an output."""
-    return {_in_the_library(): cache}
+    return {library_argument(): cache}
 
 
 def pop_cache(named: dict[str, Any]) -> Any:

@@ -43,7 +43,8 @@ class WriteArguments(NamedTuple):
     key to novelty and mi to pattern_count: as in `Written`. frame to current: as in
     `reference.star.Layout`. counts: [B, 2] as in `vision.layout.VisionLayout`. seen: number of
     tokens that a budget counts if it is a share. has_layout: whether the cache knows what the
-    tokens are. If not, frame to counts say that all tokens are text.
+    tokens are. If not, frame to counts say that all tokens are text. mask_fits: whether masks of
+    the attention have as many columns as the cache has tokens, also after a compaction.
     """
 
     key: torch.Tensor
@@ -61,6 +62,7 @@ class WriteArguments(NamedTuple):
     pattern_count: torch.Tensor
     seen: int
     has_layout: bool
+    mask_fits: bool
 
     @property
     def layout(self) -> Layout:

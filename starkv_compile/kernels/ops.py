@@ -237,6 +237,7 @@ def cache_write(
     pattern_count: Tensor,
     seen: int,
     has_layout: bool,
+    mask_fits: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Marks where `StarKVCache` stores a prompt. A pass replaces it by a compaction.
 

@@ -65,12 +65,13 @@ class Pipeline:
         self,
         module: GraphModule,
         *,
-        cache: Cache = "stock",
+        cache: Cache,
+        unmarked: str = "",
         layers: int = 0,
         every_length: bool = False,
     ) -> GraphReport:
         """Rewrites `module` in place and returns the report. Arguments are as in `base.Context`."""
-        context = Context(module, self.config, cache, layers, every_length, self.observer)
+        context = Context(module, self.config, cache, unmarked, layers, every_length, self.observer)
         folder = os.environ.get(DUMP_VARIABLE)
         for step in self.passes:
             step(context, dump=folder is not None)

@@ -15,7 +15,7 @@ from ..policies import ScoreInputs
 from . import fx
 from .sites import Refusal, Site
 
-Cache = Literal["caller", "marked", "stock"]
+Cache = Literal["caller", "marked", "nobody"]
 
 Observer = Callable[[ScoreInputs], None]
 
@@ -29,8 +29,8 @@ class Context:
         config: the configuration.
         cache: who handles lengths, masks and positions of the shorter cache. "caller": the code
             that runs the graph. "marked": the cache itself; it leaves a marker where it is written,
-            and other writes stay as they are. "stock": nobody, so a pass rewrites only what is
-            right on any cache.
+            and other writes stay as they are. "nobody": everything stays as it is.
+        unmarked: why an attention stays as it is whose keys and values have no marker.
         layers: how many layers that cache compresses, in this graph or another. 0: unknown.
         every_length: whether this one graph serves prompts of all lengths, as an exported one
             does. A compiler makes another graph for a length that needs one.
@@ -42,6 +42,7 @@ class Context:
     module: GraphModule
     config: StarKVConfig
     cache: Cache
+    unmarked: str = ""
     layers: int = 0
     every_length: bool = False
     observer: Observer | None = None

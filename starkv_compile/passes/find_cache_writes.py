@@ -14,25 +14,32 @@ from .base import Context, GraphPass
 from .markers import arguments_of, find_markers
 from .sites import Attention, CacheWrite
 
-WAY_OUT = (
-    "pass a starkv_compile.StarKVCache as the model's cache, or compile the model with "
-    "starkv_compile.compile(model)"
+OWN_MASK = (
+    "the model makes a mask without asking the cache how many columns it needs, so later masks "
+    "would have one for each token seen, not for each token stored; make it with "
+    "create_causal_mask of transformers.masking_utils, or with cache.get_mask_sizes(tokens, layer)"
 )
-NOT_WHOLE = (
-    "the keys and values are not in a cache that starkv can shorten (a sliding window, a cache "
-    "layer of the model's own, use_cache=False, or a call that stays uncompressed)"
+IN_ANOTHER_GRAPH = (
+    "its keys and values come from another graph, because Dynamo broke the model's graph before "
+    "the attention; TORCH_LOGS=graph_breaks shows the line to change"
+)
+NOT_RETURNED = (
+    "the graph does not return its keys and values in the form in which the attention reads them, "
+    "[batch, KV heads, tokens, head dimension]"
 )
 
 
 class FindCacheWrites(GraphPass):
     """Finds a marker that `StarKVCache` left, or a key and a value that are graph outputs.
 
-    If every cache that can be shortened leaves markers, outputs belong to one that cannot.
+    Outputs count only if the caller looks after the cache. Keys and values also leave a graph where
+    it breaks, or where one block of a model ends.
     """
 
     def run(self, context: Context) -> None:
-        markers = find_markers(context.graph)
-        returned = set() if context.cache == "marked" else set(fx.outputs(context.graph))
+        by_caller = context.cache == "caller"
+        markers = [] if context.cache == "nobody" else find_markers(context.graph)
+        returned = set(fx.outputs(context.graph)) if by_caller else set()
         written: set[Node] = set()
         for site in list(context.sites):
             attention = site.attention
@@ -42,7 +49,7 @@ class FindCacheWrites(GraphPass):
                 or _returned(attention, returned)
             )
             if write is None:
-                context.refuse(NOT_WHOLE, attention.node, site)
+                context.refuse(self._why_no_write(context, attention), attention.node, site)
                 continue
             reason = self._reason_against(context, attention, write)
             if write.key in written:
@@ -54,30 +61,33 @@ class FindCacheWrites(GraphPass):
             written.add(write.key)
             self.matched += 1
 
+    def _why_no_write(self, context: Context, attention: Attention) -> str:
+        if context.cache == "nobody":
+            return context.unmarked
+        if attention.key.op == "placeholder":
+            return IN_ANOTHER_GRAPH
+        return NOT_RETURNED if context.cache == "caller" else context.unmarked
+
     def _reason_against(
         self, context: Context, attention: Attention, write: CacheWrite
     ) -> str | None:
         queries = fx.shape(attention.query)[2]
         if context.cache != "caller" and _has_bias(attention.mask):
             return f"the mask adds a different bias for each head; {forms.NO_BIAS}"
-        if write.marker is not None:
-            if not bool(fx.shape(fx.newest(write.key))[2] == queries):
-                return "the keys belong to other tokens than the queries (cross-attention)"
-            by_head = len(fx.shape(arguments_of(write.marker).place)) == 3
-            if by_head and not self.config.policy.per_head:
-                return (
-                    "the cache holds a different set of tokens for each head, but policy "
-                    f"{self.config.policy.name!r} keeps one set; begin a new cache, or continue "
-                    f"with a policy that keeps a set for each head ({_names_per_head()})"
-                )
+        if write.marker is None:
             return None
-        if context.cache == "caller":
-            return None
-        # A cache that does not know its logical length would be read wrongly later.
-        if not bool(queries == fx.shape(attention.key)[2]):
-            return f"the cache already holds tokens, so it cannot be shortened; {WAY_OUT}"
-        if attention.mask is not None:
-            return f"the prompt has a mask (padding), so this cache cannot be shortened; {WAY_OUT}"
+        given = arguments_of(write.marker)
+        if not given.mask_fits and (attention.mask is not None or attention.mask_function):
+            return OWN_MASK
+        if not bool(fx.shape(fx.newest(write.key))[2] == queries):
+            return "the keys belong to other tokens than the queries (cross-attention)"
+        by_head = len(fx.shape(given.place)) == 3
+        if by_head and not self.config.policy.per_head:
+            return (
+                "the cache holds a different set of tokens for each head, but policy "
+                f"{self.config.policy.name!r} keeps one set; begin a new cache, or continue "
+                f"with a policy that keeps a set for each head ({_names_per_head()})"
+            )
         return None
 
 

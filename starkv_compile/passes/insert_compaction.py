@@ -51,7 +51,8 @@ class InsertCompaction(GraphPass):
                         **state,
                     )
                     replace_marker(write.marker, written)
-            if self.config.inner == "inductor" and context.cache != "caller":
+            compiled_here = context.cache != "caller" or self.config.shorten_outputs
+            if self.config.inner == "inductor" and compiled_here:
                 _wait(context, site.attention.node, new_key, new_value)
             context.rewritten.append(site)
             self.matched += 1

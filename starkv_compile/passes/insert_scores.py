@@ -14,7 +14,6 @@ from ..kernels.reference.star import Layout, State
 from ..policies import POLICIES, Scored, ScoreInputs
 from . import fx
 from .base import Context, GraphPass, without_gradient
-from .find_cache_writes import WAY_OUT
 from .markers import arguments_of, find_markers
 from .sites import HIDDEN, Attention, Inserted, Site
 
@@ -116,16 +115,12 @@ class InsertScores(GraphPass):
         """How the layers share the budget, if unevenly. Refuses them if that cannot be right."""
         if not self.config.is_uneven:
             return None
-        reason = None
-        if context.cache == "stock":
-            reason = f"layers that keep different numbers of tokens need a StarKVCache; {WAY_OUT}"
-        elif context.layers not in (0, len(context.sites)):
+        if context.layers not in (0, len(context.sites)):
             reason = (
                 f"{len(context.sites)} of {context.layers} layers can be compressed in this graph, "
                 "but what each layer keeps depends on all of them; use a policy with one budget "
                 "for every layer"
             )
-        if reason is not None:
             for site in list(context.sites):
                 context.refuse(reason, site.attention.node, site)
         return self.config.layer_weights(len(context.sites)) if context.sites else None

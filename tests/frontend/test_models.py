@@ -73,14 +73,23 @@ def test_pixels_given_to_the_model_itself(family, way):
         assert torch.equal(model(**inputs).logits, logits)
 
 
-def test_the_decoder_called_by_itself_is_left_alone():
+@pytest.mark.parametrize("way", WAYS)
+def test_a_part_of_the_model_called_by_itself(way):
+    """Whichever module `generate` calls, and by whichever method, the cache is prepared once."""
     model = tiny_model("llava")
-    for way in WAYS:
-        enter(way, model, budget=0.3, inner="eager")
-        ids = tiny_inputs("llava", TinyPrompt((), 40))["input_ids"]
-        cache = model.get_decoder()(input_ids=ids).past_key_values
-        assert not isinstance(cache, StarKVCache)
-        assert cache.get_seq_length() == ids.shape[1]
+    enter(way, model, budget=0.3, inner="eager")
+    ids = tiny_inputs("llava", TinyPrompt((), 40))["input_ids"]
+    for part in (model, model.model, model.get_decoder()):
+        for call in (part, part.forward):
+            with torch.no_grad():
+                cache = call(input_ids=ids).past_key_values
+            assert isinstance(cache, StarKVCache)
+            assert [layer.stored for layer in cache.layers] == [12, 12]
+            assert cache.get_seq_length() == ids.shape[1]
+        assert starkv_compile.report(part) is starkv_compile.report(model)
+    starkv_compile.undo(model)
+    assert "forward" not in vars(model.get_decoder())
+    assert not isinstance(model.get_decoder()(input_ids=ids).past_key_values, StarKVCache)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +272,9 @@ def test_undo_gives_the_model_back():
 def test_report_before_compile_says_what_to_do():
     with pytest.raises(starkv_compile.UnsupportedModel, match="was not compiled with starkv"):
         starkv_compile.report(tiny_model("llava"))
-    with pytest.raises(starkv_compile.UnsupportedModel, match=r"no get_decoder\(\)"):
+    with pytest.raises(
+        starkv_compile.UnsupportedModel, match=r"no language model with get_decoder"
+    ):
         starkv_compile.compile(torch.nn.Linear(2, 2))
 
 

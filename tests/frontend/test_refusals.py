@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, PreTrainedConfig, StaticCache
 
 from starkv_compile import StarKVCache
 from starkv_compile.frontend.refusals import REFUSALS, PromptCall, first_refusal
@@ -15,9 +15,11 @@ CONFIG = tiny_model("llava").config
 PLAIN = torch.ones(1, 8, dtype=torch.int64)
 
 
-def model(training=False, form="sdpa", use_cache=True):
-    text = SimpleNamespace(_attn_implementation=form)
-    config = SimpleNamespace(use_cache=use_cache, get_text_config=lambda decoder: text)
+def model(training=False, form="sdpa", use_cache=True, layers=2):
+    config = PreTrainedConfig()
+    config.use_cache, config._attn_implementation = use_cache, form
+    if layers:
+        config.num_hidden_layers = layers
     return SimpleNamespace(training=training, config=config)
 
 
@@ -27,8 +29,8 @@ def holding_tokens(cache):
     return cache
 
 
-def call(cache=None, uneven=False, of=None, **named):
-    return PromptCall(of or model(), named, cache, uneven)
+def call(cache=None, uneven=False, of=None, declared=True, **named):
+    return PromptCall(of or model(), named, cache, uneven, declared, "cache")
 
 
 CASES = {
@@ -39,6 +41,14 @@ CASES = {
     "uneven_attention": (
         call(uneven=True, of=model(form="flash")),
         "and flash takes no mask for that",
+    ),
+    "undeclared_cache": (
+        call(declared=False),
+        r"pass cache=starkv_compile\.StarKVCache\(model\.config\)",
+    ),
+    "unknown_windows": (
+        call(DynamicCache(), of=model(layers=0)),
+        r"pass cache=starkv_compile\.StarKVCache\(PreTrainedConfig\(num_hidden_layers",
     ),
     "other_cache": (
         call(StaticCache(CONFIG.get_text_config(), max_cache_len=9)),
@@ -65,17 +75,19 @@ def test_every_reason_has_its_case():
 def test_the_first_reason_wins():
     """A call with everything wrong, of which one thing after the other is put right."""
     wrong = {
-        "of": model(training=True, form="flash"),
+        "of": model(training=True, form="flash", layers=0),
+        "declared": False,
         "use_cache": False,
         "position_ids": torch.arange(8)[None] % 4,
-        "cache": StaticCache(CONFIG.get_text_config(), max_cache_len=9),
         "logits_to_keep": 4,
     }
     remedies = [
-        {"of": model(form="flash")},
+        {"of": model(form="flash", layers=0)},
         {"use_cache": True},
         {"position_ids": None, "attention_mask": PLAIN - 1},
         {"attention_mask": PLAIN},
+        {"of": model(layers=0)},
+        {"cache": StaticCache(CONFIG.get_text_config(), max_cache_len=9)},
         {"of": model()},
         {"cache": holding_tokens(DynamicCache())},
         {"cache": DynamicCache()},

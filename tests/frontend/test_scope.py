@@ -8,7 +8,7 @@ from starkv_compile.reporting import GraphReport, Report
 
 def test_a_scope_ends_with_its_block_also_by_an_error():
     outer, inner = CompileScope(Report(), "marked", 4), CompileScope(Report(), "marked", 2)
-    assert current_scope() == CompileScope(None, "stock", 0)
+    assert current_scope() == CompileScope(None, "nobody", 0)
     with pytest.raises(KeyError, match="planted"):
         _enter(outer, inner)
     assert current_scope() == CompileScope()

@@ -11,9 +11,10 @@ OP = ops.STARKV.cache_write.default
 
 def arguments():
     """Every tensor another one, so that none can be taken for its neighbour."""
-    names = [field for field in WriteArguments._fields if field not in ("seen", "has_layout")]
+    facts = {"seen": 2, "has_layout": True, "mask_fits": True}
+    names = [field for field in WriteArguments._fields if field not in facts]
     tensors = {name: torch.full((1, 2), i) for i, name in enumerate(names)}
-    return WriteArguments(**tensors, seen=2, has_layout=True)
+    return WriteArguments(**tensors, **facts)
 
 
 def test_the_fields_are_the_arguments_of_the_op():

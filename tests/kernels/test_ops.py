@@ -68,6 +68,7 @@ def cases():
             **fresh_state(key, layout[3])._asdict(),
             seen=L,
             has_layout=True,
+            mask_fits=True,
         ),
         "layout_from_positions": (positions,),
         "layout_from_image_mask": (layout[0] >= 0,),

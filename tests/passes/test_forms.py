@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from starkv_compile.kernels.ops import STARKV
 from starkv_compile.passes import Pipeline, apply, forms
 from starkv_compile.passes.forms.kernels import FLASH, KERNELS
+from tests.support.marked_layer import MarkedLayer, marked_inputs
 from tests.support.one_layer import CONFIG, Attention, D, G, H, S, X, capture, repeat_kv
 
 aten = torch.ops.aten
@@ -198,7 +199,8 @@ def test_a_bias_of_each_head_is_scored_where_the_caller_looks_after_it():
 
 
 def test_a_bias_of_each_head_is_refused_where_decoding_would_compute_it_for_other_places():
-    report = Pipeline(CONFIG).run(capture(Attention(), X, alibi()), cache="stock")
+    graph = capture(MarkedLayer(), X, marked_inputs(), alibi())
+    report = Pipeline(CONFIG).run(graph, cache="marked")
     assert "ALiBi" in report.sites[0].reason
 
 

@@ -41,7 +41,7 @@ def test_arguments_have_their_names(how):
         assert name in getattr(given, name).name
         meta = getattr(given, name).meta
         assert meta.get("example_value", meta.get("val")).shape == tensor.shape
-    assert (given.seen, given.has_layout) == (S, True)
+    assert (given.seen, given.has_layout, given.mask_fits) == (S, True, True)
 
 
 @pytest.mark.parametrize("config", [CONFIG, EVERYTHING], ids=["compacted", "stripped"])

@@ -11,6 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from starkv_compile import StarKVConfig
 from starkv_compile.kernels.ops import STARKV
 from starkv_compile.passes import PIPELINE, Pipeline, apply
+from starkv_compile.passes.markers import arguments_of, find_markers
+from tests.support.marked_layer import MarkedLayer, marked_inputs
 from tests.support.one_layer import CONFIG, Attention, D, G, H, S, X, capture
 
 EVERY_BACKEND = (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
@@ -54,19 +56,20 @@ def test_padding_is_not_real_whatever_number_hides_it(low):
 @pytest.mark.parametrize("shape", [(H, S, S), (1, H, S, S)], ids=str)
 @pytest.mark.parametrize("form", ["sdpa", "expanded"])
 def test_a_bias_of_each_head_is_known_in_masks_of_any_rank(form, shape):
-    class Expanded(Attention):
-        def expanded(self, q, k, v, mask):
-            return self.sdpa(q, k, v, mask.expand(2, H, S, S))
+    class Expanded(MarkedLayer):
+        def forward(self, x, given, mask):
+            wide = mask.expand(2, H, S, S) if form == "expanded" else mask
+            return super().forward(x, given, wide)
 
-    graph = capture(Expanded(form), X, torch.randn(shape))
-    report = Pipeline(CONFIG).run(graph, cache="stock")
+    graph = capture(Expanded(), X, marked_inputs(), torch.randn(shape))
+    report = Pipeline(CONFIG).run(graph, cache="marked")
     assert "a different bias for each head" in report.sites[0].reason
 
 
 def test_uncached_attention_is_refused_with_node_and_reason():
     report = apply(capture(Attention(cached=False), X), CONFIG)
     assert (report.found, report.rewritten) == (1, 0)
-    assert "not in a cache that starkv can shorten" in report.sites[0].reason
+    assert "the graph does not return its keys and values" in report.sites[0].reason
     assert report.sites[0].node == "y"
 
 
@@ -104,7 +107,39 @@ def test_a_graph_without_example_values_is_refused_by_name():
     assert "FakeTensorProp" in report.sites[0].reason
 
 
-def test_a_foreign_cache_that_already_holds_tokens_is_left_whole():
+@pytest.mark.parametrize("cache", ["marked", "nobody"])
+def test_what_leaves_a_graph_is_no_cache_unless_the_caller_says_so(cache):
+    """It also leaves where a graph breaks, or where one block of a model ends."""
+    graph = capture(Attention(), X)
+    before = str(graph.graph)
+    report = Pipeline(CONFIG).run(graph, cache=cache, unmarked="nobody counts its tokens")
+    assert [site.reason for site in report.sites] == ["nobody counts its tokens"]
+    assert str(graph.graph) == before
+
+
+def test_a_marker_is_no_cache_that_somebody_counts():
+    graph = capture(MarkedLayer(), X, marked_inputs(), how="export")
+    report = Pipeline(CONFIG).run(graph, cache="nobody", unmarked="nobody counts its tokens")
+    assert [site.reason for site in report.sites] == ["nobody counts its tokens"]
+    assert graph(X, marked_inputs())[1].key.shape[2] == S
+
+
+def test_a_mask_of_the_model_s_own_length_is_refused():
+    """At the next token it would have a column for each token seen, which is not stored."""
+    mask = torch.ones(S, S, dtype=torch.bool).tril()
+
+    def run(*masks):
+        graph = capture(MarkedLayer(), X, marked_inputs(), *masks)
+        for marker in find_markers(graph.graph):
+            named = {**arguments_of(marker)._asdict(), "mask_fits": False}
+            marker.args, marker.kwargs = tuple(named.values()), {}
+        return Pipeline(CONFIG).run(graph, cache="marked")
+
+    assert "without asking the cache" in run(mask).sites[0].reason
+    assert run().rewritten == 1, "no mask, so none that could be too long"
+
+
+def test_keys_of_earlier_prompts_count():
     class Turn(nn.Module):
         def forward(self, q, k, v, past_k, past_v, mask):
             k, v = torch.cat([past_k, k], 2), torch.cat([past_v, v], 2)
@@ -113,10 +148,8 @@ def test_a_foreign_cache_that_already_holds_tokens_is_left_whole():
     tensors = [torch.randn(1, G, S, D) for _ in range(5)]
     mask = torch.ones(1, 1, S, 2 * S, dtype=torch.bool).tril(S)
     graph = capture(Turn(), *tensors, mask)
-    report = Pipeline(CONFIG).run(graph, cache="stock")
-    assert "already holds tokens" in report.sites[0].reason
-    assert "StarKVCache" in report.sites[0].reason
-    assert Pipeline(CONFIG).run(capture(Turn(), *tensors, mask), cache="caller").rewritten == 1
+    assert apply(graph, CONFIG).rewritten == 1
+    assert graph(*tensors, mask)[1].shape[2] == S
 
 
 def test_budget_one_leaves_no_op_of_ours():
@@ -191,21 +224,25 @@ def test_under_inductor_nothing_reads_attention_before_its_layer_is_compacted(fo
     """A graph rewritten for its owner has no such order: it may be exported."""
     with torch.no_grad():
         graphs = {
-            (inner, cache): capture(Attention(form), X)
-            for inner, cache in (("inductor", "stock"), ("eager", "stock"), ("inductor", "caller"))
+            (inner, cache): capture(MarkedLayer(form), X, marked_inputs())
+            for inner, cache in (
+                ("inductor", "marked"),
+                ("eager", "marked"),
+                ("inductor", "caller"),
+            )
         }
     for (inner, cache), graph in graphs.items():
         config = StarKVConfig(budget=0.5, inner=inner)
         assert Pipeline(config).run(graph, cache=cache).rewritten == 1
         waits = [n for n in graph.graph.nodes if n.target is STARKV.after.default]
-        assert len(waits) == ((inner, cache) == ("inductor", "stock"))
+        assert len(waits) == ((inner, cache) == ("inductor", "marked"))
         for wait in waits:
             assert all(wait < user for user in wait.args[0].users if user is not wait)
             assert [n.target for n in wait.args[1:]] == [operator.getitem] * 2
 
 
 def test_an_attention_to_be_differentiated_is_not_written_to():
-    graph = capture(Attention(), X)
+    graph = capture(MarkedLayer(), X, marked_inputs())
     config = StarKVConfig(budget=0.5, inner="inductor")
-    assert Pipeline(config).run(graph, cache="stock").rewritten == 1
+    assert Pipeline(config).run(graph, cache="marked").rewritten == 1
     assert not [n for n in graph.graph.nodes if n.target is STARKV.after.default]

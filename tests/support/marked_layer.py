@@ -18,13 +18,14 @@ class MarkedLayer(nn.Module):
     given: the marker's tensors by their names, but for the key and the value.
     """
 
-    def __init__(self):
+    def __init__(self, form="sdpa"):
         super().__init__()
-        self.attention = Attention(cached=True)
+        self.attention = Attention(form, cached=True)
 
-    def forward(self, x, given):
-        y, key, value = self.attention(x)
-        arguments = WriteArguments(key=key, value=value, **given, seen=S, has_layout=True)
+    def forward(self, x, given, mask=None):
+        y, key, value = self.attention(x, mask)
+        facts = {"seen": S, "has_layout": True, "mask_fits": True}
+        arguments = WriteArguments(key=key, value=value, **given, **facts)
         return y, Written(*STARKV.cache_write(**arguments._asdict()))
 
 

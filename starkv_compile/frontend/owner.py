@@ -1,0 +1,56 @@
+"""A module whose forward takes a cache: reads the cache from a call, and puts one into it."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from typing import Any
+
+import torch
+
+from ..hf.cache_argument import NAMES, pop_cache
+from ..hf.language_models import CacheOwner
+
+
+class OwnerCalls:
+    """Reads and changes the arguments of calls of one cache owner.
+
+    Attributes:
+        name: the name of the argument.
+        declared: as in `hf.cache_argument.CacheArgument`.
+        innermost: whether no module inside it takes the cache as well.
+    """
+
+    def __init__(self, owner: CacheOwner, innermost: bool) -> None:
+        self._module = weakref.ref(owner.module)
+        self.name, self._place = owner.argument.name, owner.argument.place
+        self.declared, self.innermost = owner.argument.declared, innermost
+        self._signature = inspect.signature(type(owner.module).forward)
+        kinds = {p.kind: p.name for p in self._signature.parameters.values()}
+        self._rest = kinds.get(inspect.Parameter.VAR_KEYWORD, "")
+
+    @property
+    def module(self) -> torch.nn.Module | None:
+        return self._module()
+
+    def cache_in(self, args: Any, kwargs: Any) -> Any:
+        """The cache of a call, or None."""
+        given = pop_cache(dict(kwargs))
+        if given is None and self._place is not None and self._place < len(args):
+            return args[self._place]
+        return given
+
+    def named(self, args: Any, kwargs: Any) -> dict[str, Any]:
+        """All arguments of a call, with their names as keys; the cache as `past_key_values`."""
+        bound = self._signature.bind_partial(self.module, *args, **kwargs).arguments
+        rest = bound.pop(self._rest, {})
+        named = {**{name: value for name, value in bound.items() if name != "self"}, **rest}
+        given = pop_cache(named)
+        return {**named, "past_key_values": given}
+
+    def handing(self, cache: Any, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """The arguments of a call without a cache, with `cache` among them."""
+        if self._place is not None and self._place < len(args):
+            return (*args[: self._place], cache, *args[self._place + 1 :]), kwargs
+        others = {name: value for name, value in kwargs.items() if name not in NAMES}
+        return args, {**others, self.name: cache}
