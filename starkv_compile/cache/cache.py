@@ -18,12 +18,11 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from ..errors import CacheError
 from ..vision.layout import VisionLayout
+from .checks import LAYER_STATE, check_state
 from .frames import keep_newest_frames
 from .layer import ONE_PROMPT, StarKVLayer, fixed_address
 from .size import cache_bytes, full_bytes
 from .state import SharedState
-
-_LAYER_STATE = ("keys", "values", "seen", "retired", "kept", "novelty", "state")
 
 
 class StarKVCache(DynamicCache):
@@ -164,7 +163,7 @@ class StarKVCache(DynamicCache):
         for layer in self.compressed_layers:
             layer.settle()
         layers = [
-            {name: getattr(layer, name, None) for name in _LAYER_STATE}
+            {name: getattr(layer, name, None) for name in LAYER_STATE}
             for layer in self.compressed_layers
         ]
         layout = self.shared.layout
@@ -173,21 +172,28 @@ class StarKVCache(DynamicCache):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Loads what `state_dict` returned into an empty cache.
 
+        Everything is checked first, so a state from a file that somebody changed does no harm.
+
         Raises:
-            CacheError: the cache holds tokens already.
+            CacheError: the cache holds tokens already, or `state` is not one of a cache with these
+                layers. The cache stays as it is.
         """
         if self.get_seq_length():
             raise CacheError(
                 f"load_state_dict: the cache has seen {self.get_seq_length()} tokens; load into a "
                 "new StarKVCache(model.config)"
             )
+        self._check_only_ours("load_state_dict")
+        check_state(state, len(self.compressed_layers))
         layout = state["layout"]
         self.shared.layout = None if layout is None else VisionLayout(**layout)
         self.layers = [StarKVLayer(self.shared) for _ in state["layers"]]
-        for layer, values in zip(self.compressed_layers, state["layers"], strict=True):
-            if values["keys"] is not None:
-                layer.lazy_initialization(values["keys"], values["values"])
-                layer.__dict__.update(values)
+        for layer, stored in zip(self.compressed_layers, state["layers"], strict=True):
+            if stored["keys"] is not None:
+                layer.lazy_initialization(stored["keys"], stored["values"])
+                for name in LAYER_STATE:
+                    setattr(layer, name, stored[name])
+                layer.state = None if stored["state"] is None else tuple(stored["state"])
 
     def reset(self) -> None:
         """Forgets everything. The cache then holds a new session."""

@@ -10,6 +10,9 @@ from torch.nn import functional as F
 from ..kernels.reference.layout import newest_places
 
 TEXT = -1
+GRIDS = ("grid", "positions", "square", "text")
+"""Where rows and columns may come from."""
+
 _BY_TOKEN = ("frame", "row", "column", "counted")
 
 
