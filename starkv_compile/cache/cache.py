@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from ..errors import CacheError
 from ..vision.layout import VisionLayout
-from .checks import LAYER_STATE, check_state
+from .checks import LAYER_STATE, LAYOUT_STATE, check_state
 from .frames import keep_newest_frames
 from .layer import ONE_PROMPT, StarKVLayer, fixed_address
 from .size import cache_bytes, full_bytes
@@ -167,7 +167,8 @@ class StarKVCache(DynamicCache):
             for layer in self.compressed_layers
         ]
         layout = self.shared.layout
-        return {"layers": layers, "layout": None if layout is None else dict(vars(layout))}
+        described = layout and {name: getattr(layout, name) for name in LAYOUT_STATE}
+        return {"layers": layers, "layout": described}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Loads what `state_dict` returned into an empty cache.
@@ -198,7 +199,8 @@ class StarKVCache(DynamicCache):
     def reset(self) -> None:
         """Forgets everything. The cache then holds a new session."""
         super().reset()
-        self.shared.layout, self.shared.appending, self.shared.stepping = None, False, False
+        self.shared.layout, self.shared.chunk = None, None
+        self.shared.appending, self.shared.stepping = False, False
 
     def crop(self, tokens_to_remove: int) -> None:
         """Removes the last tokens from every layer.
@@ -230,13 +232,13 @@ class StarKVCache(DynamicCache):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
-        layout = self.shared.layout
+        layout, self.shared.chunk = self.shared.layout, None
         if layout is not None:
             rows = torch.arange(len(layout.frame), device=layout.frame.device)
             layout.select(rows.repeat_interleave(repeats))
 
     def _select_layout(self, rows: torch.Tensor) -> None:
-        layout = self.shared.layout
+        layout, self.shared.chunk = self.shared.layout, None
         if layout is not None:
             layout.select(rows.to(layout.frame.device))
 

@@ -14,7 +14,8 @@ from ..vision.layout import GRIDS, VisionLayout
 LAYER_STATE = ("keys", "values", "seen", "retired", "kept", "novelty", "state")
 """What a layer of the cache stores."""
 
-LAYOUT_STATE = tuple(VisionLayout.__dataclass_fields__)
+LAYOUT_STATE = tuple(name for name in VisionLayout.__dataclass_fields__ if name != "earlier")
+"""What is stored of a layout. `earlier` is of the last chunk only."""
 
 
 def expect(holds: bool, what: str) -> None:
