@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from ..cache.cache import StarKVCache
+from ..cache.checks import expect
 from ..cache.chunk import describe_chunk
 from ..errors import CacheError, OptionError, SessionFileError, UnsupportedModel
 from ..hf.cache_argument import with_cache
-from .contents import check_contents
+from .contents import check_contents, has_heads_of
 from .file import read_session, write_session
 from .generation import check_options, check_output, end_tokens
 from .inner import generating_model, inner_model, positions_owner
@@ -195,7 +196,8 @@ class AgentSession:
             OSError: the file cannot be written.
         """
         own = {name: getattr(self, attribute) for name, attribute in _OWN.items()}
-        contents = {**own, "cache": self.cache.state_dict()}
+        configured = has_heads_of(self._inner.config, self.cache.compressed_layers)
+        contents = {**own, "configured_heads": configured, "cache": self.cache.state_dict()}
         write_session(file, contents, self._inner, self.processor)
 
     @classmethod
@@ -228,22 +230,37 @@ class AgentSession:
         try:
             check_contents(contents, self._inner.config)
             self.cache.load_state_dict(cache)
-            self._check_lengths(contents)
+            self._check_fit(contents)
         except CacheError as error:
             self.cache = StarKVCache(self._inner.config)
             raise SessionFileError(f"{file}: {error}") from error
         for name, attribute in _OWN.items():
             setattr(self, attribute, contents[name])
 
-    def _check_lengths(self, contents: dict[str, Any]) -> None:
-        """Raises `CacheError` unless the cache has seen all tokens of `contents` but the last."""
+    def _check_fit(self, contents: dict[str, Any]) -> None:
+        """Raises `CacheError` unless the cache fits `contents` and the model."""
         ids = contents["input_ids"]
         tokens = 0 if ids is None else ids.shape[1] - 1
-        seen = {layer.seen for layer in self.cache.compressed_layers}
-        if seen - {tokens}:
-            raise CacheError(
-                f"the layers have seen {sorted(seen)} tokens; expected {tokens}, all tokens of the "
-                "session but the last"
+        layers = self.cache.compressed_layers
+        seen = sorted({layer.seen for layer in layers})
+        expect(
+            set(seen) <= {tokens},
+            f"the layers have seen {seen} tokens; expected {tokens}, all but the last",
+        )
+        expect(
+            not contents["configured_heads"] or has_heads_of(self._inner.config, layers),
+            "the layers store other heads than those of the model; expected those of its "
+            "configuration",
+        )
+        if ids is None:
+            return
+        try:
+            self._rope(ids, contents["types"], contents["grid"])
+        except Exception as error:  # of the model's code, by what does not fit
+            expect(
+                False,
+                f"no positions follow from the tokens and the images' grids ({error!r:.90}); "
+                "expected the grid of each image among the tokens",
             )
 
     def _prompt(self, content: Content) -> str:
@@ -280,13 +297,20 @@ class AgentSession:
 
     def _positions(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """Returns [4, 1, L] position ids (text, then M-RoPE) if the model takes them."""
-        core = None if self._types is None else positions_owner(self._inner)
-        if core is None:
+        rope = self._rope(ids, self._types, self._grid)
+        if rope is None:
             return {}
-        vision, deltas = core.get_rope_index(ids, self._types, image_grid_thw=self._grid)
+        core, vision, deltas = rope
         core.rope_deltas = deltas
         text = torch.arange(ids.shape[1], device=ids.device).expand(1, 1, -1)
         return {"position_ids": torch.cat([text, vision.to(text.device)])}
+
+    def _rope(self, ids: torch.Tensor, types: Any, grid: Any) -> tuple[Any, Any, Any] | None:
+        """The module that computes M-RoPE positions, the positions, and what decoding adds."""
+        core = None if types is None else positions_owner(self._inner)
+        if core is None:
+            return None
+        return core, *core.get_rope_index(ids, types, image_grid_thw=grid)
 
 
 def _join(old: torch.Tensor | None, new: torch.Tensor | None, dim: int) -> torch.Tensor | None:

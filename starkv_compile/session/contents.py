@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,7 +21,9 @@ _NAMES = (
     "frames",
     "starts",
     "turns",
+    "configured_heads",
 )
+"""What a file holds in addition to the cache. configured_heads: what `has_heads_of` said."""
 
 
 def check_contents(contents: dict[str, Any], config: Any) -> None:
@@ -33,23 +37,23 @@ def check_contents(contents: dict[str, Any], config: Any) -> None:
         set(contents) == set(_NAMES),
         f"the session holds {', '.join(contents):.90}; expected {', '.join(_NAMES)}",
     )
-    _check_settings(contents["history"], contents["keep_text"], contents["ended"])
+    flags = {name: contents[name] for name in ("keep_text", "ended", "configured_heads")}
+    _check_settings(contents["history"], flags)
     length = _check_tokens(contents, config)
-    _check_images(contents["frames"], contents["starts"], length)
+    _check_history(contents["frames"], contents["starts"], length)
     _check_turns(contents["turns"], length)
 
 
-def _check_settings(history: Any, keep_text: Any, ended: Any) -> None:
+def _check_settings(history: Any, flags: dict[str, Any]) -> None:
     expect(
         history is None or (is_count(history) and history > 0),
         f"history={history!r:.40}; expected None, or at least 1 screenshot",
     )
+    for name, flag in flags.items():
+        expect(isinstance(flag, bool), f"{name}={flag!r:.40}; expected True or False")
     expect(
-        isinstance(keep_text, bool) and isinstance(ended, bool),
-        f"keep_text={keep_text!r:.40}, ended={ended!r:.40}; expected True or False",
-    )
-    expect(
-        history is not None or keep_text, "keep_text=False with history=None; expected a history"
+        history is not None or flags["keep_text"],
+        "keep_text=False with history=None; expected a history",
     )
 
 
@@ -68,25 +72,45 @@ def _check_tokens(contents: dict[str, Any], config: Any) -> int:
         int(ids.min()) >= 0 and int(ids.max()) <= largest,
         f"token ids from {int(ids.min())} to {int(ids.max())}; expected 0 to {largest}",
     )
-    expect(
-        types is None or (is_integers(types) and types.shape == ids.shape),
-        f"{_shape(types)} for the types of tokens; expected integers of {list(ids.shape)}",
-    )
-    expect(
-        grid is None
-        or (
-            is_integers(grid)
-            and grid.dim() == 2
-            and grid.shape[1] == 3
-            and bool((grid > 0).all() and (grid <= ids.shape[1] * _PATCHES).all())
-        ),
-        f"{_shape(grid)} for the images' grids; expected positive integers of shape [images, 3]",
-    )
+    _check_images(ids, types, grid)
     return ids.shape[1]
 
 
-_PATCHES = 1024
-"""More patches along a side than one token has in any model."""
+MOST_PATCHES = 1024
+"""More patches than one token has in any model."""
+
+
+def _check_images(ids: torch.Tensor, types: Any, grid: Any) -> None:
+    """Token types and grids are there if the model takes them."""
+    expect(
+        types is None or (is_integers(types) and types.shape == ids.shape),
+        f"{_shape(types)} for the types of tokens; expected integers of shape {list(ids.shape)}",
+    )
+    if grid is None:
+        return
+    fits = is_integers(grid) and grid.dim() == 2 and grid.shape[1] == 3
+    sizes = grid.tolist() if fits else []
+    patches = sum(math.prod(size) for size in sizes)
+    expect(
+        fits
+        and all(n > 0 for size in sizes for n in size)
+        and patches <= ids.numel() * MOST_PATCHES,
+        f"grids {sizes!r:.60} ({_shape(grid)}) for {ids.numel()} tokens; expected those of the "
+        "images, of shape [images, 3]",
+    )
+
+
+def has_heads_of(config: Any, layers: Sequence[Any]) -> bool:
+    """Whether all layers store the heads that the configuration names. Some models do not."""
+    text = config.get_text_config(decoder=True)
+    heads = getattr(text, "num_key_value_heads", None)
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return all(
+        t.shape[1::2] == (heads, size)
+        for layer in layers
+        if layer.stored
+        for t in (layer.keys, layer.values)
+    )
 
 
 def _largest_token(config: Any) -> int:
@@ -97,7 +121,7 @@ def _largest_token(config: Any) -> int:
     return max([text.vocab_size - 1, *(token for token in known if isinstance(token, int))])
 
 
-def _check_images(frames: Any, starts: Any, length: int) -> None:
+def _check_history(frames: Any, starts: Any, length: int) -> None:
     for name, numbers in (("frames", frames), ("starts", starts)):
         expect(
             isinstance(numbers, list) and all(is_count(n) and n <= length for n in numbers),
@@ -111,7 +135,7 @@ def _check_images(frames: Any, starts: Any, length: int) -> None:
 
 
 def _check_turns(turns: Any, length: int) -> None:
-    whole = isinstance(turns, list) and bool(turns) == bool(length)
+    whole = isinstance(turns, list) and (bool(length) or not turns)
     for turn in turns if whole else ():
         whole = whole and isinstance(turn, list) and all(isinstance(part, dict) for part in turn)
         whole = whole and bool(turn) and turn == without_pictures(turn)

@@ -191,6 +191,10 @@ LIES = {
     "no cache": put((*IN, "cache"), GONE),
     "a cache of another kind": put((*IN, "cache"), 3),
     "keys of other heads": tensor(KEYS, lambda t: t[:, :3]),
+    "keys of another dimension": tensor(KEYS, lambda t: t[..., :1]),
+    "keys and values of other heads": both(
+        tensor(KEYS, lambda t: t[:, :3]), tensor("cache.layers.1.values", lambda t: t[:, :3])
+    ),
     "keys of other tokens": tensor(KEYS, lambda t: t[:, :, 1:]),
     "keys of another dtype": tensor(KEYS, lambda t: t.half()),
     "keys that are counts": tensor(KEYS, lambda t: t.long()),
@@ -224,6 +228,8 @@ LIES = {
     ),
     "no tokens": both(put((*IN, "input_ids"), None), lambda h, t: t.pop("input_ids") is None),
     "types of other tokens": tensor("types", lambda t: t[:, 1:]),
+    "types of videos": tensor("types", lambda t: t * 2),
+    "grids of other images": tensor("grid", lambda t: t + 1),
     "a grid of two numbers": tensor("grid", lambda t: t[:, :2]),
     "a huge grid": tensor("grid", lambda t: t * 10**9),
     "an impossible history": put((*IN, "history"), 0),
