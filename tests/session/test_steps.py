@@ -272,6 +272,19 @@ def test_a_screenshot_in_tiles_is_one_of_the_history(agent):
     assert layer.retired == int(visual.sum()), "all tiles of the first, and nothing else"
 
 
+def test_a_screenshot_cut_by_chunks_of_the_prompt_is_one_of_the_history(agent):
+    model, processor = agent
+    starkv_compile.compile(model, budget_tokens=150, inner="eager")
+    session = AgentSession(model, processor, history=2)
+    for content in contents(3):
+        session.step(content, max_new_tokens=3, do_sample=False, prefill_chunk_size=40)
+    assert session._frames == [1, 1, 1]
+    frame = session.cache.shared.layout.frame[0]
+    for layer in session.cache.compressed_layers:
+        stored = layer.places()[0]
+        assert set(frame[stored[stored < len(frame)]].tolist()) == {-1, 1, 2}
+
+
 @pytest.mark.slow
 def test_a_fork_goes_its_own_way(agent):
     model, processor = agent
