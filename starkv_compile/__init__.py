@@ -17,6 +17,7 @@ from .errors import (
     NonFiniteScores,
     OptionError,
     PolicyError,
+    SessionFileError,
     StarKVError,
     UnsupportedModel,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "OptionError",
     "PolicyError",
     "Report",
+    "SessionFileError",
     "StarKVCache",
     "StarKVConfig",
     "StarKVError",

@@ -36,6 +36,10 @@ class CacheError(StarKVError, RuntimeError):
     """A compressed cache cannot do this operation without wrong results."""
 
 
+class SessionFileError(StarKVError, ValueError):
+    """A file is no saved session, is damaged, or belongs to another model or processor."""
+
+
 class NonFiniteScores(StarKVError, ArithmeticError):
     """With `debug=True`, a query or key was NaN or infinite. The message names the layer."""
 
@@ -54,6 +58,7 @@ __all__ = [
     "NonFiniteScores",
     "OptionError",
     "PolicyError",
+    "SessionFileError",
     "StarKVError",
     "UnsupportedModel",
     "did_you_mean",

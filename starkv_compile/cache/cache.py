@@ -18,12 +18,11 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from ..errors import CacheError
 from ..vision.layout import VisionLayout
+from .checks import LAYER_STATE, LAYOUT_STATE, check_state
 from .frames import keep_newest_frames
 from .layer import ONE_PROMPT, StarKVLayer, fixed_address
 from .size import cache_bytes, full_bytes
 from .state import SharedState
-
-_LAYER_STATE = ("keys", "values", "seen", "retired", "kept", "novelty", "state")
 
 
 class StarKVCache(DynamicCache):
@@ -164,35 +163,44 @@ class StarKVCache(DynamicCache):
         for layer in self.compressed_layers:
             layer.settle()
         layers = [
-            {name: getattr(layer, name, None) for name in _LAYER_STATE}
+            {name: getattr(layer, name, None) for name in LAYER_STATE}
             for layer in self.compressed_layers
         ]
         layout = self.shared.layout
-        return {"layers": layers, "layout": None if layout is None else dict(vars(layout))}
+        described = layout and {name: getattr(layout, name) for name in LAYOUT_STATE}
+        return {"layers": layers, "layout": described}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Loads what `state_dict` returned into an empty cache.
 
+        Everything is checked first, so a state from a file that somebody changed does no harm.
+
         Raises:
-            CacheError: the cache holds tokens already.
+            CacheError: the cache holds tokens already, or `state` is not one of a cache with these
+                layers. The cache stays as it is.
         """
         if self.get_seq_length():
             raise CacheError(
                 f"load_state_dict: the cache has seen {self.get_seq_length()} tokens; load into a "
                 "new StarKVCache(model.config)"
             )
+        self._check_only_ours("load_state_dict")
+        check_state(state, len(self.compressed_layers))
         layout = state["layout"]
         self.shared.layout = None if layout is None else VisionLayout(**layout)
         self.layers = [StarKVLayer(self.shared) for _ in state["layers"]]
-        for layer, values in zip(self.compressed_layers, state["layers"], strict=True):
-            if values["keys"] is not None:
-                layer.lazy_initialization(values["keys"], values["values"])
-                layer.__dict__.update(values)
+        for layer, stored in zip(self.compressed_layers, state["layers"], strict=True):
+            if stored["keys"] is not None:
+                layer.lazy_initialization(stored["keys"], stored["values"])
+                for name in LAYER_STATE:
+                    setattr(layer, name, stored[name])
+                layer.state = None if stored["state"] is None else tuple(stored["state"])
 
     def reset(self) -> None:
         """Forgets everything. The cache then holds a new session."""
         super().reset()
-        self.shared.layout, self.shared.appending, self.shared.stepping = None, False, False
+        self.shared.layout, self.shared.chunk = None, None
+        self.shared.appending, self.shared.stepping = False, False
 
     def crop(self, tokens_to_remove: int) -> None:
         """Removes the last tokens from every layer.
@@ -224,13 +232,13 @@ class StarKVCache(DynamicCache):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
-        layout = self.shared.layout
+        layout, self.shared.chunk = self.shared.layout, None
         if layout is not None:
             rows = torch.arange(len(layout.frame), device=layout.frame.device)
             layout.select(rows.repeat_interleave(repeats))
 
     def _select_layout(self, rows: torch.Tensor) -> None:
-        layout = self.shared.layout
+        layout, self.shared.chunk = self.shared.layout, None
         if layout is not None:
             layout.select(rows.to(layout.frame.device))
 

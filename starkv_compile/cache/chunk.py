@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import CacheError
-from ..vision.describe import describe
+from ..vision.describe import Seen, describe
 from ..vision.layout import VisionLayout
+from .open_frame import open_chunk
 
 if TYPE_CHECKING:
     from .cache import StarKVCache
@@ -68,6 +69,8 @@ def _check_drafts(cache: StarKVCache, named: Mapping[str, Any]) -> None:
 def describe_chunk(cache: StarKVCache, model: Any, named: Mapping[str, Any]) -> None:
     """Appends the coming chunk to the layout of the cache, or notes that the layout is unknown.
 
+    A frame that the last chunk cut goes on: both parts are described together, as one frame.
+
     Sources, best first: the images' grids or sizes, M-RoPE position ids, token ids alone (frames
     then count as squares). Without any of them, the graph pass looks for the layout.
 
@@ -80,11 +83,15 @@ def describe_chunk(cache: StarKVCache, model: Any, named: Mapping[str, Any]) -> 
     seen = cache.get_seq_length()
     check_padding(named.get("attention_mask"), seen)
     shared = cache.shared
-    described = describe(model.config, named)
+    coming, last = Seen.of(model.config, named), shared.chunk
+    before = None if last is None or shared.layout is None else last.before(coming, seen)
+    whole = coming if before is None else before.followed_by(coming)
+    described, shared.chunk = describe(whole, named), None
     if described is None:
         shared.layout = None
         return
     frame, row, column, grid = described
+    again = 0 if before is None else before.length
     if shared.layout is None:
         shared.layout = VisionLayout.empty(len(frame), frame.device)
         shared.layout.pad_text(seen)
@@ -92,7 +99,9 @@ def describe_chunk(cache: StarKVCache, model: Any, named: Mapping[str, Any]) -> 
         shared.layout.counted[:, :left] = False  # it is unknown which tokens left
     shared.layout.truncate(seen)
     shared.layout.pad_text(seen)
-    shared.layout.extend(frame, row, column, grid, _real(named, seen, frame))
+    real = _real(named, seen - again, frame)
+    shared.layout.extend(frame, row, column, grid, real, again)
+    shared.chunk = open_chunk(whole, grid, shared.layout.seen)
 
 
 def check_padding(mask: Any, seen: int) -> None:

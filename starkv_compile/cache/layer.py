@@ -12,6 +12,7 @@ from ..errors import CacheError
 from ..kernels.marker import WriteArguments, Written
 from ..kernels.ops import STARKV
 from ..kernels.reference.star import Layout, State, fresh_state
+from ..vision.layout import stored_slots
 from .state import SharedState
 
 ONE_PROMPT = (
@@ -168,6 +169,8 @@ class StarKVLayer(DynamicLayer):
             return Layout(text, text, text, current), text.new_zeros(len(text), 2), False
         current = layout.current
         current = torch.where(current >= 0, current + stored, current)
+        if layout.earlier is not None:
+            current = stored_slots(index, layout.earlier, current)
         described = [layout.frame, layout.row, layout.column]
         if index.dim() == 3:
             described = [t[:, None].expand(-1, index.shape[1], -1) for t in described]

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from ..vision.layout import VisionLayout
+from .open_frame import DescribedChunk
 
 
 class SharedState:
@@ -17,6 +18,7 @@ class SharedState:
         appending: whether the coming tokens are stored as they are, because they may be rolled
             back (drafts to be verified).
         stepping: whether a token is being decoded into the layers' buffers.
+        chunk: what the last chunk was described by, if a frame may go on after it.
         slot: [1] int64, the place of that token in the buffers.
         mask_fits: whether the masks of the call have as many columns as the cache has tokens: the
             model asked the cache for that number, or the caller passed a mask for each head.
@@ -24,6 +26,7 @@ class SharedState:
 
     def __init__(self) -> None:
         self.layout: VisionLayout | None = None
+        self.chunk: DescribedChunk | None = None
         self.appending = False
         self.stepping = False
         self.slot: torch.Tensor | None = None

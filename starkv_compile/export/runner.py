@@ -87,11 +87,13 @@ class OnnxSession(AgentSession):
             provider: as for a new session.
 
         Raises:
-            OptionError: the file holds something else.
+            SessionFileError: the file holds something else, is damaged, or belongs to another model
+                or processor.
+            OSError: the file cannot be opened.
             StarKVError: the folder holds no export, or the runtime is missing.
         """
         session = cls(folder, processor, provider)
-        session._restore(torch.load(file, map_location="cpu", weights_only=True))
+        session._restore(file)
         return session
 
 

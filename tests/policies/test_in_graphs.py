@@ -12,7 +12,7 @@ from starkv_compile.vision.layout import VisionLayout
 from tests.support.marked_layer import LAYOUT, MarkedLayer, marked_inputs, places_of
 from tests.support.one_layer import Attention, D, G, S, X, capture
 from tests.support.policy_cases import config_of, frames, kept, kept_rows
-from tests.test_session import two_turns
+from tests.support.turns import two_turns
 
 CONFIG = {"budget": 0.5, "inner": "eager"}
 

@@ -224,9 +224,10 @@ def frame_boost(
 
     hidden [B, S, E] as in `star_scores`; frame and current as in `Layout`; past: P.
     """
-    valid = (current >= 0) & (current < past)
-    place = current.where(valid, 0)
     offset = frame.shape[-1] - hidden.shape[1]  # stored tokens that are not new
+    # An earlier chunk brought the first tokens of a frame that it cut, without their hidden states.
+    valid = (current >= offset) & (current < past)
+    place = current.where(valid, 0)
     source = (place - offset).clamp(min=0)
     rows = hidden.gather(1, source[..., None].expand(-1, -1, hidden.shape[-1]))
     added = spatial.boost(rows, valid, temperature)

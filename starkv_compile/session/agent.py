@@ -8,25 +8,29 @@ from typing import Any
 
 import torch
 
-from .cache.cache import StarKVCache
-from .cache.chunk import describe_chunk
-from .errors import CacheError, OptionError, UnsupportedModel
-from .hf.cache_argument import with_cache
+from ..cache.cache import StarKVCache
+from ..cache.checks import expect
+from ..cache.chunk import describe_chunk
+from ..errors import CacheError, OptionError, SessionFileError, UnsupportedModel
+from ..hf.cache_argument import with_cache
+from .contents import check_contents, has_heads_of
+from .file import read_session, write_session
+from .generation import check_options, check_output, end_tokens
+from .inner import generating_model, inner_model, positions_owner
+from .turn import Content, check_turn, text_of_turn, without_pictures
 
-_MARK = "\u241f"  # stands for a reply while the chat template is rendered
-
-
-_OWN = (
-    "input_ids",
-    "history",
-    "keep_text",
-    "_ended",
-    "_types",
-    "_grid",
-    "_frames",
-    "_starts",
-)
-"""What `save` writes in addition to the messages and the cache."""
+_OWN = {
+    "input_ids": "input_ids",
+    "types": "_types",
+    "grid": "_grid",
+    "history": "history",
+    "keep_text": "keep_text",
+    "ended": "_ended",
+    "frames": "_frames",
+    "starts": "_starts",
+    "turns": "_turns",
+}
+"""What `save` writes in addition to the cache: names in the file, and attributes."""
 
 
 class AgentSession:
@@ -38,7 +42,8 @@ class AgentSession:
     from the new images alone.
 
     Args:
-        model: compiled with starkv. On an uncompiled model a session works and drops nothing.
+        model: compiled with starkv. On an uncompiled model a session works and drops nothing. It
+            may be in a wrapper, such as that of PEFT or `torch.compile`.
         processor: the model's Hugging Face processor.
         history: how many of the newest screenshots stay. All tokens of older ones leave the
             cache. None: all screenshots stay.
@@ -62,9 +67,10 @@ class AgentSession:
             )
         self.model, self.processor = model, processor
         self.history, self.keep_text = history, keep_text
-        self.cache = StarKVCache(model.config)
+        self._inner = inner_model(model)
+        self.cache = StarKVCache(self._inner.config)
         self.input_ids: torch.Tensor | None = None
-        self._messages: list[dict[str, Any]] = []
+        self._turns: list[Content] = []  # the user's
         self._frames: list[int] = []  # of the layout, by image
         self._starts: list[int] = []  # of the image's turn in the stream, by image
         self._ended, self.failed = False, False
@@ -87,12 +93,16 @@ class AgentSession:
             The reply without special tokens.
 
         Raises:
-            OptionError: content is not such a list or has more images than `history`, or generate
-                asks for several replies.
-            UnsupportedModel: the processor gives several rows.
-            CacheError: an earlier step failed and ended the session.
+            OptionError: content is not such a list or has more images than `history`, or an option
+                of generate, given or in a `generation_config`, does not fit a session: several
+                replies, drafted tokens, another cache.
+            UnsupportedModel: the processor gives several rows, or its chat template does not write
+                a new turn after all others.
+            CacheError: an earlier step failed and ended the session, or the model's `generate` did
+                not leave its reply in the session's cache.
         """
-        _check_turn(content, generate, self.history)
+        check_turn(content, self.history)
+        check_options(self._inner, generate)
         if self.failed:
             raise CacheError(
                 "an earlier step of this session failed, and this model's cache cannot be restored "
@@ -111,33 +121,36 @@ class AgentSession:
                 self.__dict__.update(vars(before))
             raise
 
-    def _step(self, content: list[dict[str, Any]], generate: dict[str, Any]) -> str:
-        prompt = self._prompt({"role": "user", "content": content})
+    def _step(self, content: Content, generate: dict[str, Any]) -> str:
+        prompt = self._prompt(content)
         images = [part["image"] for part in content if part["type"] == "image"] or None
         if images:
             self._make_way(len(images))
-        new = self.processor(text=[prompt], images=images, return_tensors="pt")
-        new = new.to(self.model.device)
+        new = self.processor(
+            text=[prompt], images=images, return_tensors="pt", **self._special_tokens(prompt)
+        )
+        new = new.to(self._inner.device)
         ids = self._append(new)
         if self.history is not None:  # a model that compresses describes it, another does not
             chunk = {**new, "input_ids": ids[:, self.cache.get_seq_length() :]}
             chunk.pop("attention_mask", None)
-            describe_chunk(self.cache, self.model, chunk)
+            describe_chunk(self.cache, self._inner, chunk)
         extra = {k: v for k, v in new.items() if k not in ("input_ids", "attention_mask")}
         extra.update(self._positions(ids))
         if self._types is not None:
             extra["mm_token_type_ids"] = self._types
-        output = self.model.generate(
+        output = generating_model(self.model).generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             **with_cache(self.cache),
             **extra,
             **generate,
         )
+        check_output(output, ids, self.cache.get_seq_length())
         self._count_frames(len(images or ()))
         self.input_ids = output
         reply = output[:, ids.shape[1] :]
-        self._ended = bool(torch.isin(reply[0, -1], _end_tokens(self.model)))
+        self._ended = int(reply[0, -1]) in end_tokens(self._inner, generate)
         if self._types is not None:
             self._types = torch.nn.functional.pad(self._types, (0, reply.shape[1]))
         return self.processor.batch_decode(reply, skip_special_tokens=True)[0]
@@ -168,18 +181,24 @@ class AgentSession:
             CacheError: the model also caches in layers of another kind, which cannot be copied.
         """
         twin = copy.copy(self)
-        twin.cache, twin._messages = self.cache.fork(), list(self._messages)
+        twin.cache, twin._turns = self.cache.fork(), list(self._turns)
         twin._frames, twin._starts = list(self._frames), list(self._starts)
         return twin
 
     def save(self, file: Path | str) -> None:
         """Writes the session to `file`. `AgentSession.load` continues it, in any process.
 
+        The file is replaced at once when everything is on the disk. If writing fails, an older
+        file stays as it was.
+
         Raises:
             CacheError: the model also caches in layers of another kind, which cannot be saved.
+            OSError: the file cannot be written.
         """
-        own = {name: getattr(self, name) for name in _OWN}
-        torch.save({**own, "_messages": self._messages, "cache": self.cache.state_dict()}, file)
+        own = {name: getattr(self, attribute) for name, attribute in _OWN.items()}
+        configured = has_heads_of(self._inner.config, self.cache.compressed_layers)
+        contents = {**own, "configured_heads": configured, "cache": self.cache.state_dict()}
+        write_session(file, contents, self._inner, self.processor)
 
     @classmethod
     def load(cls, file: Path | str, model: Any, processor: Any) -> AgentSession:
@@ -187,50 +206,82 @@ class AgentSession:
 
         Args:
             file: what `save` wrote.
-            model: the same model as before.
-            processor: the same processor as before.
+            model: the same model as before. The file names its family, sizes, vocabulary and dtype,
+                and these are compared. The weights are not.
+            processor: of the same class as before.
 
         Raises:
-            OptionError: the file holds something else.
+            SessionFileError: the file holds something else, is damaged, or belongs to another model
+                or processor.
+            OSError: the file cannot be opened.
         """
-        state = torch.load(file, map_location=model.device, weights_only=True)
         session = cls(model, processor)
-        session._restore(state)
+        session._restore(file)
         return session
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore(self, file: Path | str) -> None:
         """Replaces the contents of a new session by what `save` wrote.
 
         Raises:
-            OptionError: `state` is something else.
+            SessionFileError: as in `load`. The session stays as it is.
         """
-        wanted = {*_OWN, "_messages", "cache"}
-        if not isinstance(state, dict) or state.keys() != wanted:
-            found = ", ".join(map(str, state)) if isinstance(state, dict) else type(state).__name__
-            raise OptionError(
-                f"the file holds {found:.90}; expected a session that AgentSession.save wrote"
+        contents = read_session(file, self._inner, self.processor)
+        cache = contents.pop("cache", None)
+        try:
+            check_contents(contents, self._inner.config)
+            self.cache.load_state_dict(cache)
+            self._check_fit(contents)
+        except CacheError as error:
+            self.cache = StarKVCache(self._inner.config)
+            raise SessionFileError(f"{file}: {error}") from error
+        for name, attribute in _OWN.items():
+            setattr(self, attribute, contents[name])
+
+    def _check_fit(self, contents: dict[str, Any]) -> None:
+        """Raises `CacheError` unless the cache fits `contents` and the model."""
+        ids = contents["input_ids"]
+        tokens = 0 if ids is None else ids.shape[1] - 1
+        layers = self.cache.compressed_layers
+        seen = sorted({layer.seen for layer in layers})
+        expect(
+            set(seen) <= {tokens},
+            f"the layers have seen {seen} tokens; expected {tokens}, all but the last",
+        )
+        expect(
+            not contents["configured_heads"] or has_heads_of(self._inner.config, layers),
+            "the layers store other heads than those of the model; expected those of its "
+            "configuration",
+        )
+        if ids is None:
+            return
+        try:
+            self._rope(ids, contents["types"], contents["grid"])
+        except Exception as error:  # of the model's code, by what does not fit
+            expect(
+                False,
+                f"no positions follow from the tokens and the images' grids ({error!r:.90}); "
+                "expected the grid of each image among the tokens",
             )
-        self.cache.load_state_dict(state.pop("cache"))
-        self.__dict__.update(state)
 
-    def _prompt(self, message: dict[str, Any]) -> str:
-        """Returns the text of a new turn: what the chat template writes after the last reply.
+    def _prompt(self, content: Content) -> str:
+        """Returns the text of a new turn, and notes the turn."""
+        end = ""
+        if self._ended and self.input_ids is not None:
+            end = self._tokenizer.decode([int(self.input_ids[0, -1])]).strip()
+        self._turns.append(without_pictures(content))
+        return text_of_turn(self.processor, self._turns, end)
 
-        The template renders the whole conversation. So it writes a system prompt only once, and
-        it closes a reply that was cut off.
-        """
-        render = self.processor.apply_chat_template
-        if not self._messages:
-            text = render([message], add_generation_prompt=True)
-        else:
-            reply = {"role": "assistant", "content": [{"type": "text", "text": _MARK}]}
-            self._messages.append(reply)
-            text = render([*self._messages, message], add_generation_prompt=True)
-            text = text.split(_MARK)[-1].lstrip(" ")
-            if self._ended:
-                text = text.removeprefix(self.processor.tokenizer.eos_token or "")
-        self._messages.append(_without_pictures(message))
-        return text
+    @property
+    def _tokenizer(self) -> Any:
+        return getattr(self.processor, "tokenizer", self.processor)
+
+    def _special_tokens(self, prompt: str) -> dict[str, bool]:
+        """Keeps a tokenizer from adding a first token that is cached or in `prompt` already."""
+        if not self._tokenizer("")["input_ids"]:
+            return {}
+        first = self._tokenizer.bos_token
+        once = self.input_ids is not None or (first is not None and prompt.startswith(first))
+        return {"add_special_tokens": False} if once else {}
 
     def _append(self, new: Any) -> torch.Tensor:
         """Returns all token ids of the session so far, and notes token types and grids."""
@@ -246,55 +297,20 @@ class AgentSession:
 
     def _positions(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """Returns [4, 1, L] position ids (text, then M-RoPE) if the model takes them."""
-        core: Any = getattr(self.model, "model", None)
-        if self._types is None or not hasattr(core, "get_rope_index"):
+        rope = self._rope(ids, self._types, self._grid)
+        if rope is None:
             return {}
-        vision, deltas = core.get_rope_index(ids, self._types, image_grid_thw=self._grid)
+        core, vision, deltas = rope
         core.rope_deltas = deltas
         text = torch.arange(ids.shape[1], device=ids.device).expand(1, 1, -1)
         return {"position_ids": torch.cat([text, vision.to(text.device)])}
 
-
-def _check_turn(content: Any, generate: dict[str, Any], history: int | None) -> None:
-    """Raises `OptionError` unless it is one turn with one reply, whose images fit `history`."""
-    whole = isinstance(content, list) and bool(content)
-    for part in content if whole else ():
-        kind = part.get("type") if isinstance(part, dict) else None
-        whole = whole and kind in ("text", "image") and kind in part
-    if not whole:
-        raise OptionError(
-            f"content={content!r:.90}: expected the parts of one user turn, a list of "
-            '{"type": "text", "text": "..."} and {"type": "image", "image": picture}'
-        )
-    images = sum(part["type"] == "image" for part in content)
-    if history is not None and images > history:
-        raise OptionError(
-            f"{images} images in one turn with history={history}: the session cannot keep them "
-            f"all; give history={images} or more"
-        )
-    for name in ("num_beams", "num_return_sequences"):
-        if generate.get(name, 1) != 1:
-            raise OptionError(
-                f"{name}={generate[name]}: a session gives one reply; for several, call step on "
-                "several forks"
-            )
-    if generate.get("return_dict_in_generate"):
-        raise OptionError(
-            "return_dict_in_generate=True: step returns the reply as text; leave it out. The "
-            "reply's tokens are the last of session.input_ids, and the cache is session.cache"
-        )
-
-
-def _without_pictures(message: dict[str, Any]) -> dict[str, Any]:
-    """The message without its pictures. A chat template writes the same tokens for any picture."""
-    parts = [{k: v for k, v in p.items() if k in ("type", "text")} for p in message["content"]]
-    return {**message, "content": parts}
-
-
-def _end_tokens(model: Any) -> torch.Tensor:
-    ends = model.generation_config.eos_token_id
-    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
-    return torch.tensor(ends, device=model.device)
+    def _rope(self, ids: torch.Tensor, types: Any, grid: Any) -> tuple[Any, Any, Any] | None:
+        """The module that computes M-RoPE positions, the positions, and what decoding adds."""
+        core = None if types is None else positions_owner(self._inner)
+        if core is None:
+            return None
+        return core, *core.get_rope_index(ids, types, image_grid_thw=grid)
 
 
 def _join(old: torch.Tensor | None, new: torch.Tensor | None, dim: int) -> torch.Tensor | None:

@@ -1,18 +1,7 @@
 """Several turns on one cache: only what is new is prefilled, state is carried on."""
 
-import random
-
 import pytest
 import torch
-from starkv_lab.agent.architecture import (
-    CHAT_TEMPLATE,
-    build_config,
-    build_image_processor,
-    build_tokenizer,
-)
-from starkv_lab.agent.questions import ask
-from starkv_lab.agent.render import screenshot
-from starkv_lab.agent.world import sample_episode
 
 import starkv_compile
 from starkv_compile import AgentSession, StarKVCache, StarKVConfig
@@ -20,27 +9,7 @@ from starkv_compile.testing import FAMILIES, TinyPrompt, generate, tiny_inputs, 
 from starkv_compile.vision.layout import VisionLayout
 from tests.support.crossing import first_only
 from tests.support.planted import planted_fault
-
-FIRST, SECOND = TinyPrompt(((4, 4),), 12, 1), TinyPrompt(((4, 4), (4, 4)), 10, 2)
-
-
-def two_turns(model, family, cache, tokens=4):
-    """A prompt, its answer, and a second prompt with new frames, on one cache."""
-    a, b = tiny_inputs(family, FIRST), tiny_inputs(family, SECOND)
-    first = generate(model, a, tokens, past_key_values=cache)
-    ids = torch.cat([first.sequences, b["input_ids"]], dim=1)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    inputs["pixel_values"] = b["pixel_values"]
-    if family != "llava":
-        types = [a["mm_token_type_ids"], torch.zeros(1, tokens).int(), b["mm_token_type_ids"]]
-        grid = torch.cat([a["image_grid_thw"], b["image_grid_thw"]])
-        inputs["mm_token_type_ids"] = torch.cat(types, dim=1)
-        inputs["image_grid_thw"] = b["image_grid_thw"]
-        vision, deltas = model.model.get_rope_index(ids, inputs["mm_token_type_ids"], grid)
-        model.model.rope_deltas = deltas
-        text = torch.arange(ids.shape[1]).expand(1, 1, -1)
-        inputs["position_ids"] = torch.cat([text, vision])
-    return generate(model, inputs, tokens, past_key_values=cache)
+from tests.support.turns import contents, steps, two_turns
 
 
 @pytest.mark.parametrize("family", first_only(FAMILIES))
@@ -102,34 +71,6 @@ def test_same_cache_is_not_shared_between_sessions():
         assert torch.equal(left.kept, right.kept)
 
 
-@pytest.fixture(name="agent")
-def _agent(untouched_agent):
-    yield untouched_agent
-    starkv_compile.undo(untouched_agent[0])
-
-
-@pytest.fixture(name="untouched_agent", scope="module")
-def _untouched_agent():
-    from starkv_lab.agent.processor import AgentProcessor
-    from transformers import Qwen3VLForConditionalGeneration
-
-    torch.manual_seed(0)
-    model = Qwen3VLForConditionalGeneration(build_config()).eval()
-    processor = AgentProcessor(build_image_processor(), build_tokenizer(), CHAT_TEMPLATE)
-    return model, processor
-
-
-def contents(frames=3):
-    rng = random.Random(3)
-    episode = sample_episode(rng, frames, (8, 12))
-    for i, frame in enumerate(episode.frames):
-        yield [
-            {"type": "text", "text": f"step {frame.step}"},
-            {"type": "image", "image": screenshot(episode, i)},
-            {"type": "text", "text": ask(rng, episode, "click", i + 1).text},
-        ]
-
-
 def test_agent_session_prefills_only_what_is_new(agent):
     model, processor = agent
     starkv_compile.compile(model, budget=0.3, policy="starkv", inner="eager")
@@ -168,32 +109,6 @@ def test_agent_session_equals_prefilling_it_all_again(agent):
         **new,
     )
     assert torch.equal(rebuilt, ids)
-
-
-def test_prompt_of_a_later_turn(agent):
-    """Rendered with the conversation so far: no second system prompt, cut replies closed."""
-    model, processor = agent
-    session = AgentSession(model, processor)
-    template = (
-        "{% if messages[0]['role'] != 'system' %}SYSTEM {% endif %}"
-        "{% for m in messages %}<{{ m['role'] }}>"
-        "{% for part in m['content'] %}{{ part['text'] }}{% endfor %}<|end|>\n{% endfor %}"
-    )
-    processor.chat_template, original = template, processor.chat_template
-    try:
-        hello = {"role": "user", "content": [{"type": "text", "text": "hello"}]}
-        assert session._prompt(hello) == "SYSTEM <user>hello<|end|>\n"
-        session._ended = True
-        assert session._prompt(hello) == "\n<user>hello<|end|>\n"
-        session._ended = False
-        assert session._prompt(hello) == "<|end|>\n<user>hello<|end|>\n"
-    finally:
-        processor.chat_template = original
-
-
-def steps(session, count, start=0):
-    coming = list(contents(5))[start : start + count]
-    return [session.step(content, max_new_tokens=5, do_sample=False) for content in coming]
 
 
 def test_frames_out_of_the_history_leave_the_cache_whole(agent):
@@ -357,6 +272,19 @@ def test_a_screenshot_in_tiles_is_one_of_the_history(agent):
     assert layer.retired == int(visual.sum()), "all tiles of the first, and nothing else"
 
 
+def test_a_screenshot_cut_by_chunks_of_the_prompt_is_one_of_the_history(agent):
+    model, processor = agent
+    starkv_compile.compile(model, budget_tokens=150, inner="eager")
+    session = AgentSession(model, processor, history=2)
+    for content in contents(3):
+        session.step(content, max_new_tokens=3, do_sample=False, prefill_chunk_size=40)
+    assert session._frames == [1, 1, 1]
+    frame = session.cache.shared.layout.frame[0]
+    for layer in session.cache.compressed_layers:
+        stored = layer.places()[0]
+        assert set(frame[stored[stored < len(frame)]].tolist()) == {-1, 1, 2}
+
+
 @pytest.mark.slow
 def test_a_fork_goes_its_own_way(agent):
     model, processor = agent
@@ -405,28 +333,8 @@ def test_a_session_that_cannot_be_as_it_was_ends(agent, monkeypatch):
         steps(session, 1, start=2)
 
 
-def test_a_saved_session_goes_on_where_it_was(agent, tmp_path):
+def test_what_a_session_cannot_do_is_said(agent):
     model, processor = agent
-    starkv_compile.compile(model, budget=0.3, inner="eager")
-    session = AgentSession(model, processor, history=3, keep_text=False)
-    steps(session, 3)
-    twin = session.fork()
-    session.save(tmp_path / "session.pt")
-    expected = steps(session, 2, start=3)
-    loaded = AgentSession.load(tmp_path / "session.pt", model, processor)
-    for other in (loaded, twin):
-        assert steps(other, 2, start=3) == expected
-        assert torch.equal(session.cache.shared.layout.counts, other.cache.shared.layout.counts)
-        for left, right in zip(session.cache.layers, other.cache.layers, strict=True):
-            assert torch.equal(left.keys, right.keys)
-            assert torch.equal(left.places(), right.places())
-
-
-def test_what_a_session_cannot_do_is_said(agent, tmp_path):
-    model, processor = agent
-    torch.save({"weight": torch.ones(1)}, tmp_path / "other.pt")
-    with pytest.raises(starkv_compile.OptionError, match=r"holds weight; expected .*save wrote"):
-        AgentSession.load(tmp_path / "other.pt", model, processor)
     with pytest.raises(starkv_compile.OptionError, match="history=0"):
         AgentSession(model, processor, history=0)
     session = AgentSession(model, processor)
@@ -436,10 +344,6 @@ def test_what_a_session_cannot_do_is_said(agent, tmp_path):
     short, image = AgentSession(model, processor, history=2), {"type": "image", "image": None}
     with pytest.raises(starkv_compile.OptionError, match=r"3 images.*history=2.*give history=3"):
         short.step([image] * 3)
-    text = [{"type": "text", "text": "what"}]
-    for options in ({"num_beams": 2}, {"return_dict_in_generate": True}):
-        with pytest.raises(starkv_compile.OptionError, match=next(iter(options))):
-            session.step(text, **options)
     assert session.cache.get_seq_length() == 0
     cache = StarKVCache(tiny_model("qwen2_5_vl").config)
     compiled = starkv_compile.compile(tiny_model("qwen2_5_vl"), budget=0.3, inner="eager")

@@ -1,0 +1,190 @@
+"""Checks of what somebody else stored, before any of it is taken over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..errors import CacheError
+from ..kernels.reference.star import State
+from ..vision.layout import GRIDS, VisionLayout
+
+LAYER_STATE = ("keys", "values", "seen", "retired", "kept", "novelty", "state")
+"""What a layer of the cache stores."""
+
+LAYOUT_STATE = tuple(name for name in VisionLayout.__dataclass_fields__ if name != "earlier")
+"""What is stored of a layout. `earlier` is of the last chunk only."""
+
+
+def expect(holds: bool, what: str) -> None:
+    """Raises `CacheError` unless it holds. what: the value, and what was expected."""
+    if not holds:
+        raise CacheError(f"{what}. Load what was saved, unchanged, or begin a new session")
+
+
+def is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def is_integers(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype in (torch.int64, torch.int32)
+
+
+def check_state(state: Any, layers: int) -> None:
+    """Raises `CacheError` unless a cache can go on with `state`.
+
+    Args:
+        state: what `StarKVCache.state_dict` returned, or so the caller says.
+        layers: layers of the cache at hand; 0: it makes them as they come.
+    """
+    _check_names("the state", state, ("layers", "layout"))
+    stored, layout = state["layers"], state["layout"]
+    expect(isinstance(stored, list), f"layers={stored!r:.40}; expected a list")
+    expect(layers in (0, len(stored)), f"{len(stored)} layers; expected the {layers} of this model")
+    for number, layer in enumerate(stored):
+        name = f"layer {number}"
+        _check_names(name, layer, LAYER_STATE)
+        _check_layer(name, layer)
+    full = [layer for layer in stored if layer["keys"] is not None]
+    rows = {len(layer["keys"]) for layer in full}
+    expect(len(rows) <= 1, f"layers of {sorted(rows)} batch rows; expected as many in all")
+    if layout is not None:
+        _check_names("the layout", layout, LAYOUT_STATE)
+        _check_layout(layout, rows)
+    for number, layer in enumerate(full):
+        _check_seen(f"layer {number}", layer, None if layout is None else layout["frame"].shape[1])
+
+
+def _check_names(what: str, given: Any, names: Sequence[str]) -> None:
+    found = list(given) if isinstance(given, dict) else [type(given).__name__]
+    expect(
+        isinstance(given, dict) and set(found) == set(names),
+        f"{what} holds {', '.join(map(str, found)):.90}; expected {', '.join(names)}",
+    )
+
+
+def _check_layer(name: str, layer: dict[str, Any]) -> None:
+    keys, values, kept, novelty = (layer[key] for key in ("keys", "values", "kept", "novelty"))
+    seen, retired = layer["seen"], layer["retired"]
+    expect(
+        is_count(seen) and is_count(retired) and retired <= seen,
+        f"{name} has seen {seen!r:.40} tokens, of which {retired!r:.40} left; expected whole "
+        "numbers, the second not above the first",
+    )
+    if keys is None:
+        nothing = seen == 0 and all(layer[key] is None for key in ("values", "kept", "state"))
+        expect(
+            nothing and novelty is None, f"{name} has no keys, but other contents; expected none"
+        )
+        return
+    both = isinstance(keys, torch.Tensor) and isinstance(values, torch.Tensor)
+    expect(
+        both
+        and keys.dim() == values.dim() == 4
+        and keys.shape[:3] == values.shape[:3]
+        and keys.dtype == values.dtype
+        and keys.is_floating_point(),
+        f"{name} has keys {_form(keys)} and values {_form(values)}; expected floating-point "
+        "numbers of one dtype, of shape [rows, KV heads, tokens, dimension]",
+    )
+    rows, groups, stored = keys.shape[:3]
+    expect(seen >= stored, f"{name} stores {stored} tokens, but has seen {seen}; expected more")
+    if kept is not None:
+        sets = _is(kept, torch.int64, (rows, None)) or _is(kept, torch.int64, (rows, groups, None))
+        expect(
+            sets and kept.shape[-1] <= stored,
+            f"{name} has kept tokens {_form(kept)}; expected int64 of shape [{rows}, tokens] or "
+            f"[{rows}, {groups}, tokens], at most the {stored} stored",
+        )
+    expect(
+        novelty is None or (kept is not None and _is(novelty, None, tuple(kept.shape))),
+        f"{name} has novelties {_form(novelty)}; expected one for each kept token, {_form(kept)}",
+    )
+    _check_scoring(name, layer["state"], rows)
+
+
+def _check_scoring(name: str, state: Any, rows: int) -> None:
+    """The state that policies carry from prompt to prompt, as in `State`."""
+    if state is None:
+        return
+    expect(
+        isinstance(state, (list, tuple)) and len(state) == len(State._fields),
+        f"{name} has a scoring state of {_form(state)}; expected {', '.join(State._fields)}",
+    )
+    mi, steps, pattern, count = state
+    groups = mi.shape[-1] if isinstance(mi, torch.Tensor) and mi.dim() == 2 else None
+    expect(
+        _is(mi, None, (rows, None))
+        and _is(pattern, None, (rows, groups, None))
+        and _is(steps, torch.int64, (rows,))
+        and _is(count, torch.int64, (rows,)),
+        f"{name} has a scoring state of {', '.join(map(_form, state)):.120}; expected that of "
+        f"{rows} rows",
+    )
+
+
+def _check_layout(layout: dict[str, Any], rows: set[int]) -> None:
+    frame, counted, current = layout["frame"], layout["counted"], layout["current"]
+    whole = _is(frame, torch.int64, (None, None)) and (not rows or len(frame) in rows)
+    for part, dtype in (("row", torch.int64), ("column", torch.int64), ("counted", torch.bool)):
+        whole = whole and _is(layout[part], dtype, tuple(frame.shape))
+    expect(
+        whole,
+        f"the layout has frames {_form(frame)} and counted tokens {_form(counted)}; expected "
+        "frame, row, column and counted of one shape, [rows, tokens]",
+    )
+    seen = frame.shape[1]
+    places = _is(current, torch.int64, (len(frame), None)) and current.shape[1] > 0
+    expect(places, f"the layout has the current frame {_form(current)}; expected int64 [rows, n]")
+    for part in ("frame", "row", "column", "current"):
+        numbers = layout[part]
+        least, most = (
+            (int(f()) for f in (numbers.min, numbers.max)) if numbers.numel() else (-1, -1)
+        )
+        limit = max(seen, current.shape[1])
+        expect(
+            least >= -1 and most < max(limit, 1),
+            f"the layout's {part} runs from {least} to {most}; expected -1 to {limit - 1}",
+        )
+    grid = layout["grid"]
+    expect(grid in GRIDS, f"the layout has grid={grid!r:.40}; expected one of {', '.join(GRIDS)}")
+
+
+def _check_seen(name: str, layer: dict[str, Any], described: int | None) -> None:
+    """The kept tokens ascend, and the later ones follow them without gaps.
+
+    described: tokens of the layout. With it, the newest kept tokens may have left the session.
+    """
+    kept, stored, seen = layer["kept"], layer["keys"].shape[2], layer["seen"]
+    first = seen - stored + (0 if kept is None else kept.shape[-1])
+    if kept is None or not kept.shape[-1]:
+        expect(
+            first == 0 or (kept is not None and first <= (described or 0)),
+            f"{name} has seen {seen} tokens and stores {stored}, but does not say which; expected "
+            "their places",
+        )
+        return
+    ordered = bool((kept[..., 1:] > kept[..., :-1]).all()) and int(kept.min()) >= 0
+    last, most = int(kept[..., -1].min()), int(kept[..., -1].max())
+    follows = last == most == first - 1 or most < first <= (described or 0)
+    expect(
+        ordered and follows,
+        f"{name} has seen {seen} tokens, stores {stored}, and kept places {int(kept.min())} to "
+        f"{most} of its prompts; expected ascending places, with the others after them",
+    )
+
+
+def _is(value: Any, dtype: torch.dtype | None, shape: tuple[int | None, ...]) -> bool:
+    """Whether it is a tensor of a dtype (None: floating-point) and shape (None: any length)."""
+    if not isinstance(value, torch.Tensor) or value.dim() != len(shape):
+        return False
+    right = value.is_floating_point() if dtype is None else value.dtype == dtype
+    return right and all(n in (None, given) for n, given in zip(shape, value.shape, strict=True))
+
+
+def _form(value: Any) -> str:
+    if not isinstance(value, torch.Tensor):
+        return type(value).__name__
+    return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
