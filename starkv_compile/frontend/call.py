@@ -21,7 +21,7 @@ from ..cache.layer import ONE_PROMPT, StarKVLayer
 from ..cache.size import layer_stats
 from ..config import StarKVConfig
 from ..errors import CacheError, OptionError
-from ..hf.attention import attention_implementation
+from ..hf.attention import attention_implementation, counts_in_tensors
 from ..hf.packed_rows import known_as_unpacked
 from ..reporting import LayerStats, Report
 from .owner import OwnerCalls
@@ -211,6 +211,13 @@ class Attachment:
             return None
         if torch.is_grad_enabled():
             return None  # what is written in place cannot be differentiated
+        if not counts_in_tensors(model):
+            self.refuse(
+                f"decode_tokens={room}: {type(model).__name__} does not say that it runs on a "
+                "static cache, whose length is a tensor; the cache grows instead. If it does, set "
+                "_can_compile_fullgraph = True on its class"
+            )
+            return None
         form = attention_implementation(model)
         if form not in MASKED_FORMS:
             self.refuse(

@@ -49,6 +49,22 @@ def in_training(call: PromptCall) -> str | None:
     return "the model is in training mode; call model.eval() first"
 
 
+def other_cache(call: PromptCall) -> str | None:
+    cache = call.cache
+    if cache is None or isinstance(cache, StarKVCache) or is_stock(cache):
+        return None
+    kind = type(cache).__name__ + (" with offloading" if type(cache) is DynamicCache else "")
+    if kind == "PagedAttentionCache":
+        return (
+            "the cache is a PagedAttentionCache of continuous batching, which starkv cannot "
+            "shorten; call model.generate in place of generate_batch"
+        )
+    return (
+        f"the cache is a {kind}, which starkv cannot shorten; use the default cache, or pass "
+        f"{call.own_cache}"
+    )
+
+
 def without_cache(call: PromptCall) -> str | None:
     default = getattr(getattr(call.model, "config", None), "use_cache", True)
     if call.named.get("use_cache", default) is not False:
@@ -114,17 +130,6 @@ def undeclared_cache(call: PromptCall) -> str | None:
     )
 
 
-def other_cache(call: PromptCall) -> str | None:
-    cache = call.cache
-    if cache is None or isinstance(cache, StarKVCache) or is_stock(cache):
-        return None
-    kind = type(cache).__name__ + (" with offloading" if type(cache) is DynamicCache else "")
-    return (
-        f"the cache is a {kind}, which starkv cannot shorten; use the default cache, or pass "
-        f"{call.own_cache}"
-    )
-
-
 def foreign_tokens(call: PromptCall) -> str | None:
     if not is_stock(call.cache) or call.cache.get_seq_length() == 0:
         return None
@@ -143,13 +148,13 @@ def drafted_prompt(call: PromptCall) -> str | None:
 
 REFUSALS: tuple[Refusal, ...] = (
     in_training,
+    other_cache,  # first of those that look at the cache; some bring use_cache=False with them
     without_cache,
     packed_rows,
     uneven_padding,
     uneven_attention,
     undeclared_cache,
     unknown_windows,
-    other_cache,  # first of those that look at the cache: the next two know its kind
     foreign_tokens,
     drafted_prompt,  # last: its tokens are stored in a cache that compresses later ones
 )

@@ -1,4 +1,4 @@
-"""Which attention function a model runs."""
+"""What a model says of its attention: which function it runs, and which lengths it accepts."""
 
 from __future__ import annotations
 
@@ -13,3 +13,9 @@ def attention_implementation(model: Any) -> str:
     if not isinstance(config, PreTrainedConfig):
         return "own"
     return getattr(config.get_text_config(decoder=True), "_attn_implementation", None) or "own"
+
+
+def counts_in_tensors(model: Any) -> bool:
+    """Whether the model runs on a static cache of transformers, whose length is a tensor."""
+    of_library = type(model).__module__.startswith("transformers.")
+    return of_library or bool(getattr(model, "_can_compile_fullgraph", False))

@@ -77,8 +77,10 @@ def _image_tokens(config: Any, named: Mapping[str, Any]) -> torch.Tensor | None:
     """[B, S] bool, or None where neither token ids nor token types are given."""
     ids, types = named.get("input_ids"), named.get("mm_token_type_ids")
     if ids is None:
-        embeds = named["inputs_embeds"]
-        return types > 0 if types is not None and types.shape[1] == embeds.shape[1] else None
+        embeds = named.get("inputs_embeds")
+        if types is None or embeds is None or types.shape[1] != embeds.shape[1]:
+            return None
+        return types > 0
     names = ("image_token_id", "image_token_index", "video_token_id")
     known = [getattr(config, name, None) for name in names]
     markers = torch.tensor([t for t in known if isinstance(t, int)], device=ids.device)

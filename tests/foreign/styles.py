@@ -280,7 +280,7 @@ class LibraryCache(PreTrainedModel, GenerationMixin, Core):
         seen, n, x = past_key_values.get_seq_length(), input_ids.shape[1], self.embed(input_ids)
         mask = self.mask(past_key_values, seen, n)
         for i, layer in enumerate(self.layers):
-            q, k, v = layer.rotated(x, torch.arange(seen, seen + n))
+            q, k, v = layer.rotated(x, seen + torch.arange(n))
             k, v = past_key_values.update(k, v, i)
             x = layer.rest(x, self.attend(q, k, v, mask))
         return CausalLMOutputWithPast(logits=self.head(x), past_key_values=past_key_values)
@@ -307,7 +307,7 @@ class MaskFromCache(LibraryCache):
     def mask(self, cache, seen, n):
         columns, offset = cache.get_mask_sizes(n, 0)
         places = torch.arange(offset, offset + columns)
-        return places[None] <= torch.arange(seen, seen + n)[:, None]
+        return places[None] <= (seen + torch.arange(n))[:, None]
 
 
 class InPlaceMask(MaskFromCache):

@@ -278,6 +278,33 @@ def test_the_cache_argument_by_position(budget):
     assert (stored(output), texts) == (kept, [])
 
 
+def test_buffers_for_a_model_of_ones_own():
+    """It has to say that a length may be a tensor."""
+    talks = []
+    for declared in (False, True):
+        kind = type("Own", (MaskFromCache,), {"_can_compile_fullgraph": declared})
+        model = starkv_compile.compile(filled(kind(CONFIG)), **OPTIONS, decode_tokens=16)
+        talk, texts = said(MaskFromCache.talk, model, model)
+        assert len(texts) == (0 if declared else 1)
+        assert declared or "set _can_compile_fullgraph = True" in texts[0]
+        talks.append(talk)
+    grown, buffered = talks
+    assert grown.tokens == buffered.tokens
+    torch.testing.assert_close(grown.logits, buffered.logits, atol=1e-5, rtol=1e-5)
+
+
+def test_tokens_under_another_name():
+    class Renamed(LibraryCache):
+        def forward(self, tokens, past_key_values: DynamicCache | None = None):
+            return super().forward(tokens, past_key_values)
+
+    model = starkv_compile.compile(filled(Renamed(CONFIG)), **OPTIONS)
+    output, texts = said(model, PROMPT)
+    assert (stored(output), texts) == ([KEPT] * LAYERS, [])
+    after, texts = said(model, PROMPT[:, :1], past_key_values=output.past_key_values)
+    assert (stored(after), texts) == ([KEPT + 1] * LAYERS, [])
+
+
 def test_a_model_that_ignores_its_cache():
     class Ignores(LibraryCache):
         def forward(self, input_ids=None, past_key_values: DynamicCache | None = None):

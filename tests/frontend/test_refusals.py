@@ -35,6 +35,10 @@ def call(cache=None, uneven=False, of=None, declared=True, **named):
 
 CASES = {
     "in_training": (call(of=model(training=True)), r"call model\.eval\(\) first"),
+    "other_cache": (
+        call(StaticCache(CONFIG.get_text_config(), max_cache_len=9)),
+        "the cache is a StaticCache, which starkv cannot shorten",
+    ),
     "without_cache": (call(use_cache=False), "there is no cache to compress"),
     "packed_rows": (call(position_ids=torch.arange(8)[None] % 4), "packed into one row"),
     "uneven_padding": (call(uneven=True, attention_mask=PLAIN - 1), "and of padding"),
@@ -49,10 +53,6 @@ CASES = {
     "unknown_windows": (
         call(DynamicCache(), of=model(layers=0)),
         r"pass cache=starkv_compile\.StarKVCache\(PreTrainedConfig\(num_hidden_layers",
-    ),
-    "other_cache": (
-        call(StaticCache(CONFIG.get_text_config(), max_cache_len=9)),
-        "the cache is a StaticCache, which starkv cannot shorten",
     ),
     "foreign_tokens": (call(holding_tokens(DynamicCache())), "the DynamicCache passed in already"),
     "drafted_prompt": (call(logits_to_keep=4), "drafted tokens"),
@@ -77,12 +77,14 @@ def test_the_first_reason_wins():
     wrong = {
         "of": model(training=True, form="flash", layers=0),
         "declared": False,
+        "cache": StaticCache(CONFIG.get_text_config(), max_cache_len=9),
         "use_cache": False,
         "position_ids": torch.arange(8)[None] % 4,
         "logits_to_keep": 4,
     }
     remedies = [
         {"of": model(form="flash", layers=0)},
+        {"cache": None},
         {"use_cache": True},
         {"position_ids": None, "attention_mask": PLAIN - 1},
         {"attention_mask": PLAIN},
