@@ -75,6 +75,7 @@ class Pipeline:
         folder = os.environ.get(DUMP_VARIABLE)
         for step in self.passes:
             step(context, dump=folder is not None)
+        context.remove_unused()
         module.graph.lint()
         module.recompile()
         if folder is not None:

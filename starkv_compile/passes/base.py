@@ -13,11 +13,25 @@ from torch.fx.proxy import GraphAppendingTracer
 from ..config import StarKVConfig
 from ..policies import ScoreInputs
 from . import fx
-from .sites import Refusal, Site
+from .functional import FunctionalGraph
+from .sites import Arranged, Computed, Refusal, Site
 
 Cache = Literal["caller", "marked", "nobody"]
 
 Observer = Callable[[ScoreInputs], None]
+
+
+class _Tracer(GraphAppendingTracer):
+    """Appends nodes to a graph, and knows which."""
+
+    def __init__(self, graph: torch.fx.Graph) -> None:
+        super().__init__(graph)
+        self.appended: list[Node] = []
+
+    def create_node(self, *args: Any, **kwargs: Any) -> Node:
+        node = super().create_node(*args, **kwargs)
+        self.appended.append(node)
+        return node
 
 
 @dataclass
@@ -36,7 +50,8 @@ class Context:
             does. A compiler makes another graph for a length that needs one.
         observer: a function that the graph calls with the `ScoreInputs` of each layer that it
             scores.
-        attentions: nodes that compute an attention of any kind, rewritten or not.
+        functional: a copy of the graph that the analyses read: nothing in it works in place.
+        attentions: nodes of that copy that compute an attention of any kind, rewritten or not.
     """
 
     module: GraphModule
@@ -55,7 +70,9 @@ class Context:
     encoder_sites: int = 0
 
     def __post_init__(self) -> None:
-        self._tracer = GraphAppendingTracer(self.graph)  # proxies of two tracers do not mix
+        self.functional = FunctionalGraph(self.graph)
+        self._computed: list[Node] = []
+        self._tracer = _Tracer(self.graph)  # proxies of two tracers do not mix
 
     @property
     def graph(self) -> torch.fx.Graph:
@@ -71,6 +88,26 @@ class Context:
     def update(self, site: Site, **changes: Any) -> None:
         """Replaces `site` by a copy that knows more."""
         self.sites[self.sites.index(site)] = replace(site, **changes)
+
+    def compute(self, value: Any) -> Any:
+        """The node of the graph for a node of the functional graph, or for what a form wants
+        computed, at the place where nodes are being inserted."""
+        if isinstance(value, Arranged):
+            value = value.computed()
+        if not isinstance(value, Computed):
+            return self.functional.given(value) if isinstance(value, Node) else value
+        example, sources = value.example, [self.functional.given(n) for n in value.sources]
+        before = len(self._tracer.appended)
+        result: Node = value.make(*map(self.proxy, sources)).node
+        self._computed += self._tracer.appended[before:]
+        result.meta["example_value" if "example_value" in sources[0].meta else "val"] = example
+        return result
+
+    def remove_unused(self) -> None:
+        """Removes what `compute` has put into the graph for a site that was refused later."""
+        for node in reversed(self._computed):
+            if not node.users:
+                self.graph.erase_node(node)
 
     def proxy(self, value: Any) -> Any:
         """A node as a proxy, on which calls append nodes to the graph; else `value` itself."""

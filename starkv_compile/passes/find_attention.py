@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch.fx import Node
 
 from . import forms, fx
 from .base import Context, GraphPass
-from .sites import Site
+from .sites import Attention, Site
 
 
 class FindAttention(GraphPass):
@@ -18,44 +19,57 @@ class FindAttention(GraphPass):
     """
 
     def run(self, context: Context) -> None:
-        for node in context.graph.nodes:
+        for node in list(context.functional.graph.nodes):
             attention = forms.read(node)
             reason = forms.why_not(node) if attention is None else None
             if attention is not None or reason is not None:
                 context.attentions.add(node)
             if reason is not None and not _is_one(fx.shape(node)[-2:-1]):
-                context.refuse(reason, node)
-            if attention is None:
-                continue
-            if not fx.shape(attention.query):
-                context.refuse(forms.NO_VALUES, node)
-                continue
-            if len(fx.shape(attention.query)) != 4:
-                continue
-            queries, keys = fx.shape(attention.query)[2], fx.shape(attention.key)[2]
-            if _is_one((queries,)):
-                context.decode_sites += 1
-                continue
-            unmasked = attention.mask is None and not attention.mask_function
-            if unmasked and not attention.causal and not _is_cached(attention.key):
-                context.encoder_sites += 1
-                continue
-            site = Site(len(context.sites) + len(context.refusals), attention)
-            context.sites.append(site)
-            self.matched += 1
-            if fx.shape(attention.query)[1] % fx.shape(attention.key)[1]:
-                context.refuse(
-                    "the number of query heads is not a multiple of that of KV heads", node, site
-                )
-            elif attention.aligned_last or not unmasked or not attention.causal:
-                continue
-            elif not bool(queries == keys):
-                context.refuse(
-                    "is_causal with more keys than queries aligns the mask to the first key, so "
-                    "the last queries do not see the last keys",
-                    node,
-                    site,
-                )
+                context.refuse(reason, context.functional.given(node))
+            if attention is not None:
+                self._look_at(context, attention)
+
+    def _look_at(self, context: Context, found: Attention) -> None:
+        """Makes a site of an attention of a prompt, and counts others."""
+        node = context.functional.given(found.node)
+        query, key = (fx.shape(operand) for operand in (found.query, found.key.computed()))
+        if not query:
+            context.refuse(forms.NO_VALUES, node)
+            return
+        masked = found.mask is not None or bool(found.mask_function)
+        if len(query) != 4:
+            if masked or found.causal:
+                context.refuse(forms.NOT_4D, node)
+            return
+        if _is_one((query[2],)):
+            context.decode_sites += 1
+            return
+        if not masked and not found.causal and not _is_cached(found.key.node):
+            context.encoder_sites += 1
+            return
+        with context.graph.inserting_before(node):
+            attention = replace(
+                found,
+                node=node,
+                mask_function=tuple(map(context.functional.given, found.mask_function)),
+                **{
+                    name: context.compute(getattr(found, name))
+                    for name in ("query", "key", "value", "mask")
+                },
+            )
+        site = Site(len(context.sites) + len(context.refusals), attention, found)
+        context.sites.append(site)
+        self.matched += 1
+        reason = None
+        if query[1] % key[1]:
+            reason = "the number of query heads is not a multiple of that of KV heads"
+        elif found.causal and not masked and not found.aligned_last and query[2] != key[2]:
+            reason = (
+                "is_causal with more keys than queries aligns the mask to the first key, so the "
+                "last queries do not see the last keys"
+            )
+        if reason is not None:
+            context.refuse(reason, node, site)
 
 
 def _is_one(queries: tuple[Any, ...]) -> bool:

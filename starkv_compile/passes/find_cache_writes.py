@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -11,9 +12,13 @@ from torch.fx import Node
 from ..policies import POLICIES
 from . import forms, fx
 from .base import Context, GraphPass
+from .functional import changed
 from .markers import arguments_of, find_markers
-from .sites import Attention, CacheWrite
+from .returned import Lengths, Outputs, joined
+from .sites import CacheWrite, Site
 
+TOKENS = 2
+"""The dimension of tokens in [B, G, L, D]."""
 OWN_MASK = (
     "the model makes a mask without asking the cache how many columns it needs, so later masks "
     "would have one for each token seen, not for each token stored; make it with "
@@ -24,8 +29,21 @@ IN_ANOTHER_GRAPH = (
     "the attention; TORCH_LOGS=graph_breaks shows the line to change"
 )
 NOT_RETURNED = (
-    "the graph does not return its keys and values in the form in which the attention reads them, "
-    "[batch, KV heads, tokens, head dimension]"
+    "the graph does not return the keys and values that attention reads (as [B, G, L, D], in "
+    "another order, or stacked), or changes them afterwards; let it return them"
+)
+IN_BUFFERS = (
+    "keys and values are in a buffer of a fixed size, which the graph writes in place ({}), and "
+    "starkv cannot shorten that; let the graph return the keys and values of the tokens so far, "
+    "and let attention read those"
+)
+IN_PARTS = (
+    "keys and values are written part by part into a longer tensor, and it is unclear which of its "
+    "tokens are real; join cached and new tokens with torch.cat"
+)
+MIXED = (
+    "the graph returns these keys and values in one tensor with others that keep all their tokens; "
+    "let it return each layer's by themselves"
 )
 
 
@@ -37,45 +55,54 @@ class FindCacheWrites(GraphPass):
     """
 
     def run(self, context: Context) -> None:
-        by_caller = context.cache == "caller"
-        markers = [] if context.cache == "nobody" else find_markers(context.graph)
-        returned = set(fx.outputs(context.graph)) if by_caller else set()
+        functional = context.functional
+        markers = [] if context.cache == "nobody" else find_markers(functional.graph)
+        outputs = Outputs(functional.graph) if context.cache == "caller" else None
         written: set[Node] = set()
         for site in list(context.sites):
-            attention = site.attention
             write = (
-                _marked(attention, markers)
-                or _marked_latents(attention, markers, context.attentions)
-                or _returned(attention, returned)
+                _marked(site, markers, context)
+                or _marked_latents(site, markers, context)
+                or (None if outputs is None else _returned(site, outputs))
             )
             if write is None:
-                context.refuse(self._why_no_write(context, attention), attention.node, site)
+                context.refuse(_not_whole(context, site), site.attention.node, site)
                 continue
-            reason = self._reason_against(context, attention, write)
+            reason = self._reason_against(context, site, write)
             if write.key in written:
                 reason = "it reads another layer's keys and values, and that layer compresses them"
             if reason is not None:
-                context.refuse(reason, attention.node, site)
+                context.refuse(reason, site.attention.node, site)
                 continue
             context.update(site, write=write)
             written.add(write.key)
             self.matched += 1
+        if outputs is not None:
+            self._refuse_mixed(context, outputs)
 
-    def _why_no_write(self, context: Context, attention: Attention) -> str:
-        if context.cache == "nobody":
-            return context.unmarked
-        if attention.key.op == "placeholder":
-            return IN_ANOTHER_GRAPH
-        return NOT_RETURNED if context.cache == "caller" else context.unmarked
+    def _refuse_mixed(self, context: Context, outputs: Outputs) -> None:
+        """Refuses sites whose keys and values are returned in one tensor with longer ones."""
+        uneven = self.config.is_uneven  # then no two layers keep the same number of tokens
+        while True:
+            lengths = lengths_of(context.sites)
+            mixed = [
+                site
+                for site in context.sites
+                for known in [lengths_of([site]) if uneven else lengths]
+                if not all(outputs.are_whole(node, known) for node in lengths_of([site]))
+            ]
+            if not mixed:
+                return
+            for site in mixed:
+                context.refuse(MIXED, site.attention.node, site)
 
-    def _reason_against(
-        self, context: Context, attention: Attention, write: CacheWrite
-    ) -> str | None:
+    def _reason_against(self, context: Context, site: Site, write: CacheWrite) -> str | None:
+        attention = site.attention
         queries = fx.shape(attention.query)[2]
         if context.cache != "caller" and _has_bias(attention.mask):
             return f"the mask adds a different bias for each head; {forms.NO_BIAS}"
         if write.marker is None:
-            return None
+            return _in_parts(context, site)
         given = arguments_of(write.marker)
         if not given.mask_fits and (attention.mask is not None or attention.mask_function):
             return OWN_MASK
@@ -105,19 +132,75 @@ def _has_bias(mask: Node | None) -> bool:
     return tensor.dim() >= 3 and bool(tensor.shape[-3] != 1)
 
 
-def _marked(attention: Attention, markers: list[Node]) -> CacheWrite | None:
-    for marker in markers:
-        written = arguments_of(marker)
-        if (written.key, written.value) == (attention.key, attention.value):
-            return CacheWrite(attention.key, attention.value, marker)
+def lengths_of(sites: list[Site]) -> Lengths:
+    """The tensors in graph outputs that get fewer tokens, each with its dimension of tokens."""
+    writes = (site.write for site in sites if site.write is not None)
+    return {node: dim for write in writes for node, dim, _ in write.stored}
+
+
+def _not_whole(context: Context, site: Site) -> str:
+    """Why keys and values that are stored nowhere cannot be shortened."""
+    if context.cache == "caller":
+        return _in_parts(context, site) or NOT_RETURNED
+    if context.cache == "marked" and site.attention.key.op == "placeholder":
+        return IN_ANOTHER_GRAPH
+    return context.unmarked
+
+
+def _in_parts(context: Context, site: Site) -> str | None:
+    """Says that keys or values are in a tensor whose tokens are written part by part, if so."""
+    for operand in (site.found.key, site.found.value):
+        steps = list(fx.through(operand.node, _written_into))
+        given = context.functional.given(steps[-1])
+        if given in context.functional.written and given.op in ("placeholder", "get_attr"):
+            return IN_BUFFERS.format(given.target)
+        if any(not _leaves_tokens(step) for step in steps):
+            return IN_PARTS
     return None
 
 
-def _marked_latents(
-    attention: Attention, markers: list[Node], attentions: set[Node]
-) -> CacheWrite | None:
+def _written_into(node: Node) -> Node | None:
+    """The tensor into which `node` writes, or of which it is a view or a copy."""
+    written = fx.INDEX_PUT + fx.SET_ITEM + fx.INDEX_COPY + fx.SLICE_SCATTER + fx.SELECT_SCATTER
+    views = fx.SLICE + fx.SELECT + fx.RESHAPE + fx.UNSQUEEZE + fx.EXPAND + fx.REPEAT
+    alike = fx.is_op(node, (changed, *written, *fx.OVERWRITE, *views, *fx.CAST, *fx.COPY, *fx.PAD))
+    source = fx.operand(node) if alike or fx.order_of_dims(node) else None
+    return source if isinstance(source, Node) and fx.shape(source) else None
+
+
+def _leaves_tokens(node: Node) -> bool:
+    """Whether a write, if `node` is one, is to the same elements of every vector."""
+    rank = len(fx.shape(node))
+    if node.target is changed:
+        whole, part = fx.shape(node), fx.shape(node.args[1])
+        return len(whole) == len(part) and all(map(fx.same, whole[:-1], part[:-1]))
+    if fx.is_op(node, fx.SET_ITEM):
+        index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+        index = index if ... in index or len(index) == rank else (*index, ...)
+        return all(entry is ... or entry == slice(None) for entry in index[:-1])
+    if fx.is_op(node, fx.SLICE_SCATTER):
+        return fx.bind(node, "input", "src", "dim").get("dim", 0) % rank == rank - 1
+    if fx.is_op(node, fx.PAD):
+        return fx.see_through_padding(node) is not None
+    return not fx.is_op(node, fx.INDEX_PUT + fx.INDEX_COPY + fx.SELECT_SCATTER)
+
+
+def _marked(site: Site, markers: list[Node], context: Context) -> CacheWrite | None:
+    key, value = site.found.key, site.found.value
+    if not key.is_plain or not value.is_plain:
+        return None
+    for marker in markers:
+        written = arguments_of(marker)
+        if (written.key, written.value) == (key.node, value.node):
+            given = context.functional.given(marker)
+            return CacheWrite(site.attention.key, site.attention.value, given)
+    return None
+
+
+def _marked_latents(site: Site, markers: list[Node], context: Context) -> CacheWrite | None:
     """The marker of latents from which this layer's keys and values are computed."""
-    before = [marker for marker in markers if marker < attention.node]
+    found = site.found
+    before = [marker for marker in markers if marker < found.node]
     if not before:
         return None
     marker = before[-1]
@@ -125,40 +208,48 @@ def _marked_latents(
     key, value = written.key, written.value
     assert isinstance(key, Node)
     assert isinstance(value, Node)
-    heads, stored = fx.shape(attention.key)[1], fx.shape(key)[1]
-    same_tokens = bool(fx.shape(key)[2] == fx.shape(attention.key)[2])
+    heads, stored = fx.shape(site.attention.key)[1], fx.shape(key)[1]
+    same_tokens = bool(fx.shape(key)[2] == fx.shape(site.attention.key)[2])
     if not same_tokens or stored != fx.shape(value)[1] or heads % stored:
         return None
     # What lies beyond an earlier attention's output, or before the latents, is another layer.
     first = min(key, value)
-    made_of = _made_of({attention.key, attention.value}, lambda n: n in attentions or n < first)
+    sources = {found.key.node, found.value.node}
+    made_of = _made_of(sources, lambda n: n in context.attentions or n < first)
     if not {key, value} <= made_of:
         return None
-    return CacheWrite(key, value, marker)
+    given = context.functional.given
+    return CacheWrite(given(key), given(value), given(marker))
 
 
-def _returned(attention: Attention, returned: set[Node]) -> CacheWrite | None:
-    if attention.key in returned and attention.value in returned:
-        return CacheWrite(attention.key, attention.value, None)
-    return None
+def _returned(site: Site, outputs: Outputs) -> CacheWrite | None:
+    """The key and the value in the graph's outputs, by themselves or as halves of one tensor."""
+    key, value = site.found.key, site.found.value
+    write = CacheWrite(site.attention.key, site.attention.value, None)
+    by_themselves = outputs.made_of(key.node) and outputs.made_of(value.node)
+    if by_themselves and min(key.dim(TOKENS), value.dim(TOKENS)) >= 0:
+        of_key = (key.node, key.dim(TOKENS), lambda k, v: key.back(k))
+        of_value = (value.node, value.dim(TOKENS), lambda k, v: value.back(v))
+        return replace(write, stored=(of_key, of_value))
+    pair, place = joined(key.node, value.node), key.dim(TOKENS)
+    if pair is None or place < 0 or place != value.dim(TOKENS) or not outputs.made_of(pair.whole):
+        return None
+    if pair.is_stack:
+        place += pair.dim <= place
+    elif pair.dim == place:
+        return None
+
+    def both(k: Any, v: Any) -> Any:
+        return pair.together(key.back(k), value.back(v))
+
+    return replace(write, stored=((pair.whole, place, both),))
 
 
 def _made_of(nodes: set[Node], beyond: Callable[[Node], bool]) -> set[Node]:
     """`nodes` and everything they are computed from, without what lies `beyond`."""
     found, queue = set(nodes), list(nodes)
     while queue:
-        node = queue.pop()
-        sources = {source for n in (node, *_fillings(node)) for source in fx.producers(n)}
-        new = {n for n in sources - found if not beyond(n)}
+        new = {n for n in fx.producers(queue.pop()) if n not in found and not beyond(n)}
         found |= new
         queue += new
     return found
-
-
-def _fillings(node: Node) -> Iterator[Node]:
-    """What writes into slices of `node`: `node[i] = x`, `node[i].copy_(x)`."""
-    for user in node.users:
-        if user.target is operator.setitem:
-            yield user
-        elif user.target is operator.getitem:
-            yield from (write for write in user.users if write.target == "copy_")

@@ -8,6 +8,7 @@ from torch.fx import Node
 
 from . import fx
 from .base import Context, GraphPass
+from .functional import is_intact
 from .sites import Refusal, Site
 
 
@@ -21,6 +22,9 @@ class FindHidden(GraphPass):
     def run(self, context: Context) -> None:
         for site in list(context.sites):
             hidden = self._input_of_key_projection(site)
+            copied = None if hidden is None else context.functional.copied(hidden)
+            if not is_intact(copied, site.found.node):
+                hidden = None  # written to in place by now
             if hidden is None:
                 reason = "no linear layer found behind the keys, so scores have no spatial boost"
                 context.notes.append(Refusal(reason, site.attention.key.name, site.index))

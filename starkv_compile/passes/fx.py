@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional as F
 
 from ..kernels.ops import STARKV
@@ -28,6 +29,7 @@ MATMUL = (
     aten.matmul.default,
     aten.bmm.default,
 )
+EINSUM = (torch.einsum, aten.einsum.default)
 BADDBMM = (torch.baddbmm, "baddbmm", aten.baddbmm.default)
 SOFTMAX = (
     F.softmax,
@@ -37,43 +39,200 @@ SOFTMAX = (
     aten._softmax.default,
     aten._safe_softmax.default,
 )
-DROPOUT = (F.dropout, torch.dropout, "dropout", aten.dropout.default)
-ADD = (operator.add, operator.iadd, torch.add, "add", "add_", "__add__", aten.add.Tensor)
-SUBTRACT = (operator.sub, torch.sub, "sub", aten.sub.Tensor)
-MULTIPLY = (operator.mul, torch.mul, "mul", "__mul__", aten.mul.Tensor, aten.mul.Scalar)
-DIVIDE = (operator.truediv, torch.div, "div", "__truediv__", aten.div.Tensor, aten.div.Scalar)
-IN_PLACE = (operator.imul, operator.itruediv, "mul_", "div_")
+DROPOUT = (
+    F.dropout,
+    torch.dropout,
+    torch.dropout_,
+    "dropout",
+    aten.dropout.default,
+    aten.dropout_.default,
+)
+NAN_TO_NUM = (
+    torch.nan_to_num,
+    "nan_to_num",
+    "nan_to_num_",
+    aten.nan_to_num.default,
+    aten.nan_to_num_.default,
+)
+# Operations in place are here as well: `passes.functional` lets readers find their results.
+ADD = (
+    operator.add,
+    operator.iadd,
+    torch.add,
+    "add",
+    "add_",
+    "__add__",
+    "__iadd__",
+    aten.add.Tensor,
+    aten.add_.Tensor,
+)
+SUBTRACT = (
+    operator.sub,
+    operator.isub,
+    torch.sub,
+    torch.subtract,
+    "sub",
+    "sub_",
+    "__sub__",
+    "__isub__",
+    aten.sub.Tensor,
+    aten.sub_.Tensor,
+)
+REVERSE_SUBTRACT = (torch.rsub, aten.rsub.Scalar, aten.rsub.Tensor, "__rsub__")
+MULTIPLY = (
+    operator.mul,
+    operator.imul,
+    torch.mul,
+    torch.multiply,
+    "mul",
+    "mul_",
+    "multiply",
+    "__mul__",
+    "__imul__",
+    aten.mul.Tensor,
+    aten.mul.Scalar,
+    aten.mul_.Tensor,
+    aten.mul_.Scalar,
+)
+DIVIDE = (
+    operator.truediv,
+    operator.itruediv,
+    torch.div,
+    torch.divide,
+    "div",
+    "div_",
+    "divide",
+    "__truediv__",
+    "__itruediv__",
+    aten.div.Tensor,
+    aten.div.Scalar,
+    aten.div_.Tensor,
+    aten.div_.Scalar,
+)
 EXP = (torch.exp, "exp", aten.exp.default)
 SUM = (torch.sum, "sum", aten.sum.dim_IntList)
-MASKED_FILL = (torch.masked_fill, "masked_fill", aten.masked_fill.Scalar)
+MASKED_FILL = (
+    torch.masked_fill,
+    "masked_fill",
+    "masked_fill_",
+    aten.masked_fill.Scalar,
+    aten.masked_fill.Tensor,
+    aten.masked_fill_.Scalar,
+    aten.masked_fill_.Tensor,
+)
+INDEX_PUT = (
+    torch.index_put,
+    "index_put",
+    "index_put_",
+    aten.index_put.default,
+    aten.index_put_.default,
+)
+SET_ITEM = (operator.setitem, "__setitem__")
+OVERWRITE = ("copy_", aten.copy_.default, aten.copy.default)
+IS_NAN = (torch.isnan, "isnan", aten.isnan.default)
+EQUAL = (operator.eq, torch.eq, "eq", aten.eq.Scalar, aten.eq.Tensor)
+SELECT_SCATTER = (torch.select_scatter, aten.select_scatter.default)
+INDEX_COPY = (
+    torch.index_copy,
+    torch.scatter,
+    "index_copy",
+    "index_copy_",
+    "scatter",
+    "scatter_",
+    aten.index_copy.default,
+    aten.index_copy_.default,
+    aten.scatter.src,
+    aten.scatter_.src,
+)
+SLICE_SCATTER = (torch.slice_scatter, aten.slice_scatter.default)
 WHERE = (torch.where, "where", aten.where.self, aten.where.ScalarOther)
+SCALAR = (torch.tensor, torch.scalar_tensor, aten.scalar_tensor.default)
 FULL = (
+    *SCALAR,
     torch.full,
     torch.full_like,
     torch.zeros_like,
     aten.full.default,
     aten.full_like.default,
     aten.zeros_like.default,
-    aten.scalar_tensor.default,
 )
-CAST = ("to", "type_as", "float", aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout)
-COPY = ("contiguous", "clone", torch.clone, aten.clone.default, aten.contiguous.default)
+CAST = (
+    "to",
+    "type",
+    "type_as",
+    "float",
+    "half",
+    "bfloat16",
+    "double",
+    aten.to.dtype,
+    aten._to_copy.default,
+    aten.to.dtype_layout,
+)
+COPY = (
+    "contiguous",
+    "clone",
+    "detach",
+    "detach_",
+    torch.clone,
+    torch.detach,
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.detach.default,
+    aten.detach_.default,
+    aten.alias.default,
+    aten.lift_fresh_copy.default,
+)
 TRANSPOSE = (torch.transpose, torch.swapaxes, "transpose", "swapaxes", aten.transpose.int)
 PERMUTE = (torch.permute, "permute", aten.permute.default)
-PAD = (F.pad, aten.pad.default, aten.constant_pad_nd.default)
+MOVE_DIM = (torch.movedim, torch.moveaxis, "movedim", "moveaxis", aten.movedim.int)
+PAD = (F.pad, torch._C._nn.pad, aten.pad.default, aten.constant_pad_nd.default)
 SLICE = (operator.getitem, aten.slice.Tensor)
-EXPAND = (torch.Tensor.expand, "expand", aten.expand.default)
+EXPAND = (
+    torch.Tensor.expand,
+    torch.broadcast_to,
+    "expand",
+    "expand_as",
+    "broadcast_to",
+    aten.expand.default,
+)
 RESHAPE = (
     "reshape",
+    "reshape_as",
     "view",
+    "view_as",
+    "flatten",
+    "unflatten",
+    "squeeze",
     torch.reshape,
+    torch.flatten,
+    torch.unflatten,
+    torch.squeeze,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
     aten.reshape.default,
     aten.view.default,
     aten._unsafe_view.default,
 )
-UNSQUEEZE = ("unsqueeze", torch.unsqueeze, aten.unsqueeze.default, "__getitem__")
+TILE = (torch.tile, "repeat", "tile", aten.repeat.default)
+STACK = (torch.stack, aten.stack.default)
+UNBIND = (torch.unbind, "unbind", aten.unbind.int)
+SELECT = (torch.select, "select", aten.select.int)
+WIDEN = ("unsqueeze", torch.unsqueeze, aten.unsqueeze.default)
+UNSQUEEZE = (*WIDEN, "__getitem__")
+SPLIT = (
+    torch.split,
+    torch.chunk,
+    "split",
+    "chunk",
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.chunk.default,
+)
 REPEAT = (torch.repeat_interleave, "repeat_interleave", aten.repeat_interleave.self_int)
 TANH = (torch.tanh, "tanh", aten.tanh.default)
+NEGATE = (operator.neg, torch.neg, "neg", "__neg__", aten.neg.default)
 LOG_SUM_EXP = (torch.logsumexp, "logsumexp", aten.logsumexp.default, torch.logaddexp)
 CAT = (torch.cat, torch.concat, aten.cat.default)
 MASKED_SCATTER = ("masked_scatter", torch.masked_scatter, aten.masked_scatter.default)
@@ -86,10 +245,15 @@ def is_op(node: Any, names: tuple[Any, ...]) -> bool:
 
 
 def value(node: Any) -> Any:
-    """The example value recorded for a node (`example_value` by Dynamo, `val` by export)."""
+    """The example value of a node (`example_value` by Dynamo, `val` by export) or a `Computed`."""
     if not isinstance(node, Node):
-        return node
+        return getattr(node, "example", node)
     return node.meta.get("example_value", node.meta.get("val"))
+
+
+def same(left: Any, right: Any) -> bool:
+    """Whether two sizes are equal at every length that the graph serves."""
+    return left is right or statically_known_true(left == right)
 
 
 def shape(node: Any) -> tuple[Any, ...]:
@@ -108,14 +272,18 @@ def bind(node: Node, *names: str) -> dict[str, Any]:
     return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
-def argument_names(node: Node) -> list[str]:
-    """The names of a registered op's arguments; [] for any other target."""
+def schema_of(node: Node) -> Any:
+    """The schema of the registered op that a node calls; None for any other target."""
     target: Any = node.target
     if isinstance(target, torch._ops.OpOverloadPacket):  # as Dynamo has it
-        target = getattr(target, "default", None)
-    if not isinstance(target, torch._ops.OpOverload):
-        return []
-    return [argument.name for argument in target._schema.arguments]
+        target = getattr(target, "default", None) or getattr(target, target.overloads()[0])
+    return target._schema if isinstance(target, torch._ops.OpOverload) else None
+
+
+def argument_names(node: Node) -> list[str]:
+    """The names of a registered op's arguments; [] for any other target."""
+    schema = schema_of(node)
+    return [] if schema is None else [argument.name for argument in schema.arguments]
 
 
 def bind_schema(node: Node) -> dict[str, Any]:
@@ -145,20 +313,6 @@ def operands(node: Node) -> tuple[Any, Any] | None:
     if len(node.args) > 2 or set(args) != {"input", "other"}:
         return None
     return args["input"], args["other"]
-
-
-def agree(*shapes: tuple[str, Any]) -> bool:
-    """Whether nodes have the shapes of their letters: one letter for each dimension, and the same
-    size wherever a letter stands."""
-    sizes: dict[str, Any] = {}
-    for letters, node in shapes:
-        dims = shape(node)
-        if len(dims) != len(letters):
-            return False
-        for letter, size in zip(letters, dims, strict=True):
-            if not bool(sizes.setdefault(letter, size) == size):
-                return False
-    return True
 
 
 def outputs(graph: torch.fx.Graph) -> list[Node]:
@@ -199,20 +353,19 @@ def scaled(node: Node) -> tuple[Node, float] | None:
     return left, float(right) if is_op(node, MULTIPLY) else 1.0 / right
 
 
-def swaps_last_two(node: Node) -> bool:
-    """Whether `node` is its first argument with the last two dimensions exchanged."""
-    if node.target is getattr or node.target is aten.mT.default:
-        return node.target is not getattr or node.args[1] == "mT"
-    order = order_of_dims(node)
-    same = list(range(len(order)))
-    return order != same and order[:-2] == same[:-2]
-
-
 def order_of_dims(node: Node) -> list[int]:
     """Which dimension of its first argument each of the node's is; [] if it is no transpose."""
-    if not is_op(node, TRANSPOSE + PERMUTE) or not shape(node):
-        return []
     order = list(range(len(shape(node))))
+    if (node.target is getattr and node.args[1] == "mT") or node.target is aten.mT.default:
+        return [*order[:-2], *order[:-3:-1]]
+    if is_op(node, MOVE_DIM) and all(isinstance(dim, int) for dim in node.args[1:]):
+        moved: Any = node.args[1:]
+        source, place = (dim % len(order) for dim in moved)
+        order.remove(source)
+        order.insert(place, source)
+        return order
+    if not is_op(node, TRANSPOSE + PERMUTE) or not order:
+        return []
     named = [dim for name, dim in node.kwargs.items() if name != "input"]
     given: Any = [*node.args[1:], *named]  # two to exchange, in either order; or all
     dims = [dim % len(order) for dim in (given if isinstance(given[0], int) else given[0])]
@@ -227,15 +380,17 @@ def see_through_copies(node: Node) -> Node | None:
     return operand(node) if is_op(node, CAST + COPY) else None
 
 
-def see_through_folding(node: Node) -> Node | None:
-    """The source of a reshape of leading dimensions alone, or of an expand that adds nothing."""
-    if not is_op(node, RESHAPE + EXPAND):
-        return None
-    source: Node = operand(node)
+def see_through_overwriting(node: Node) -> Node | None:
+    """What a tensor was overwritten with, if with a tensor of its own shape."""
+    source: Any = None
+    if is_op(node, OVERWRITE + SLICE_SCATTER):
+        source = node.args[1] if len(node.args) > 1 else node.kwargs.get("src")
+    elif is_op(node, SET_ITEM):
+        index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+        source = node.args[2] if all(i is ... or isinstance(i, slice) for i in index) else None
     new, old = shape(node), shape(source)
-    if not old or not bool(new[-2:] == old[-2:]) or (is_op(node, EXPAND) and not bool(new == old)):
-        return None
-    return source
+    alike = bool(old) and len(new) == len(old) and all(map(same, new, old))
+    return source if alike else None
 
 
 def see_through_padding(node: Node) -> Node | None:
@@ -247,23 +402,6 @@ def see_through_padding(node: Node) -> Node | None:
         args = bind(node, "input", "pad", "value")
     plain = len(args["pad"]) == 2 and args["pad"][0] == 0 and not args.get("value")
     return args["input"] if plain and args.get("mode", "constant") == "constant" else None
-
-
-def cached_of(chain: list[Node]) -> Node:
-    """From a tensor and its sources, the cached one: marked or returned; else the last one."""
-    for kept in (_is_marked, _is_returned):
-        for node in chain:
-            if kept(node):
-                return node
-    return chain[-1]
-
-
-def _is_marked(node: Node) -> bool:
-    return any(is_op(user, CACHE_WRITE) for user in node.users)
-
-
-def _is_returned(node: Node) -> bool:
-    return any(user.op == "output" for user in node.users)
 
 
 def see_through_repeat_kv(node: Node) -> Node | None:

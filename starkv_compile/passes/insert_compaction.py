@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -11,7 +12,9 @@ from ..kernels.marker import Written
 from ..kernels.ops import STARKV
 from . import fx
 from .base import Context, GraphPass, without_gradient
+from .find_cache_writes import lengths_of
 from .markers import arguments_of, find_markers, replace_marker
+from .returned import Lengths, Outputs
 from .sites import Inserted
 
 
@@ -26,6 +29,7 @@ class InsertCompaction(GraphPass):
     """
 
     def run(self, context: Context) -> None:
+        lengths, returned = lengths_of(context.sites), {}
         for site in list(context.sites):
             write = site.write
             scored = site.scored
@@ -39,9 +43,9 @@ class InsertCompaction(GraphPass):
                 )
                 pair = STARKV.gather_kv(key, value, kept, scored.real)
                 new_key, new_value = pair[0].node, pair[1].node
-                if write.marker is None:
-                    _replace_outputs(context.graph, {write.key: new_key, write.value: new_value})
-                else:
+                for node, _, make in write.stored:
+                    returned[node] = make(pair[0], pair[1])
+                if write.marker is not None:
                     state = {name: proxy.node for name, proxy in scored.state._asdict().items()}
                     written = Written(
                         key=new_key,
@@ -56,6 +60,8 @@ class InsertCompaction(GraphPass):
                 _wait(context, site.attention.node, new_key, new_value)
             context.rewritten.append(site)
             self.matched += 1
+        if returned:
+            _replace_outputs(context, lengths, returned)
 
 
 class StripMarkers(GraphPass):
@@ -95,6 +101,19 @@ def _result(attention: Node) -> Node:
     return next(item for item, place in fx.items_of(whole) if place == 0)
 
 
-def _replace_outputs(graph: torch.fx.Graph, new: dict[Node, Node]) -> None:
-    output = graph.output_node()
-    output.args = torch.fx.node.map_arg(output.args, lambda n: new.get(n, n))
+def _replace_outputs(context: Context, lengths: Lengths, new: dict[Node, Any]) -> None:
+    """Returns shorter tensors in the place of outputs that are made of keys and values."""
+    functional, output = context.functional, context.graph.output_node()
+    given = context.functional.graph.output_node()
+    with context.graph.inserting_before(output):
+        outputs = Outputs(functional.graph)
+        shorter = {node: proxy.node for node, proxy in outputs.rebuilt(lengths, new)}
+    # Both graphs return the same tensors in the same places.
+    old = iter(_in_order(given))
+    output.args = torch.fx.node.map_arg(output.args, lambda n: shorter.get(next(old), n))
+
+
+def _in_order(output: Node) -> list[Node]:
+    found: list[Node] = []
+    torch.fx.node.map_arg(output.args, found.append)
+    return found

@@ -89,9 +89,8 @@ def test_the_first_reason_wins():
         {"position_ids": None, "attention_mask": PLAIN - 1},
         {"attention_mask": PLAIN},
         {"of": model(layers=0)},
-        {"cache": StaticCache(CONFIG.get_text_config(), max_cache_len=9)},
-        {"of": model()},
         {"cache": holding_tokens(DynamicCache())},
+        {"of": model()},
         {"cache": DynamicCache()},
         {"logits_to_keep": 1},
     ]

@@ -241,9 +241,26 @@ def test_a_later_turn_is_aligned_to_the_last_key():
     assert torch.equal(*kept)
 
 
-def in_another_layout(q, k, v):
-    q, k, v = (t.transpose(1, 2) * 1.0 for t in (q, k, v))
-    return flash_attn_func(q, k, v, softmax_scale=1.0, causal=True)
+def tokens_first(q, k, v):
+    q, k, v = (t.transpose(1, 2) * 2.0 for t in (q, k, v))
+    return flash_attn_func(q, k, v * 0.5, softmax_scale=D**-0.5 / 4, causal=True)
+
+
+@pytest.mark.parametrize("how", ["export", "core"])
+def test_queries_and_keys_need_not_be_transposed_ones(how):
+    class TokensFirst(Attention):
+        def forward(self, x, mask=None):
+            q, k, v = (f(x).unflatten(-1, (-1, D)) for f in (self.q, self.k, self.v))
+            k = k * 0.5 + torch.cat([-k[..., D // 2 :], k[..., : D // 2]], -1)
+            return flash_attn_func(q, k, v, softmax_scale=D**-0.5, causal=True), k, v
+
+    kept = []
+    for module in (Layer(tokens_first), Layer(call), TokensFirst()):
+        graph = capture(module, X, how=how)
+        assert apply(graph, CONFIG).rewritten == 1
+        kept.append(graph(X)[1])
+    assert torch.equal(kept[0], kept[1])
+    assert torch.equal(kept[2].transpose(1, 2), kept[1])
 
 
 REFUSED = {
@@ -257,7 +274,6 @@ REFUSED = {
     "slopes": (lambda *t: call(*t, alibi_slopes=torch.ones(H)), "alibi_slopes"),
     "a sink": (lambda *t: call_of_hub(*t, s_aux=torch.ones(H)), "s_aux"),
     "new keys of its own": (lambda q, k, v: call_of_hub(q, k, v, k_new=k), "k_new"),
-    "another layout": (in_another_layout, "transposed"),
 }
 
 

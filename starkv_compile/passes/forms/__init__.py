@@ -13,8 +13,8 @@ from typing import Protocol
 from torch.fx import Node
 
 from ..sites import Attention
-from . import flash, flex, kernels, sdpa, spelled_out
-from .operands import NO_BIAS, NO_VALUES
+from . import efficient, flash, flex, kernels, sdpa, spelled_out
+from .operands import NO_BIAS, NO_VALUES, NOT_4D
 
 
 class Form(Protocol):
@@ -25,7 +25,7 @@ class Form(Protocol):
     def why_not(self, node: Node) -> str | None: ...
 
 
-FORMS: tuple[Form, ...] = (sdpa, kernels, spelled_out, flex, flash)
+FORMS: tuple[Form, ...] = (sdpa, kernels, spelled_out, flex, flash, efficient)
 
 
 def read(node: Node) -> Attention | None:
@@ -38,4 +38,4 @@ def why_not(node: Node) -> str | None:
     return next((reason for form in FORMS if (reason := form.why_not(node)) is not None), None)
 
 
-__all__ = ["FORMS", "NO_BIAS", "NO_VALUES", "Form", "read", "why_not"]
+__all__ = ["FORMS", "NOT_4D", "NO_BIAS", "NO_VALUES", "Form", "read", "why_not"]

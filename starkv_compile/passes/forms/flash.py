@@ -14,21 +14,25 @@ from torch.fx import Node
 
 from .. import fx
 from ..sites import Attention
-from .operands import SDPA_WAY_OUT, source_of
+from .operands import SDPA_WAY_OUT, read_sides, scale_of
 
-READ = {"q", "k", "v", "softmax_scale", "causal", "is_causal"}
+SIDES = (["q", "k", "v"], ["query", "key", "value"])
+READ = {"q", "k", "v", "query", "key", "value", "softmax_scale", "scale", "causal", "is_causal"}
 NO_MATTER = {  # where results go, how work is shared out, whether more is returned
     "out",
     "out_",
     "deterministic",
     "return_softmax",
     "return_softmax_lse",
+    "return_debug_mask",
     "num_splits",
     "pack_gqa",
     "sm_margin",
     "scheduler_metadata",
     "max_seqlen_q",
     "max_seqlen_k",
+    "max_q",
+    "max_k",
     "is_rotary_interleaved",
     "rotary_interleaved",
     "gen",
@@ -43,30 +47,25 @@ UNPADDED = (
 
 
 def read(node: Node) -> Attention | None:
-    """`node` as an attention if it calls FlashAttention on keys that are cached [B, G, L, D]."""
+    """`node` as an attention if it calls FlashAttention on [B, S, H, D]."""
     if not _is_flash(node) or _switched_on(node):
         return None
     args = fx.bind_schema(node)
-    query, key, value = (_heads_first(args[name]) for name in "qkv")
-    if query is None or key is None or value is None:
-        return None
-    scale = args.get("softmax_scale")
-    if scale is None and fx.shape(query):
-        scale = fx.shape(query)[-1] ** -0.5
-    query = list(fx.through(query, fx.see_through_padding))[-1]
-    key, value = source_of(key), source_of(value)
-    if not fx.agree(("BHSD", query), ("BGLD", key), ("BGLE", value)):
+    query, key, value = (args[name] for name in fx.argument_names(node)[:3])
+    scale = args.get("softmax_scale", args.get("scale"))
+    found = read_sides(node, query, key, value, scale, grouped=True, tokens=1)
+    if found is None:
         return None
     return Attention(
         node=node,
         form="flash",
-        query=query,
-        key=key,
-        value=value,
+        query=found.query.computed(),
+        key=found.key,
+        value=found.value,
         mask=None,
         causal=bool(args.get("causal", args.get("is_causal"))),
         aligned_last=True,
-        scale=scale,
+        scale=scale_of(scale, query, found.factor),
         log_sum_exp=_log_sum_exp(node, query),
     )
 
@@ -79,7 +78,7 @@ def why_not(node: Node) -> str | None:
             return f"the fused kernel {names} is not supported; {SDPA_WAY_OUT}"
         return None
     switched_on = _switched_on(node)
-    if any(name.startswith(("cu_seqlens", "seqused")) for name in switched_on):
+    if any(name.startswith(("cu_seqlens", "cum_seq", "seqused")) for name in switched_on):
         return UNPADDED
     if switched_on:
         return (
@@ -87,43 +86,37 @@ def why_not(node: Node) -> str | None:
             f"because scores do not account for it; {SDPA_WAY_OUT}"
         )
     return (
-        f"FlashAttention ({node.target}) reads queries or keys that are not a transposed "
-        "[B, H, S, D], or that come from another graph because of a graph break; "
-        f"{SDPA_WAY_OUT}"
+        f"FlashAttention ({node.target}) reads queries, keys or values that are not [B, S, H, D], "
+        f"or that come from another graph because of a graph break; {SDPA_WAY_OUT}"
     )
 
 
 def _is_flash(node: Node) -> bool:
     """Whether `node` calls a registered op of a FlashAttention package on q, k and v."""
-    return "flash_attn" in str(node.target) and fx.argument_names(node)[:3] == ["q", "k", "v"]
+    name = str(node.target)
+    flash = any(part in name for part in ("flash_attn", "_flash_attention_forward", "flash_fwd"))
+    return flash and fx.argument_names(node)[:3] in SIDES
 
 
 def _switched_on(node: Node) -> list[str]:
     """Arguments that ask for more than this form reads: windows, caps, biases, sinks, lengths."""
     args = fx.bind_schema(node)
     more = set(args) - READ - NO_MATTER
-    if args.get("causal", args.get("is_causal")) and args.get("window_size_right") == 0:
-        more.remove("window_size_right")  # what causal says already
+    if args.get("causal", args.get("is_causal")):  # says already that nothing right of it counts
+        more -= {n for n in ("window_size_right", "window_right") if args.get(n) == 0}
     return sorted(name for name in more if not _is_off(name, args[name]))
 
 
 def _is_off(name: str, value: Any) -> bool:
-    off = NO_WINDOW if name.startswith("window_size") else OFF
+    off = NO_WINDOW if name.startswith("window") else OFF
     return not isinstance(value, (Node, str, list, tuple)) and value in off
 
 
-def _heads_first(node: Any) -> Node | None:
-    """Returns [B, H, S, D] if `node` is that tensor with heads and tokens exchanged."""
-    for source in fx.through(node, fx.see_through_copies, fx.see_through_padding):
-        if fx.order_of_dims(source) == [0, 2, 1, 3]:
-            return fx.operand(source)
-    return None
-
-
 def _log_sum_exp(node: Node, query: Node) -> int | None:
-    """Its second result, if it is [B, H, S]."""
+    """Its second result, if it is [B, H, S], of queries [B, S, H, D]."""
     results: Any = fx.value(node)
     several = isinstance(results, (tuple, list)) and len(results) > 1
     if not several or not isinstance(results[1], torch.Tensor):
         return None
-    return 1 if bool(tuple(results[1].shape) == fx.shape(query)[:3]) else None
+    batch, queries, heads, _ = fx.shape(query)
+    return 1 if bool(tuple(results[1].shape) == (batch, heads, queries)) else None

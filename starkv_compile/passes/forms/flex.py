@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from .. import fx
 from ..sites import Attention
-from .operands import SDPA_WAY_OUT, source_of
+from .operands import SDPA_WAY_OUT, as_given, read_sides, scale_of
 
 
 def read(node: Node) -> Attention | None:
@@ -21,15 +21,17 @@ def read(node: Node) -> Attention | None:
     query, key, value, score, block_mask, scale, _, _, inputs = arguments
     if not _changes_nothing(score) or not isinstance(block_mask, tuple) or _has_sink(node):
         return None
+    sides = query, key, value
+    found = read_sides(node, *sides, scale, grouped=True) or as_given(*sides)
     return Attention(
         node=node,
         form="flex",
-        query=query,
-        key=source_of(key),
-        value=source_of(value),
+        query=found.query.computed(),
+        key=found.key,
+        value=found.value,
         mask=None,
         causal=False,
-        scale=scale,
+        scale=scale_of(scale, query, found.factor),
         mask_function=(block_mask[-1], *inputs),
     )
 

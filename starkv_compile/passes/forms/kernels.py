@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from .. import fx
 from ..sites import Attention
-from .operands import source_of
+from .operands import as_given, read_sides, scale_of
 
 FLASH = (
     fx.aten._scaled_dot_product_flash_attention_for_cpu.default,
@@ -29,19 +29,18 @@ def read(node: Node) -> Attention | None:
     if not fx.is_op(node, KERNELS):
         return None
     args = fx.bind_schema(node)
-    scale = args.get("scale")
-    if scale is None and fx.shape(args["query"]):
-        scale = fx.shape(args["query"])[-1] ** -0.5
-    query = list(fx.through(args["query"], fx.see_through_padding))[-1]
+    sides = args["query"], args["key"], args["value"]
+    # The flash kernels read fewer heads of keys by themselves, on the CPU and on GPUs.
+    found = read_sides(node, *sides, args.get("scale"), grouped=True) or as_given(*sides)
     return Attention(
         node=node,
         form="kernel",
-        query=query,
-        key=source_of(args["key"]),
-        value=source_of(args["value"]),
+        query=found.query.computed(),
+        key=found.key,
+        value=found.value,
         mask=args.get("attn_mask", args.get("attn_bias")),
         causal=bool(args.get("is_causal")),
-        scale=scale,
+        scale=scale_of(args.get("scale"), sides[0], found.factor),
         log_sum_exp=1 if node.target in FLASH else None,
     )
 

@@ -6,7 +6,7 @@ from torch.fx import Node
 
 from .. import fx
 from ..sites import Attention
-from .operands import source_of
+from .operands import as_given, read_sides, scale_of
 
 
 def read(node: Node) -> Attention | None:
@@ -16,18 +16,19 @@ def read(node: Node) -> Attention | None:
     args = fx.bind(
         node, "query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"
     )
-    scale = args.get("scale")
-    if scale is None and fx.shape(args["query"]):
-        scale = fx.shape(args["query"])[-1] ** -0.5
+    sides, scale = (args["query"], args["key"], args["value"]), args.get("scale")
+    found = read_sides(node, *sides, scale, grouped=bool(args.get("enable_gqa")))
+    if found is None or (len(fx.shape(sides[0])) != 4 and len(fx.shape(args.get("attn_mask"))) > 2):
+        found = as_given(*sides)
     return Attention(
         node=node,
         form="sdpa",
-        query=args["query"],
-        key=source_of(args["key"]),
-        value=source_of(args["value"]),
+        query=found.query.computed(),
+        key=found.key,
+        value=found.value,
         mask=args.get("attn_mask"),
         causal=bool(args.get("is_causal")),
-        scale=scale,
+        scale=scale_of(scale, sides[0], found.factor),
     )
 
 
