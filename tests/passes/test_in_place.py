@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from starkv_compile.passes import apply
+from tests.support.crossing import crossed
 from tests.support.one_layer import CONFIG, D, G, H, S, X
 from tests.support.written import (
     HOWS,
@@ -131,8 +132,7 @@ def with_mask(mask):
     return Written(lambda q, k, v: weighted(mask(logits(q, k)).softmax(-1), v))
 
 
-@pytest.mark.parametrize("how", HOWS)
-@pytest.mark.parametrize("mask", MASKS, ids=lambda mask: mask.__name__)
+@pytest.mark.parametrize(("mask", "how"), crossed([*MASKS], HOWS))
 def test_masks_put_in_in_place_are_scored(mask, how):
     assert_kept(with_mask(mask), how)
 
@@ -224,8 +224,7 @@ def hidden_weights_in_place(q, k, v):
 OPERANDS = (queries_in_place, keys_in_place, dropout_in_place, hidden_weights_in_place)
 
 
-@pytest.mark.parametrize("how", HOWS)
-@pytest.mark.parametrize("attend", OPERANDS, ids=lambda attend: attend.__name__)
+@pytest.mark.parametrize(("attend", "how"), crossed([*OPERANDS], HOWS))
 def test_operands_and_weights_changed_in_place_are_scored(attend, how):
     assert_kept(Written(attend), how)
 
@@ -242,8 +241,7 @@ def other_weights_hidden(q, k, v):
     return weighted(weights, v)
 
 
-@pytest.mark.parametrize("how", HOWS)
-@pytest.mark.parametrize("attend", [halved_weights, other_weights_hidden])
+@pytest.mark.parametrize(("attend", "how"), crossed([halved_weights, other_weights_hidden], HOWS))
 def test_weights_changed_after_the_softmax_are_refused(attend, how):
     assert_left(Written(attend), how, "changed between softmax and values")
 
@@ -359,8 +357,7 @@ BUFFERS = {
 }
 
 
-@pytest.mark.parametrize("how", HOWS)
-@pytest.mark.parametrize("write", BUFFERS, ids=lambda write: write.__name__)
+@pytest.mark.parametrize(("write", "how"), crossed([*BUFFERS], HOWS))
 def test_buffers_of_ones_own_are_refused(write, how):
     module = InBuffers(write)
     assert_left(module, how, BUFFERS[write])

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from starkv_compile import StarKVConfig
 from starkv_compile.passes import Pipeline, apply
+from tests.support.crossing import crossed, slow
 from tests.support.one_layer import CONFIG, D, G, H, S, X, capture
 from tests.support.written import (
     HOWS,
@@ -118,8 +119,7 @@ PRODUCTS = (
 )
 
 
-@pytest.mark.parametrize("how", [*HOWS, "steps"])
-@pytest.mark.parametrize("attend", PRODUCTS, ids=lambda attend: attend.__name__)
+@pytest.mark.parametrize(("attend", "how"), crossed([*PRODUCTS], [*HOWS, "steps"]))
 def test_products_in_any_order_of_dimensions(attend, how):
     assert_kept(Written(attend), how)
 
@@ -145,8 +145,7 @@ LOGITS = {
 }
 
 
-@pytest.mark.parametrize("how", HOWS)
-@pytest.mark.parametrize("name", LOGITS)
+@pytest.mark.parametrize(("name", "how"), crossed([*LOGITS], HOWS))
 def test_masks_come_in_any_order(name, how):
     assert_kept(with_logits(LOGITS[name]), how)
 
@@ -226,9 +225,8 @@ STORES = {
 }
 
 
-@pytest.mark.parametrize("how", HOWS)
-@pytest.mark.parametrize("attend", [einsum_tokens_first, heads_in_the_batch])
-@pytest.mark.parametrize("name", STORES)
+@pytest.mark.parametrize(("name", "how"), crossed([*STORES], HOWS))
+@pytest.mark.parametrize("attend", [einsum_tokens_first, slow(heads_in_the_batch)])
 def test_what_is_returned_keeps_its_layout(name, attend, how):
     store, as_heads_first = STORES[name]
     module = Written(attend, store)
@@ -265,8 +263,7 @@ HALVES = {
 }
 
 
-@pytest.mark.parametrize("how", HOWS)
-@pytest.mark.parametrize("name", HALVES)
+@pytest.mark.parametrize(("name", "how"), crossed([*HALVES], HOWS))
 def test_halves_of_one_tensor(name, how):
     (_, kv), report = rewrite(OfOneTensor(HALVES[name]), how)
     assert report.rewritten == 1, str(report)
