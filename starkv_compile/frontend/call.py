@@ -153,7 +153,7 @@ class Attachment:
         return layer.stored > max(2, self.config.capacity(layer.seen))
 
     def _check_bytes(self, budget: int) -> None:
-        """Raises `OptionError` for a budget without room for 2 tokens; warns if it is exceeded."""
+        """Raises `OptionError` for a budget without room for 2 tokens."""
         room = self.config.decode_tokens or 0
         needed = (2 + room) * self.report.token_bytes
         if self.report.layers and budget < needed:
@@ -161,13 +161,6 @@ class Attachment:
             raise OptionError(
                 f"budget_bytes={budget}: a token takes {self.report.token_bytes} bytes in all "
                 f"layers and rows, and a cache needs 2 tokens{slots}; give at least {needed}"
-            )
-        short = sum(layer.nbytes for layer in self.report.layers if layer.stored < layer.seen)
-        if short > budget:
-            self.refuse(
-                f"budget_bytes={budget}: {short} bytes are stored, because layers of different "
-                "width are in several graphs, and no graph knows the width of the others; use "
-                "budget_tokens"
             )
 
     def prepare(self, owner: OwnerCalls, args: Any, kwargs: Any) -> Prepared:

@@ -6,7 +6,7 @@ from starkv_lab.matrix.prompts import make_prompt
 from starkv_lab.matrix.tiny import tiny_model as tiny_family
 from torch import nn
 from torch.nn import functional as F
-from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import DynamicCache
 
 import starkv_compile
 from starkv_compile import OptionError, StarKVCache, StarKVConfig
@@ -101,37 +101,6 @@ def test_a_cache_made_without_a_configuration_learns_the_number_of_layers():
     cache = DynamicCache()
     generate(in_two_graphs(), tiny_inputs("llava"), 1, past_key_values=cache)
     assert_spent(cache, BUDGET, TOKEN)
-
-
-class WidePair(PreTrainedModel):
-    """Two layers of one and of four KV heads, with a graph break between them."""
-
-    config_class = PreTrainedConfig
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.embed = nn.Embedding(100, 64)
-
-    def get_decoder(self):
-        return self
-
-    def forward(self, input_ids, past_key_values: Cache | None = None):
-        x = self.embed(input_ids)
-        for layer, heads in enumerate((1, 4)):
-            q = x.unflatten(-1, (4, 16)).transpose(1, 2)
-            k, v = past_key_values.update(q[:, :heads], q[:, :heads] * 2, layer)
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-            x = x + y.transpose(1, 2).flatten(2)
-            torch._dynamo.graph_break()
-        return x
-
-
-def test_a_budget_that_is_exceeded_is_said():
-    """No graph knows the width of the layers in the others."""
-    model = WidePair(PreTrainedConfig(num_hidden_layers=2)).eval()
-    starkv_compile.compile(model, budget_bytes=8000, inner="eager")
-    with pytest.warns(UserWarning, match=r"budget_bytes=8000: .* layers of different width"):
-        model(torch.arange(40)[None])
 
 
 class TwoLayers(nn.Module):
