@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from transformers import DynamicCache, PreTrainedConfig, StaticCache
+from transformers.generation.continuous_batching import PagedAttentionCache
 
 from starkv_compile import StarKVCache
 from starkv_compile.frontend.refusals import REFUSALS, PromptCall, first_refusal
@@ -118,6 +119,13 @@ def test_the_first_reason_wins():
 )
 def test_what_is_compressed(case):
     assert first_refusal(case) is None
+
+
+def test_the_cache_of_continuous_batching_is_named():
+    """It comes with use_cache=False, which is not the reason."""
+    paged = object.__new__(PagedAttentionCache)
+    _, reason = first_refusal(call(paged, use_cache=False))
+    assert "call model.generate in place of generate_batch" in reason
 
 
 def test_an_offloaded_cache_is_named():
