@@ -140,6 +140,25 @@ def test_key_novelty_is_one_less_the_mean_cosine():
         torch.testing.assert_close(found[row].double(), expected)
 
 
+def equal_keys(length, seed):
+    """[1, 2, length, 8]: one random key, for every token."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, 2, 1, 8, generator=generator).expand(1, 2, length, 8)
+
+
+def test_no_novelty_is_below_zero_by_rounding():
+    """In float32 the cosine of a key with itself is often slightly more than 1."""
+    frame, row, column, current = layout_of(*MANY)
+    for seed in range(50):
+        key = equal_keys(frame.shape[1], seed)
+        for novelty in (
+            spatial_novelty(key, frame, row, column, torch.ones(1, 0)),
+            temporal_novelty(key, frame, row, column, current, 0),
+            key_novelty(key, frame < 0),
+        ):
+            assert float(novelty.min()) >= 0
+
+
 def shared(scores, visual, real, selected, weight, counts=None):
     """`share_out` of tokens that stand before a window of one token of text."""
     frame = F.pad(visual.long() - 1, (0, 1), value=-1)
