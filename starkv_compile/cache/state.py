@@ -18,6 +18,7 @@ class SharedState:
             back (drafts to be verified).
         stepping: whether a token is being decoded into the layers' buffers.
         slot: [1] int64, the place of that token in the buffers.
+        stopped_at: how many tokens each layer has seen, if a call stopped between layers.
     """
 
     def __init__(self) -> None:
@@ -25,6 +26,7 @@ class SharedState:
         self.appending = False
         self.stepping = False
         self.slot: torch.Tensor | None = None
+        self.stopped_at: dict[int, int] | None = None
 
     def fork(self) -> SharedState:
         twin = SharedState()

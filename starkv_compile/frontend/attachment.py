@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..cache.interruption import whole_call
 from ..config import StarKVConfig
 from .call import Attachment
 from .inner import check_inner
@@ -52,7 +53,8 @@ def attach_compiled(
 
     @functools.wraps(call)
     def attached_call(*args: Any, **kwargs: Any) -> Any:
-        return attachment.call(inner, args, kwargs)
+        with whole_call(args, kwargs):
+            return attachment.call(inner, args, kwargs)
 
     return attached_call
 
