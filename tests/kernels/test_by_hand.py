@@ -12,9 +12,14 @@ from starkv_compile.kernels.reference.entropy import (
     temperature,
 )
 from starkv_compile.kernels.reference.spatial import (
+    GRID_BINS,
+    VALUE_BINS,
+    _screen_bin,
     boost,
+    information,
     mi_weights,
     mutual_information,
+    rank_histogram,
     square_grid,
 )
 from starkv_compile.kernels.reference.temporal import age, discount, update_pattern
@@ -93,6 +98,16 @@ def test_temperature_follows_the_entropy():
     assert shaped.tolist() == [[0.0, 2.0]]
 
 
+def test_each_row_has_the_temperature_of_its_own_number_of_tokens():
+    scores = torch.rand(2, 3, 6, generator=torch.Generator().manual_seed(0))
+    scores[0, :, 4:] = 0.0
+    tokens = torch.tensor([4, 6])
+    found = temperature(scores, tokens, 0.75, 1.25)
+    for row in range(2):
+        alone = temperature(scores[row : row + 1], tokens[row : row + 1], 0.75, 1.25)
+        torch.testing.assert_close(found[row : row + 1], alone)
+
+
 def test_scores_become_powers_of_their_share_and_keep_their_sum():
     """At a fixed temperature of 1/2 shares are squared: 1/4 and 3/4 become 1 and 9 of 10."""
     shaped = reshape_subspaces(torch.tensor([[[2.0, 6.0]]]), torch.tensor([2]), 0.5, 0.5)
@@ -148,3 +163,56 @@ def test_the_boost_is_a_softmax_of_standardised_norms():
     assert found == pytest.approx([*expected[:3], 0.0, expected[3]])
     assert boost(hidden, torch.zeros_like(valid), 2.0).tolist() == [[0.0] * 5]
     assert boost(hidden, torch.tensor([[False, True, False, False, False]]), 2.0)[0, 1] == 1.0
+
+
+def boosted(norms, temperature=1.0):
+    norms = torch.tensor([norms])
+    return boost(norms[..., None], torch.ones_like(norms, dtype=torch.bool), temperature)[0]
+
+
+def test_the_boost_of_two_tokens_of_one_finite_token_and_of_a_low_temperature():
+    apart = math.exp(1 / math.sqrt(2))  # 1 and 3: one less and one more than the mean, over sqrt(2)
+    expected = [1 / apart / (apart + 1 / apart), apart / (apart + 1 / apart)]
+    assert boosted([1.0, 3.0]).tolist() == pytest.approx(expected)
+    assert boosted([3.0, torch.nan]).tolist() == [0.5, 0.5], "it counts as the mean"
+    assert boosted([1.0, 3.0], 0.001).tolist() == [0.0, 1.0]
+    assert boosted([2.0, 2.0, 2.0, 2.0]).tolist() == [0.25] * 4
+
+
+@pytest.mark.parametrize(
+    ("cells", "bins"),
+    [
+        (1, [6]),  # the middle of the only cell is the middle of the screen
+        (5, [1, 3, 6, 8, 10]),
+        (12, list(range(12))),
+        (24, [i // 2 for i in range(24)]),
+    ],
+)
+def test_the_bin_of_a_cell_is_that_of_its_middle(cells, bins):
+    """Places beyond the valid ones may hold anything."""
+    index = torch.tensor([[*range(cells), 99, -99]])
+    valid = torch.tensor([[True] * cells + [False] * 2])
+    found = _screen_bin(index, valid)[0]
+    assert found[:cells].tolist() == bins
+    assert 0 <= int(found.min()) <= int(found.max()) < GRID_BINS
+
+
+def test_padding_of_a_frame_counts_nowhere():
+    scores = torch.rand(1, 2, 40, generator=torch.Generator().manual_seed(0))
+    place = torch.arange(40)[None] % (GRID_BINS * GRID_BINS)
+    valid = torch.arange(40)[None] < 3
+    found = rank_histogram(scores, place, valid)
+    assert torch.equal(found, rank_histogram(scores[..., :3], place[:, :3], valid[:, :3]))
+    ranks = found.sum(-1)[0, 0].nonzero()[:, 0].tolist()
+    assert ranks == [0, VALUE_BINS // 3, 2 * VALUE_BINS // 3]
+
+
+def test_information_is_zero_where_places_tell_nothing():
+    one = torch.ones(1, 1, dtype=torch.bool)
+    nowhere = torch.zeros(1, 1, dtype=torch.long)
+    assert mutual_information(torch.ones(1, 1, 1), nowhere, nowhere, one).tolist() == [[0.0]]
+    for rows, columns in ((3, 7), (16, 144), (5, 9)):
+        joint = torch.zeros(1, 1, VALUE_BINS, GRID_BINS * GRID_BINS, dtype=torch.int32)
+        joint[..., :rows, :columns] = 1
+        found = float(information(joint, torch.tensor([rows * columns])))
+        assert 0.0 <= found < 1e-9, "never below zero by rounding"
