@@ -62,6 +62,11 @@ def test_novelty_in_space_is_that_of_each_tokens_neighbours():
     key = torch.randn(1, 2, frame.shape[1], 8, generator=torch.Generator().manual_seed(0))
     ours = spatial_novelty(key, frame, row, column, torch.ones(1, 0))
     torch.testing.assert_close(ours[0].double(), by_loops(key, frame, row, column))
+    narrow = layout_of((4, 1), 1)[:3]  # as many rows as there is room to note
+    torch.testing.assert_close(
+        spatial_novelty(key[:, :, :5], *narrow, torch.ones(1, 0))[0].double(),
+        by_loops(key[:, :, :5], *narrow),
+    )
     twice = [t.expand(2, *t.shape[1:]) for t in (key, frame, row, column)]
     twice[0] = torch.cat([key, key.flip(2)])
     assert torch.equal(spatial_novelty(*twice, torch.ones(2, 0))[0], ours[0])
@@ -101,6 +106,26 @@ def test_novelty_in_time_is_a_share_of_the_largest_change():
     found = temporal_novelty(key, frame, row, column, current, 0)[0].tolist()
     # The newest frame has no column 1, so tokens there are like none; text is no frame's.
     assert found == pytest.approx([0, 1, 0.5, 1, 1, 1, 1, 0, 1, *[1] * 7], abs=1e-6)
+
+
+def test_every_cell_meets_the_newest_at_its_place_and_the_largest_change_is_one():
+    """Cosines are 1 but for two cells of the older frame, where they are 0.5 and 0.75."""
+    frame, row, column, current = layout_of((2, 3), 1, (2, 3))
+    key = torch.zeros(1, 1, 13, 2)
+    key[..., 0] = 1.0
+    for place, cosine in ((1, 0.5), (5, 0.75)):
+        key[0, 0, place] = torch.tensor([cosine, (1 - cosine**2) ** 0.5])
+    expected = [0, 1, 0, 0, 0, 0.5, *[1] * 7]
+    for places in (current, current[:, :6]):  # with and without padding of the newest frame
+        found = temporal_novelty(key, frame, row, column, places, 0)[0].tolist()
+        assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_older_frame_may_be_larger_than_the_newest():
+    frame, row, column, current = layout_of((3, 3), (2, 2))
+    key = torch.ones(1, 1, 13, 2)
+    found = temporal_novelty(key, frame, row, column, current[:, :4], 0)[0].tolist()
+    assert found == pytest.approx([0, 0, 1, 0, 0, 1, 1, 1, 1, *[1] * 4], abs=1e-6)
 
 
 def test_what_is_stored_counts_for_the_frames_between_as_well():
@@ -159,6 +184,13 @@ def test_no_novelty_is_below_zero_by_rounding():
             assert float(novelty.min()) >= 0
 
 
+def test_a_key_among_itself_alone_is_not_new():
+    key = torch.randn(1, 2, 3, 8, generator=torch.Generator().manual_seed(0))
+    found = key_novelty(key, torch.tensor([[False, True, False]]))[0].tolist()
+    assert found == pytest.approx([0, 0, 0], abs=1e-6)
+    assert key_novelty(key, torch.zeros(1, 3, dtype=torch.bool)).tolist() == [[0.0] * 3]
+
+
 def shared(scores, visual, real, selected, weight, counts=None):
     """`share_out` of tokens that stand before a window of one token of text."""
     frame = F.pad(visual.long() - 1, (0, 1), value=-1)
@@ -208,7 +240,21 @@ def test_shares_are_of_the_session_whatever_is_left_of_it():
 
     assert text(None) == 12 * 17 // 27
     assert text(torch.tensor([[20, 60]])) == 12 * 19 // 79
+    assert text(torch.tensor([[40, 60]])) == 12 * 39 // 99
     assert text(torch.tensor([[18, 10]])) == text(None), "all of it is left"
+
+
+def test_tokens_of_the_window_take_no_share():
+    """Of 60 tokens on screens and 20 of text there are left 11 and 17; a screen's is window."""
+    frame = torch.tensor([[0] * 10 + [-1] * 17 + [0]])
+    scores = torch.rand(1, 27, generator=torch.Generator().manual_seed(5))
+    final = share_out(scores, None, frame, torch.tensor([[20, 60]]), 1, 13, 1.0)
+    assert int((final[:, 10:] >= 1).sum()) == 12 * 20 // 79
+
+
+def test_a_row_of_padding_alone_shares_nothing_out():
+    visual, real = torch.arange(6)[None] < 3, torch.zeros(1, 6, dtype=torch.bool)
+    assert shared(torch.rand(1, 6), visual, real, 3, 2.0).tolist() == [[0.0] * 6]
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
