@@ -72,6 +72,7 @@ def test_the_largest_logit_is_that_of_all_keys():
     assert attention_of([8.0, 10.0, 100.0]) == pytest.approx(
         [math.exp(-92), math.exp(-90)], rel=1e-3, abs=0
     )
+    assert attention_of([0.0, 100.0, 8.0]) == pytest.approx([0.0, 1.0])
     assert attention_of([98.0, 100.0, 8.0]) == pytest.approx(
         [1 / (1 + math.e**2), 1 / (1 + math.e**-2)]
     )

@@ -198,6 +198,43 @@ def shared(scores, visual, real, selected, weight, counts=None):
     return share_out(scores, real, frame, counts, 1, selected + 1, weight)
 
 
+def default_scores(seen, frame, real=None):
+    """`novelty_scores` with a pool of 3, half the attention and twice the novelty.
+
+    Two heads have the mean `seen`. All that is not in the table below is 1.
+    """
+    length = len(frame)
+    attention = torch.stack([2 * torch.tensor(seen), torch.zeros(len(seen))])[None]
+    spatial, temporal = torch.ones(2, 1, length)
+    unlike = torch.zeros(1, length)
+    spatial[0, 3:5] = torch.tensor([0.5, 0.25])
+    temporal[0, 4:7] = torch.tensor([0.5, 1.0, 0.2])
+    unlike[0, [1, 2, 5, -1]] = torch.tensor([0.1, 0.3, 0.4, 0.9])
+    real = None if real is None else torch.tensor([real])
+    return STARKV.novelty_scores(
+        attention, spatial, temporal, unlike, real, torch.tensor([frame]), 3, 0.5, 2.0
+    )[0].tolist()
+
+
+def test_the_default_scores_by_hand():
+    """One token of padding, text, a screen of tokens 3, 4 and 6, and a window of one token."""
+    frame, real = [-1, -1, -1, 0, 0, -1, 0, -1], [False, *[True] * 7]
+    found = default_scores([9.0, 1.0, 3.0, 2.0, 4.0, 5.0, 6.0], frame, real)
+    # Text is pooled over text: 2, 2 and 5 of 9. Novelty: 1, 3 and 4 of 8, twice.
+    text = [2 / 9 + 2 / 8, 2 / 9 + 6 / 8, 5 / 9 + 8 / 8]
+    # The mean attention to the screen is 4: factors 1 + 1/4, 1 + 1/2 and 1 + 3/4.
+    screen = [0.5 * 1.25, 0.25 * 0.5 * 1.5, 0.2 * 1.75]
+    assert found == pytest.approx([0, text[0], text[1], screen[0], screen[1], text[2], screen[2]])
+
+
+def test_the_default_scores_of_a_screen_of_one_token_or_without_attention():
+    one = default_scores([1.0, 1.0, 1.0, 8.0], [-1, -1, -1, 0, -1, -1, -1])
+    assert one[3] == pytest.approx(0.5 * 1.5), "its attention is the mean"
+    unseen = default_scores([0.0] * 7, [-1, -1, -1, 0, 0, -1, 0, -1])
+    assert unseen[3:5] == pytest.approx([0.5, 0.125])
+    assert unseen[5] == pytest.approx(2 * 4 / 8)
+
+
 def test_text_gets_its_share_whatever_scores_are_counted_in():
     """100 tokens of a screen and 50 of text, of which 30 are selected."""
     generator = torch.Generator().manual_seed(2)

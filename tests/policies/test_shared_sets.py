@@ -158,6 +158,15 @@ def test_the_only_text_before_the_window_stays(screen):
         assert {0, 7} < set(places)
 
 
+def test_text_is_new_among_text_alone():
+    """Token 8 is unlike the other text and like the whole screen. Text gets 1 of 2 tokens."""
+    key = torch.zeros(1, 1, 10, 4)
+    key[..., 0] = 1.0
+    key[0, 0, [0, 7, 9]] = torch.tensor([0.0, 1.0, 0.0, 0.0])
+    places = kept("screen_novelty", torch.zeros_like(key), key, 3, frames(10, (1, 7)))
+    assert places == [1, 8, 9]
+
+
 def test_a_key_that_is_not_a_number_costs_novelty_its_own_place_only():
     query, key = attended([1.0, 5, 1, 3, 1])
     key[0, 0, 2] = float("nan")
