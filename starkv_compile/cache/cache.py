@@ -67,6 +67,18 @@ class StarKVCache(DynamicCache):
         """Whether a token is being decoded into buffers. Then transformers always makes a mask."""
         return self.shared.stepping
 
+    def check_whole(self) -> None:
+        """Raises `CacheError` if a call stopped between layers, and some lack its tokens."""
+        seen = self.shared.stopped_at
+        if seen is not None:
+            layers = ", ".join(f"layer {number}: {tokens}" for number, tokens in seen.items())
+            raise CacheError(
+                "an earlier call stopped between layers, so they have seen different numbers of "
+                f"tokens ({layers}), and later tokens would be wrong. Begin a new cache with "
+                "StarKVCache(model.config) and pass the whole prompt again, or continue a fork "
+                "made before that call"
+            )
+
     def begin_step(self, tokens: int) -> bool:
         """Prepares buffers for the next token.
 
@@ -126,6 +138,7 @@ class StarKVCache(DynamicCache):
             CacheError: the cache has several batch rows, whose frames may differ in size, or its
                 layers store different numbers of tokens. The cache stays as it is.
         """
+        self.check_whole()
         if self.is_uneven:
             raise CacheError(f"keep_newest_frames: {ONE_PROMPT}")
         layers = [layer for layer in self.compressed_layers if layer.stored]
@@ -135,8 +148,10 @@ class StarKVCache(DynamicCache):
         """Returns a second cache that continues from here. Neither one changes the other.
 
         Raises:
-            CacheError: a layer is of another kind, which cannot be copied.
+            CacheError: a layer is of another kind, which cannot be copied, or a call stopped
+                between layers.
         """
+        self.check_whole()
         self._check_only_ours("fork")
         twin = object.__new__(StarKVCache)
         twin.__dict__.update(vars(self))
@@ -157,8 +172,10 @@ class StarKVCache(DynamicCache):
         """Returns everything that the cache holds, in tensors, numbers, lists and mappings.
 
         Raises:
-            CacheError: a layer is of another kind, which cannot be copied.
+            CacheError: a layer is of another kind, which cannot be copied, or a call stopped
+                between layers.
         """
+        self.check_whole()
         self._check_only_ours("state_dict")
         for layer in self.compressed_layers:
             layer.settle()
@@ -199,8 +216,8 @@ class StarKVCache(DynamicCache):
     def reset(self) -> None:
         """Forgets everything. The cache then holds a new session."""
         super().reset()
-        self.shared.layout, self.shared.chunk = None, None
-        self.shared.appending, self.shared.stepping = False, False
+        self.shared.layout = self.shared.chunk = self.shared.stopped_at = None
+        self.shared.appending = self.shared.stepping = False
 
     def crop(self, tokens_to_remove: int) -> None:
         """Removes the last tokens from every layer.
@@ -210,8 +227,9 @@ class StarKVCache(DynamicCache):
 
         Raises:
             CacheError: the number is positive, or larger than the number of tokens after the last
-                compaction. The cache stays as it is.
+                compaction, or a call stopped between layers. The cache stays as it is.
         """
+        self.check_whole()
         before = [(vars(layer).copy(), layer) for layer in self.layers]
         try:
             super().crop(tokens_to_remove)

@@ -42,6 +42,8 @@ class StarKVLayer(DynamicLayer):
             counts them.
         filled: how many slots of the buffers hold a token; None without buffers.
         dropped: how many tokens of the stream are not in the buffers.
+        addresses: of the buffers that `make_room` made. Keys and values at other addresses were
+            widened or selected since.
     """
 
     keys: torch.Tensor
@@ -59,6 +61,7 @@ class StarKVLayer(DynamicLayer):
         self.state: tuple[torch.Tensor, ...] | None = None
         self.filled: int | None = None
         self.dropped = 0
+        self.addresses: tuple[int, int] | None = None
 
     @property
     def stored(self) -> int:
@@ -73,12 +76,17 @@ class StarKVLayer(DynamicLayer):
             Whether keys and values have moved.
         """
         stored = self.stored
-        if self.filled is not None and stored < self.keys.shape[-2]:
+        has_room = self.filled is not None and stored < self.keys.shape[-2]
+        if has_room and self._addresses() == self.addresses:
             return False
-        self.keys = _with_room(self.keys, tokens)
-        self.values = _with_room(self.values, tokens)
+        self.keys = _with_room(self.keys[:, :, :stored], tokens)
+        self.values = _with_room(self.values[:, :, :stored], tokens)
         self.filled, self.dropped = stored, self.seen - stored
+        self.addresses = self._addresses()
         return True
+
+    def _addresses(self) -> tuple[int, int]:
+        return self.keys.data_ptr(), self.values.data_ptr()
 
     def settle(self) -> None:
         """Leaves the buffers: keys and values then hold the stored tokens only."""
@@ -91,12 +99,20 @@ class StarKVLayer(DynamicLayer):
     def _write(
         self, key_states: torch.Tensor, value_states: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Puts one token into its slot. Returns the buffers; the mask hides their free slots."""
+        """Puts one token into its slot. Returns the buffers; the mask hides their free slots.
+
+        A token of a wider dtype than the buffers, as after a prompt under autocast, widens them, as
+        joining the two would. The next step then makes buffers with fixed addresses of them.
+        """
         slot = self.shared.slot
         assert slot is not None
         slot = slot.to(self.keys.device)
-        self.keys.index_copy_(2, slot, key_states)
-        self.values.index_copy_(2, slot, value_states)
+        if _wider(self.keys, key_states) != self.keys.dtype:
+            self.keys = self.keys.to(_wider(self.keys, key_states))
+        if _wider(self.values, value_states) != self.values.dtype:
+            self.values = self.values.to(_wider(self.values, value_states))
+        self.keys.index_copy_(2, slot, key_states.to(self.keys.dtype))
+        self.values.index_copy_(2, slot, value_states.to(self.values.dtype))
         return self.keys, self.values
 
     def update(
@@ -291,6 +307,11 @@ class StarKVLayer(DynamicLayer):
         if self.is_initialized:
             rows = torch.arange(self.keys.shape[0], device=self.keys.device)
             self.select_rows(rows.repeat_interleave(repeats))
+
+
+def _wider(stored: torch.Tensor, new: torch.Tensor) -> torch.dtype:
+    """The dtype that `torch.cat` would give both."""
+    return torch.promote_types(stored.dtype, new.dtype)
 
 
 @torch.inference_mode(False)

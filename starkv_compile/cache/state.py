@@ -22,6 +22,7 @@ class SharedState:
         slot: [1] int64, the place of that token in the buffers.
         mask_fits: whether the masks of the call have as many columns as the cache has tokens: the
             model asked the cache for that number, or the caller passed a mask for each head.
+        stopped_at: how many tokens each layer has seen, if a call stopped between layers.
     """
 
     def __init__(self) -> None:
@@ -31,8 +32,10 @@ class SharedState:
         self.stepping = False
         self.slot: torch.Tensor | None = None
         self.mask_fits = True
+        self.stopped_at: dict[int, int] | None = None
 
     def fork(self) -> SharedState:
         twin = SharedState()
         twin.layout = None if self.layout is None else replace(self.layout)
+        twin.chunk, twin.stopped_at = self.chunk, self.stopped_at
         return twin

@@ -17,6 +17,7 @@ from torch._dynamo.utils import counters
 
 from ..cache.cache import StarKVCache, ready_cache
 from ..cache.chunk import begin_chunk, describe_chunk
+from ..cache.interruption import whole_call
 from ..cache.layer import ONE_PROMPT, StarKVLayer
 from ..cache.size import layer_stats
 from ..config import StarKVConfig
@@ -86,14 +87,15 @@ class Attachment:
         """`compiled(*args, **kwargs)` of a module that takes the cache, which is made ready."""
         if current_scope().covers(self.report, owner.cache_in(args, kwargs)):
             return compiled(*args, **kwargs)
-        call = self.prepare(owner, args, kwargs)
-        finished = False
-        try:
-            with self.reporting(call):
-                output = compiled(*call.args, **call.kwargs)
-            finished = True
-        finally:
-            self.finish(call, finished)
+        with whole_call(args, kwargs):
+            call = self.prepare(owner, args, kwargs)
+            finished = False
+            try:
+                with self.reporting(call):
+                    output = compiled(*call.args, **call.kwargs)
+                finished = True
+            finally:
+                self.finish(call, finished)
         return output
 
     @contextlib.contextmanager

@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from types import CodeType
@@ -64,6 +64,14 @@ def _compiling(kind: str) -> Iterator[None]:
             yield
     finally:
         _own_kernels.reset(token)
+
+
+def no_new_guards(shape_env: Any) -> AbstractContextManager[None]:
+    """Inside, decisions about symbolic lengths become no conditions on them.
+
+    shape_env: torch's environment of the lengths, or None.
+    """
+    return nullcontext() if shape_env is None else shape_env.suppress_guards()
 
 
 def in_process() -> AbstractContextManager[None]:

@@ -9,6 +9,7 @@ tensor would be silently wrong under Inductor (pytorch #198031).
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 from collections.abc import Callable
@@ -16,14 +17,15 @@ from dataclasses import fields
 from typing import Any, get_type_hints
 
 import torch
+from torch._guards import detect_fake_mode
 
 from ..errors import NonFiniteScores
 from . import cpp, reference
-from .compiling import record_source, runs_cpp
+from .compiling import no_new_guards, record_source, runs_cpp
 from .marker import Written
 from .reference import layout, novelty
 from .reference import star as star_reference
-from .reference.capacity import split_capacity
+from .reference.capacity import every_length, split_capacity
 from .reference.spatial import Counting
 
 Tensor = torch.Tensor
@@ -46,9 +48,27 @@ def op(function: Callable[..., Any]) -> Callable[..., Any]:
     log.setLevel(logging.ERROR)  # it warns where Triton is missing, which is no fault here
     try:
         name = f"starkv::{function.__name__}"
-        return torch.library.triton_op(name, mutates_args={})(function)
+        registered = torch.library.triton_op(name, mutates_args={})(function)
     finally:
         log.setLevel(level)
+    registered.register_fake(_for_shapes(function))
+    return registered
+
+
+def _for_shapes(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` for a graph in which the op stays whole, which only asks for the result's shape.
+
+    Such a graph may be exported and serve all lengths. So minima stay in the shape, and what the
+    body decides about strides on its way is no condition on the lengths.
+    """
+
+    @functools.wraps(function)
+    def fake(*args: Any, **kwargs: Any) -> Any:
+        mode = detect_fake_mode(args)
+        with every_length(), no_new_guards(None if mode is None else mode.shape_env):
+            return function(*args, **kwargs)
+
+    return fake
 
 
 def _kernels(tensor: Tensor) -> Any:

@@ -13,14 +13,18 @@ values that the graph returns, or stores in a cache, are the compacted ones:
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
+from typing import overload
 
+from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from ..config import StarKVConfig
 from ..reporting import GraphReport
 from .base import Cache, Context, GraphPass, Observer
+from .exported import rewrite_program
 from .find_attention import FindAttention
 from .find_cache_writes import FindCacheWrites
 from .find_hidden import FindHidden
@@ -90,8 +94,16 @@ class Pipeline:
             (folder / f"graph{run}-{i}-{step.name}-after.txt").write_text(step.after or "")
 
 
-def apply(module: GraphModule, config: StarKVConfig | None = None) -> GraphReport:
-    """Rewrites an FX graph in place: Dynamo's, an exported program's `module()`, or your own.
+@overload
+def apply(module: GraphModule, config: StarKVConfig | None = None) -> GraphReport: ...
+@overload
+def apply(
+    module: ExportedProgram, config: StarKVConfig | None = None
+) -> tuple[ExportedProgram, GraphReport]: ...
+def apply(
+    module: GraphModule | ExportedProgram, config: StarKVConfig | None = None
+) -> GraphReport | tuple[ExportedProgram, GraphReport]:
+    """Rewrites an FX graph in place, or returns the rewritten form of an exported program.
 
     If the graph returns the keys and values of an attention, it then returns only those that the
     budget keeps. The caller handles the shorter cache: positions continue from the uncompressed
@@ -99,14 +111,38 @@ def apply(module: GraphModule, config: StarKVConfig | None = None) -> GraphRepor
     `kernels.compiling.in_process()`, so that an upgrade of this package compiles it again.
 
     Args:
-        module: the graph. Its nodes need example values in `meta` ("example_value" or "val"), as
-            Dynamo and `torch.export` record them.
+        module: a graph, such as Dynamo's, an exported program's `module()`, or your own. Its nodes
+            need example values in `meta` ("example_value" or "val"), as Dynamo and `torch.export`
+            record them. Or an `ExportedProgram`, which stays as it is.
         config: the configuration. None: `StarKVConfig()`.
 
     Returns:
-        The report of what was found, rewritten, and skipped with the reason.
+        The report of what was found, rewritten, and skipped with the reason. For a program: the new
+        program, and the report. The new program has the inputs, the dynamic lengths and the
+        parameters of the old one. It holds ops of starkv, so import `starkv_compile` before
+        `torch.export.load`.
+
+    Raises:
+        TypeError: `module` is neither a graph nor a program.
+        PolicyError: a policy of yours failed. The graph stays as it is.
     """
-    return Pipeline(config or StarKVConfig()).run(module, cache="caller")
+    pipeline = Pipeline(config or StarKVConfig())
+    if isinstance(module, ExportedProgram):
+        return rewrite_program(
+            module, lambda graph: pipeline.run(graph, cache="caller", every_length=True)
+        )
+    if not isinstance(module, GraphModule):
+        raise TypeError(
+            f"apply got {type(module).__name__}: expected a torch.fx.GraphModule or a "
+            "torch.export.ExportedProgram; for a module, pass torch.export.export(module, "
+            "example_inputs), and for a Hugging Face model call starkv_compile.compile(model)"
+        )
+    before = copy.deepcopy(module.graph)
+    try:
+        return pipeline.run(module, cache="caller")
+    except Exception:
+        module.graph = before
+        raise
 
 
 __all__ = ["KEEP_ALL", "PIPELINE", "Observer", "Pipeline", "apply"]

@@ -22,9 +22,14 @@ class ShareLogSumExp(GraphPass):
     It is the same kernel with the same arguments, so y does not change by a bit, and scoring saves
     one of its two passes over the keys. If SDPA would run anything else, or change its inputs
     first, nothing changes. For forms that return it already, the pass reads it.
+
+    A graph for every length is an exported one, and shares nothing: torch's decomposition of the
+    kernel for CPUs returns the attention weights in the place of the log-sum-exp.
     """
 
     def run(self, context: Context) -> None:
+        if context.every_length:
+            return
         for site in list(context.sites):
             attention = site.attention
             if attention.mask is not None:

@@ -1,5 +1,7 @@
 """`decode_tokens`: decoding in buffers that stay where they are, equal to a cache that grows."""
 
+import contextlib
+
 import pytest
 import torch
 import transformers
@@ -327,3 +329,65 @@ def test_layers_of_different_lengths_have_no_common_slot():
     with pytest.raises(starkv_compile.CacheError, match=r"store \[2, 6\] tokens"):
         cache.begin_step(ROOM)
     assert cache.layers[1].filled is None
+
+
+MODES = {
+    "float32": contextlib.nullcontext,
+    "bfloat16": lambda: torch.autocast("cpu", torch.bfloat16),
+    "float16": lambda: torch.autocast("cpu", torch.float16),
+    "inference": torch.inference_mode,
+}
+
+
+def prompt_then_tokens(model, cache, modes):
+    """The logits of a prompt and of single tokens after it, each computed in its mode."""
+    inputs, logits = tiny_inputs("llava"), []
+    seen = inputs["input_ids"].shape[1]
+    for number, mode in enumerate(modes):
+        if number:
+            inputs = {"input_ids": torch.tensor([[20 + number]])}
+            inputs["attention_mask"] = torch.ones(1, seen + number, dtype=torch.long)
+        with torch.no_grad(), MODES[mode]():
+            logits.append(model(**inputs, past_key_values=cache, use_cache=True).logits[:, -1])
+    return logits
+
+
+@pytest.mark.parametrize("room", [3, slow(None)])
+@pytest.mark.parametrize(
+    "modes",
+    [
+        "float32 float32 bfloat16",
+        "bfloat16 bfloat16 float32",
+        slow("float32 float32 bfloat16 float32 bfloat16"),
+        slow("bfloat16 float32 float32 bfloat16 float32"),
+        slow("float16 float32 float16 bfloat16 float32"),
+        slow("inference float32 inference bfloat16 float32"),
+        slow("bfloat16 inference float32 inference bfloat16"),
+    ],
+)
+def test_a_change_of_dtype_widens_the_cache_as_in_the_plain_one(modes, room):
+    """At budget 1.0 the cache is the stock one, token by token."""
+    modes = modes.split()
+    plain = tiny_model("llava")
+    stock = transformers.DynamicCache(config=plain.config.get_text_config())
+    expected = prompt_then_tokens(plain, stock, modes)
+    model = compiled("llava", room, budget=1.0)
+    cache = StarKVCache(model.config)
+    for left, right in zip(prompt_then_tokens(model, cache, modes), expected, strict=True):
+        assert left.dtype == right.dtype
+        torch.testing.assert_close(left, right, rtol=2e-2, atol=2e-2)
+    for ours, theirs in zip(cache.layers, stock.layers, strict=True):
+        for name in ("keys", "values"):
+            left, right = getattr(ours, name)[:, :, : ours.stored], getattr(theirs, name)
+            assert left.dtype == right.dtype
+            torch.testing.assert_close(left, right, rtol=2e-2, atol=2e-2)
+
+
+def test_buffers_that_a_wider_token_moved_are_buffers_again():
+    model, addresses = compiled("llava", 8), []
+    cache = StarKVCache(model.config)
+    model.register_forward_hook(lambda *_: addresses.append(cache.layers[0].values.data_ptr()))
+    prompt_then_tokens(model, cache, ["bfloat16"] * 2 + ["float32"] * 4)
+    assert len(set(addresses[3:])) == 1, "one move for the wider dtype, one to fixed addresses"
+    assert cache.layers[0].values.dtype == torch.float32
+    assert not cache.layers[0].values.is_inference()

@@ -62,6 +62,11 @@ def test_novelty_in_space_is_that_of_each_tokens_neighbours():
     key = torch.randn(1, 2, frame.shape[1], 8, generator=torch.Generator().manual_seed(0))
     ours = spatial_novelty(key, frame, row, column, torch.ones(1, 0))
     torch.testing.assert_close(ours[0].double(), by_loops(key, frame, row, column))
+    narrow = layout_of((4, 1), 1)[:3]  # as many rows as there is room to note
+    torch.testing.assert_close(
+        spatial_novelty(key[:, :, :5], *narrow, torch.ones(1, 0))[0].double(),
+        by_loops(key[:, :, :5], *narrow),
+    )
     twice = [t.expand(2, *t.shape[1:]) for t in (key, frame, row, column)]
     twice[0] = torch.cat([key, key.flip(2)])
     assert torch.equal(spatial_novelty(*twice, torch.ones(2, 0))[0], ours[0])
@@ -103,6 +108,26 @@ def test_novelty_in_time_is_a_share_of_the_largest_change():
     assert found == pytest.approx([0, 1, 0.5, 1, 1, 1, 1, 0, 1, *[1] * 7], abs=1e-6)
 
 
+def test_every_cell_meets_the_newest_at_its_place_and_the_largest_change_is_one():
+    """Cosines are 1 but for two cells of the older frame, where they are 0.5 and 0.75."""
+    frame, row, column, current = layout_of((2, 3), 1, (2, 3))
+    key = torch.zeros(1, 1, 13, 2)
+    key[..., 0] = 1.0
+    for place, cosine in ((1, 0.5), (5, 0.75)):
+        key[0, 0, place] = torch.tensor([cosine, (1 - cosine**2) ** 0.5])
+    expected = [0, 1, 0, 0, 0, 0.5, *[1] * 7]
+    for places in (current, current[:, :6]):  # with and without padding of the newest frame
+        found = temporal_novelty(key, frame, row, column, places, 0)[0].tolist()
+        assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_older_frame_may_be_larger_than_the_newest():
+    frame, row, column, current = layout_of((3, 3), (2, 2))
+    key = torch.ones(1, 1, 13, 2)
+    found = temporal_novelty(key, frame, row, column, current[:, :4], 0)[0].tolist()
+    assert found == pytest.approx([0, 0, 1, 0, 0, 1, 1, 1, 1, *[1] * 4], abs=1e-6)
+
+
 def test_what_is_stored_counts_for_the_frames_between_as_well():
     """As above, but the first frame's are of an earlier prompt."""
     frame, row, column, current = layout_of((2, 1), 1, (2, 1), (2, 1), 1)
@@ -140,11 +165,74 @@ def test_key_novelty_is_one_less_the_mean_cosine():
         torch.testing.assert_close(found[row].double(), expected)
 
 
+def equal_keys(length, seed):
+    """[1, 2, length, 8]: one random key, for every token."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, 2, 1, 8, generator=generator).expand(1, 2, length, 8)
+
+
+def test_no_novelty_is_below_zero_by_rounding():
+    """In float32 the cosine of a key with itself is often slightly more than 1."""
+    frame, row, column, current = layout_of(*MANY)
+    for seed in range(50):
+        key = equal_keys(frame.shape[1], seed)
+        for novelty in (
+            spatial_novelty(key, frame, row, column, torch.ones(1, 0)),
+            temporal_novelty(key, frame, row, column, current, 0),
+            key_novelty(key, frame < 0),
+        ):
+            assert float(novelty.min()) >= 0
+
+
+def test_a_key_among_itself_alone_is_not_new():
+    key = torch.randn(1, 2, 3, 8, generator=torch.Generator().manual_seed(0))
+    found = key_novelty(key, torch.tensor([[False, True, False]]))[0].tolist()
+    assert found == pytest.approx([0, 0, 0], abs=1e-6)
+    assert key_novelty(key, torch.zeros(1, 3, dtype=torch.bool)).tolist() == [[0.0] * 3]
+
+
 def shared(scores, visual, real, selected, weight, counts=None):
     """`share_out` of tokens that stand before a window of one token of text."""
     frame = F.pad(visual.long() - 1, (0, 1), value=-1)
     real = None if real is None else F.pad(real, (0, 1), value=True)
     return share_out(scores, real, frame, counts, 1, selected + 1, weight)
+
+
+def default_scores(seen, frame, real=None):
+    """`novelty_scores` with a pool of 3, half the attention and twice the novelty.
+
+    Two heads have the mean `seen`. All that is not in the table below is 1.
+    """
+    length = len(frame)
+    attention = torch.stack([2 * torch.tensor(seen), torch.zeros(len(seen))])[None]
+    spatial, temporal = torch.ones(2, 1, length)
+    unlike = torch.zeros(1, length)
+    spatial[0, 3:5] = torch.tensor([0.5, 0.25])
+    temporal[0, 4:7] = torch.tensor([0.5, 1.0, 0.2])
+    unlike[0, [1, 2, 5, -1]] = torch.tensor([0.1, 0.3, 0.4, 0.9])
+    real = None if real is None else torch.tensor([real])
+    return STARKV.novelty_scores(
+        attention, spatial, temporal, unlike, real, torch.tensor([frame]), 3, 0.5, 2.0
+    )[0].tolist()
+
+
+def test_the_default_scores_by_hand():
+    """One token of padding, text, a screen of tokens 3, 4 and 6, and a window of one token."""
+    frame, real = [-1, -1, -1, 0, 0, -1, 0, -1], [False, *[True] * 7]
+    found = default_scores([9.0, 1.0, 3.0, 2.0, 4.0, 5.0, 6.0], frame, real)
+    # Text is pooled over text: 2, 2 and 5 of 9. Novelty: 1, 3 and 4 of 8, twice.
+    text = [2 / 9 + 2 / 8, 2 / 9 + 6 / 8, 5 / 9 + 8 / 8]
+    # The mean attention to the screen is 4: factors 1 + 1/4, 1 + 1/2 and 1 + 3/4.
+    screen = [0.5 * 1.25, 0.25 * 0.5 * 1.5, 0.2 * 1.75]
+    assert found == pytest.approx([0, text[0], text[1], screen[0], screen[1], text[2], screen[2]])
+
+
+def test_the_default_scores_of_a_screen_of_one_token_or_without_attention():
+    one = default_scores([1.0, 1.0, 1.0, 8.0], [-1, -1, -1, 0, -1, -1, -1])
+    assert one[3] == pytest.approx(0.5 * 1.5), "its attention is the mean"
+    unseen = default_scores([0.0] * 7, [-1, -1, -1, 0, 0, -1, 0, -1])
+    assert unseen[3:5] == pytest.approx([0.5, 0.125])
+    assert unseen[5] == pytest.approx(2 * 4 / 8)
 
 
 def test_text_gets_its_share_whatever_scores_are_counted_in():
@@ -189,7 +277,21 @@ def test_shares_are_of_the_session_whatever_is_left_of_it():
 
     assert text(None) == 12 * 17 // 27
     assert text(torch.tensor([[20, 60]])) == 12 * 19 // 79
+    assert text(torch.tensor([[40, 60]])) == 12 * 39 // 99
     assert text(torch.tensor([[18, 10]])) == text(None), "all of it is left"
+
+
+def test_tokens_of_the_window_take_no_share():
+    """Of 60 tokens on screens and 20 of text there are left 11 and 17; a screen's is window."""
+    frame = torch.tensor([[0] * 10 + [-1] * 17 + [0]])
+    scores = torch.rand(1, 27, generator=torch.Generator().manual_seed(5))
+    final = share_out(scores, None, frame, torch.tensor([[20, 60]]), 1, 13, 1.0)
+    assert int((final[:, 10:] >= 1).sum()) == 12 * 20 // 79
+
+
+def test_a_row_of_padding_alone_shares_nothing_out():
+    visual, real = torch.arange(6)[None] < 3, torch.zeros(1, 6, dtype=torch.bool)
+    assert shared(torch.rand(1, 6), visual, real, 3, 2.0).tolist() == [[0.0] * 6]
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])

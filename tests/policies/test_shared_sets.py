@@ -145,6 +145,28 @@ def test_text_alone_is_kept_as_by_key_novelty_whatever_screens_there_are(capacit
     assert set(order[0]) <= set(order[1])
 
 
+@pytest.mark.parametrize("screen", ["varied", "blank"])
+def test_the_only_text_before_the_window_stays(screen):
+    """Of 5 tokens, text gets 5 * 2 * 1 / (2 * 1 + 6). It is its own mean, up to rounding."""
+    layout = frames(8, (1, 8))
+    for seed in range(50):
+        key = torch.randn(1, 2, 8, 16, generator=torch.Generator().manual_seed(seed))
+        if screen == "blank":
+            key[:, :, 1:] = key[:, :, 1:2]
+        places = kept("screen_novelty", torch.zeros_like(key), key, 6, layout)
+        assert len(set(places)) == 6
+        assert {0, 7} < set(places)
+
+
+def test_text_is_new_among_text_alone():
+    """Token 8 is unlike the other text and like the whole screen. Text gets 1 of 2 tokens."""
+    key = torch.zeros(1, 1, 10, 4)
+    key[..., 0] = 1.0
+    key[0, 0, [0, 7, 9]] = torch.tensor([0.0, 1.0, 0.0, 0.0])
+    places = kept("screen_novelty", torch.zeros_like(key), key, 3, frames(10, (1, 7)))
+    assert places == [1, 8, 9]
+
+
 def test_a_key_that_is_not_a_number_costs_novelty_its_own_place_only():
     query, key = attended([1.0, 5, 1, 3, 1])
     key[0, 0, 2] = float("nan")

@@ -45,6 +45,10 @@ with starkv_compile.compiled(net, budget=0.3) as compressed:
 
 graph = torch.fx.symbolic_trace(net)
 assert_type(starkv_compile.passes.apply(graph, config), GraphReport)
+program = torch.export.export(net, (torch.ones(1, 2),))
+assert_type(
+    starkv_compile.passes.apply(program, config), tuple[torch.export.ExportedProgram, GraphReport]
+)
 assert_type(starkv_compile.policies.POLICIES["starkv"], type[Policy])
 starkv_compile.export.OnnxSession("folder")
 

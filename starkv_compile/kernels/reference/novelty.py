@@ -55,7 +55,7 @@ def spatial_novelty(
         met = torch.where(found, other, new)  # each token is met once at most in one direction
         total = total + cosine + _at(met, cosine)
         count = count + found + _at(met, found.long())
-    novelty = 1.0 - total / count.clamp(min=1)
+    novelty = _unlike(total / count.clamp(min=1))
     return torch.cat([earlier, novelty], dim=1)
 
 
@@ -86,7 +86,7 @@ def temporal_novelty(
     matched = (frame >= 0) & (found >= 0) & (frame < frame.amax(1, keepdim=True))
     for axis in (row, column):
         matched = matched & (axis.gather(1, other) == axis)
-    changed = (1.0 - _cosine(key, _size(key), other)).where(matched, 0.0)
+    changed = _unlike(_cosine(key, _size(key), other)).where(matched, 0.0)
     share = changed / changed.amax(1, keepdim=True).clamp(min=1e-30)
     share = share.clamp(0.0, 1.0).where(matched, 1.0)
     known = torch.arange(frame.shape[1], device=frame.device) < stored
@@ -112,7 +112,7 @@ def key_novelty(key: Tensor, among: Tensor) -> Tensor:
     keys = key.float().where(good[:, None, :, None], 0.0)
     mean = (scale[:, None, None] @ keys) / among.sum(-1).clamp(min=1)[:, None, None, None]
     cosine = (keys @ mean.transpose(2, 3))[..., 0].sum(1) * scale
-    return (1.0 - cosine).where(good, 0.0)
+    return _unlike(cosine).where(good, 0.0)
 
 
 def share_out(
@@ -194,6 +194,14 @@ def _cosine(key: Tensor, size: Tensor, other: Tensor) -> Tensor:
     product = (key.float() * there.float()).sum((1, 3))
     cosine = product * (size * size.gather(1, other)).rsqrt()
     return cosine.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _unlike(cosine: Tensor) -> Tensor:
+    """1 - cosine, at least 0: rounding makes the cosine of equal keys slightly more than 1.
+
+    A negative share of a sum or maximum near 0 would be enormous.
+    """
+    return (1.0 - cosine).clamp(min=0.0)
 
 
 def _at(place: Tensor, values: Tensor) -> Tensor:
