@@ -13,7 +13,7 @@ from ..errors import OptionError, UnsupportedModel
 from ..hf.language_models import language_models
 from ..passes import Observer
 from ..reporting import GraphReport, Report
-from .attachment import attach_compiled, attached, detach, set_aside
+from .attachment import attach, attached, detach, set_aside
 from .backend import decoder_backend
 from .scope import last_graphs
 
@@ -74,7 +74,7 @@ def compile(
 
     # Hooks would not do: after a KeyboardInterrupt they do not run, and a copy of the model would
     # keep them.
-    model._compiled_call_impl = attach_compiled(model, config, model._call_impl, compiler)
+    attach(model, config, compiler)
     return model
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import types
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 
@@ -21,22 +19,14 @@ from .call import Attachment
 from .inner import check_inner
 from .owner import OwnerCalls
 from .scope import current_scope
-
-Function = Callable[..., Any]
-Compiler = Callable[[Function], Function]
+from .stand_in import Compiler, Function, forwarding, stand_in, undo_of
 
 _attachments: weakref.WeakKeyDictionary[torch.nn.Module, Attachment] = weakref.WeakKeyDictionary()
 """By the compiled module, and by each module inside it that takes the cache."""
 
 
-_forwards: weakref.WeakSet[Function] = weakref.WeakSet()
-"""The functions that stand in for the `forward` of attached modules."""
-
-
-def attach_compiled(
-    model: torch.nn.Module, config: StarKVConfig, call: Function, compiler: Compiler
-) -> Function:
-    """Returns `call`, a bound method of `model`, compiled by `compiler`, with a prepared cache.
+def attach(model: torch.nn.Module, config: StarKVConfig, compiler: Compiler) -> None:
+    """Makes `model` run compiled by `compiler`, with a prepared cache.
 
     Of a module that holds language models, only their decoders are compiled. The rest runs
     eagerly: vision towers split their patches, and Qwen-VL counts its positions, by the values of
@@ -44,9 +34,9 @@ def attach_compiled(
     module that takes it. So it does not matter which of them `generate` calls.
 
     Raises:
-        MissingPackage: the backend `config.inner` is not installed.
-        OptionError: `shorten_outputs` for a model whose cache counts for itself.
-        All of them leave the model as it is.
+        MissingPackage: the backend `config.inner` is not installed. The model stays as it is.
+        OptionError: `shorten_outputs` for a model whose cache counts for itself. The model stays as
+            it is.
     """
     check_inner(config.inner)
     found = language_models(model)
@@ -55,149 +45,46 @@ def attach_compiled(
             f"shorten_outputs=True: {type(model).__name__} holds a language model with a Hugging "
             "Face cache, which starkv shortens anyway; leave it out"
         )
-    owned = [owner.module for one in found for owner in one.owners]
     while detach(model):
         pass
     attachment = Attachment(config)
-    for module in [model, *owned]:
+    for module in (model, *(owner.module for one in found for owner in one.owners)):
         _attachments[module] = attachment
-    if not found:
-        if not config.shorten_outputs and not config.keeps_everything:
-            _warn_of_plain(model, attachment)
-        return _attach_plain(model, attachment, call, compiler)
     for one in found:
         _attach_language_model(one, attachment, compiler)
-    if model in owned:
-        return model._compiled_call_impl  # type: ignore[return-value]
-    attachment.undo.append(_restore(model))
-    return forwarding(call)
-
-
-def forwarding(method: Function) -> Function:
-    """A function that calls a bound method. Dynamo sets attributes on what `compile` returns."""
-
-    @functools.wraps(method)
-    def function(*args: Any, **kwargs: Any) -> Any:
-        return method(*args, **kwargs)
-
-    return function
-
-
-def _attach_plain(
-    module: torch.nn.Module, attachment: Attachment, call: Function, compiler: Compiler
-) -> Function:
-    """Compiles a module without a language model as a whole, however it is called."""
-    compiled = compiler(call)
-
-    @functools.wraps(call)
-    @_outside_graphs
-    def attached_call(*args: Any, **kwargs: Any) -> Any:
-        return attachment.call_plain(compiled, args, kwargs)
-
-    _replace(module, attachment, attached_call, attachment.call_plain, compiler)
-    return attached_call
+    if not found:
+        attachment.undo.append(stand_in(model, attachment.call_plain, compiler))
+        if not config.shorten_outputs and not config.keeps_everything:
+            _warn_of_plain(model, attachment)
+    elif model._compiled_call_impl is None:  # it holds them, and takes no cache itself
+        model._compiled_call_impl = forwarding(model._call_impl)
+        attachment.undo.append(undo_of(model))
 
 
 def _attach_language_model(one: LanguageModel, attachment: Attachment, compiler: Compiler) -> None:
-    owners = {owner.module: owner for owner in one.owners}
-    innermost = one.owners[-1].module
-    if one.decoder not in owners:
+    if all(owner.module is not one.decoder for owner in one.owners):
         _compile_inside(one.decoder, attachment, compiler)
-    for module, owner in owners.items():
-        calls = OwnerCalls(owner, innermost=module is innermost)
-        compiles = compiler if module is one.decoder else _leave
-        inner = compiles(module._call_impl)
+    for owner in one.owners:
+        calls = OwnerCalls(owner, innermost=owner is one.owners[-1])
+        compiles = compiler if owner.module is one.decoder else _leave
         run = functools.partial(attachment.call, calls)
-        _replace(module, attachment, _attached(module, run, inner), run, compiles)
-        attachment.undo.append(note_shapes(module))
+        attachment.undo.append(stand_in(owner.module, run, compiles))
+        attachment.undo.append(note_shapes(owner.module))
 
 
 def _leave(function: Function) -> Function:
     return function
 
 
-def _attached(module: torch.nn.Module, run: Function, inner: Function) -> Function:
-    @functools.wraps(module._call_impl)
-    @_outside_graphs
-    def attached_call(*args: Any, **kwargs: Any) -> Any:
-        return run(inner, args, kwargs)
-
-    return attached_call
-
-
-def _outside_graphs(function: Function) -> Function:
-    """A function that a graph around it does not trace. What it calls may be compiled."""
-    return torch._dynamo.disable(function)
-
-
-def _replace(
-    module: torch.nn.Module,
-    attachment: Attachment,
-    call: Function,
-    run: Function,
-    compiler: Compiler,
-) -> None:
-    """Makes `module(...)` run `call`, and `module.forward(...)` the same, without hooks."""
-    module._compiled_call_impl = call
-    if "forward" not in vars(module):  # else somebody replaced it, and calls this one
-        module.forward = types.MethodType(_direct(module, run, compiler), module)
-    attachment.undo.append(_restore(module))
-
-
-def _restore(module: torch.nn.Module) -> Callable[[], None]:
-    """Returns a function that undoes what was set on `module`, without keeping it alive."""
-    kept = weakref.ref(module)
-
-    def undo() -> None:
-        module = kept()
-        if module is not None:
-            module._compiled_call_impl = None
-            _restore_forward(module)
-
-    return undo
-
-
-def _restore_forward(module: torch.nn.Module) -> None:
-    """Removes the `forward` of an attached module, unless somebody put a function around it."""
-    if getattr(vars(module).get("forward"), "__func__", None) in _forwards:
-        del module.forward
-
-
-def _direct(module: torch.nn.Module, run: Function, compiler: Compiler) -> Function:
-    """The `forward` of an attached module, for code that calls it in place of the module."""
-    plain, kept = type(module).forward, weakref.ref(module)
-
-    @functools.cache
-    def compiled(module: torch.nn.Module) -> Function:
-        return compiler(types.MethodType(plain, module))
-
-    @functools.wraps(plain)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():  # the module's own call arrives here
-            return plain(self, *args, **kwargs)
-        if self not in _attachments:
-            if self is not kept():
-                _warn_of_copy(self)
-            return plain(self, *args, **kwargs)
-        return run(compiled(self), args, kwargs)
-
-    _forwards.add(forward)
-    return forward
-
-
 def _compile_inside(decoder: torch.nn.Module, attachment: Attachment, compiler: Compiler) -> None:
     """Makes a decoder that takes no cache run compiled within calls of its owners only."""
-    compiled, report = compiler(decoder._call_impl), attachment.report
-    kept = weakref.ref(decoder)  # else the function it holds would keep it alive
 
-    @_outside_graphs
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if current_scope().report is report:
+    def run(compiled: Function, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+        if current_scope().report is attachment.report:
             return compiled(*args, **kwargs)
-        return kept()._call_impl(*args, **kwargs)  # type: ignore[union-attr]
+        return type(decoder).forward(decoder, *args, **kwargs)
 
-    decoder._compiled_call_impl = call
-    attachment.undo.append(_restore(decoder))
+    attachment.undo.append(stand_in(decoder, run, compiler))
 
 
 def _warn_of_plain(module: torch.nn.Module, attachment: Attachment) -> None:
@@ -218,18 +105,7 @@ def _warn_of_plain(module: torch.nn.Module, attachment: Attachment) -> None:
             "is the whole one"
         )
     attachment.report.refusals.append(reason)
-    warnings.warn(f"starkv leaves {kind} uncompressed: {reason}", stacklevel=5)
-
-
-def _warn_of_copy(module: torch.nn.Module) -> None:
-    kind = type(module).__name__
-    for part in module.modules():
-        _restore_forward(part)
-    warnings.warn(
-        f"starkv: this {kind} is a copy of a compiled model, and is not compiled itself; call "
-        "starkv_compile.compile on the copy",
-        stacklevel=6,
-    )
+    warnings.warn(f"starkv leaves {kind} uncompressed: {reason}", stacklevel=4)
 
 
 def attached(model: torch.nn.Module) -> Attachment | None:
@@ -248,24 +124,18 @@ def set_aside(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     Yields the model itself, which `model` may be a `torch.compile` wrapper of.
     """
     model = getattr(model, "_orig_mod", model)
-    before = [
-        (module, module._compiled_call_impl, vars(module).get("forward"))
-        for module in model.modules()
-    ]
-    attachments = {m: _attachments.pop(m) for m, _, _ in before if m in _attachments}
-    for module, call, _ in before:
-        if call is not None:
-            module._compiled_call_impl = None
-        if module in attachments:
-            vars(module).pop("forward", None)
+    modules = list(model.modules())
+    before = [(module._compiled_call_impl, vars(module).get("forward")) for module in modules]
+    attachments = {m: _attachments.pop(m) for m in modules if m in _attachments}
+    for module in modules:
+        undo_of(module)()
     try:
         yield model
     finally:
         detach(model)
-        for module, call, forward in before:
-            if call is not None:
-                module._compiled_call_impl = call
-            if module in attachments and forward is not None:
+        for module, (call, forward) in zip(modules, before, strict=True):
+            module._compiled_call_impl = call
+            if forward is not None:
                 module.forward = forward
         _attachments.update(attachments)
 

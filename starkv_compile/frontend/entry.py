@@ -20,8 +20,9 @@ from torch._dynamo import eval_frame
 from ..config import StarKVConfig
 from ..errors import OptionError
 from ..hf.language_models import language_models
-from .attachment import attach_compiled, forwarding
+from .attachment import attach
 from .backend import starkv_backend
+from .stand_in import forwarding
 
 
 def _is_ours(callback: Any) -> bool:
@@ -54,20 +55,19 @@ def _install() -> None:
         _check_fullgraph(config, self.fullgraph)
         compiler = functools.partial(original, self)
         if isinstance(fn, torch.nn.Module):  # torch.compile(model)
-            fn._compiled_call_impl = attach_compiled(fn, config, fn._call_impl, compiler)
+            attach(fn, config, compiler)
             compiled = original(self, fn)
             compiled.forward = fn._compiled_call_impl
             return compiled
         module, name = getattr(fn, "__self__", None), getattr(fn, "__name__", "")
         if not isinstance(module, torch.nn.Module):
             return original(self, fn)
-        if name in ("_call_impl", "forward"):  # model.compile() is the former
-            return attach_compiled(module, config, fn, compiler)
+        if name == "_call_impl":  # model.compile()
+            attach(module, config, compiler)
+            return module._compiled_call_impl
         if language_models(module):  # torch.compile(model.generate)
-            module._compiled_call_impl = attach_compiled(
-                module, config, module._call_impl, compiler
-            )
-            return forwarding(fn)
+            attach(module, config, compiler)
+            return forwarding(getattr(module, name))
         return original(self, fn)
 
     call._starkv = True  # type: ignore[attr-defined]
