@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.fx import Graph, Node
 
 from . import fx
@@ -215,7 +216,14 @@ def _memories(node: Node) -> Iterator[Any]:
     example = fx.value(node)
     for tensor in example if isinstance(example, (tuple, list)) else (example,):
         if isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided:
-            yield tensor.untyped_storage()._cdata
+            yield _without_vmap(tensor).untyped_storage()._cdata
+
+
+def _without_vmap(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor that vmap has wrapped, as in the mask functions of flex_attention."""
+    while is_functorch_wrapped_tensor(tensor):
+        tensor = get_unwrapped(tensor)
+    return tensor
 
 
 def _viewed(node: Node) -> Iterator[Node]:
