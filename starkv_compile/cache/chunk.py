@@ -81,9 +81,10 @@ def describe_chunk(cache: StarKVCache, model: Any, named: Mapping[str, Any]) -> 
         CacheError: the attention mask has padding that a compacted cache cannot hide.
     """
     seen = cache.get_seq_length()
-    check_padding(named.get("attention_mask"), seen)
+    if not _is_square(named):
+        check_padding(named.get("attention_mask"), seen)
     shared = cache.shared
-    coming, last = Seen.of(model.config, named), shared.chunk
+    coming, last = Seen.of(getattr(model, "config", None), named), shared.chunk
     before = None if last is None or shared.layout is None else last.before(coming, seen)
     whole = coming if before is None else before.followed_by(coming)
     described, shared.chunk = describe(whole, named), None
@@ -102,6 +103,15 @@ def describe_chunk(cache: StarKVCache, model: Any, named: Mapping[str, Any]) -> 
     real = _real(named, seen - again, frame)
     shared.layout.extend(frame, row, column, grid, real, again)
     shared.chunk = open_chunk(whole, grid, shared.layout.seen)
+
+
+def _is_square(named: Mapping[str, Any]) -> bool:
+    """Whether the mask of one prompt is [S, S], which says more than what is padding."""
+    mask, tokens = named.get("attention_mask"), named.get("input_ids")
+    tokens = named.get("inputs_embeds") if tokens is None else tokens
+    if not isinstance(mask, torch.Tensor) or tokens is None or tokens.dim() < 2:
+        return False
+    return len(tokens) == 1 and len(mask) > 1 and len(mask) == mask.shape[-1]
 
 
 def check_padding(mask: Any, seen: int) -> None:

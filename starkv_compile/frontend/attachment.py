@@ -7,6 +7,7 @@ import functools
 import warnings
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ from .call import Attachment
 from .inner import check_inner
 from .owner import OwnerCalls
 from .scope import current_scope
-from .stand_in import Compiler, Function, forwarding, stand_in, undo_of
+from .stand_in import Compiler, Function, remove_forward, stand_in
 
 _attachments: weakref.WeakKeyDictionary[torch.nn.Module, Attachment] = weakref.WeakKeyDictionary()
 """By the compiled module, and by each module inside it that takes the cache."""
@@ -45,8 +46,9 @@ def attach(model: torch.nn.Module, config: StarKVConfig, compiler: Compiler) -> 
             f"shorten_outputs=True: {type(model).__name__} holds a language model with a Hugging "
             "Face cache, which starkv shortens anyway; leave it out"
         )
-    while detach(model):
-        pass
+    detach(model)
+    for part in model.modules():
+        remove_forward(part)  # of a model that this one is a copy of
     attachment = Attachment(config)
     for module in (model, *(owner.module for one in found for owner in one.owners)):
         _attachments[module] = attachment
@@ -57,8 +59,7 @@ def attach(model: torch.nn.Module, config: StarKVConfig, compiler: Compiler) -> 
         if not config.shorten_outputs and not config.keeps_everything:
             _warn_of_plain(model, attachment)
     elif model._compiled_call_impl is None:  # it holds them, and takes no cache itself
-        model._compiled_call_impl = forwarding(model._call_impl)
-        attachment.undo.append(undo_of(model))
+        attachment.undo.append(stand_in(model, _run, _leave))
 
 
 def _attach_language_model(one: LanguageModel, attachment: Attachment, compiler: Compiler) -> None:
@@ -76,20 +77,27 @@ def _leave(function: Function) -> Function:
     return function
 
 
+def _run(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return function(*args, **kwargs)
+
+
 def _compile_inside(decoder: torch.nn.Module, attachment: Attachment, compiler: Compiler) -> None:
     """Makes a decoder that takes no cache run compiled within calls of its owners only."""
 
-    def run(compiled: Function, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
-        if current_scope().report is attachment.report:
-            return compiled(*args, **kwargs)
-        return type(decoder).forward(decoder, *args, **kwargs)
+    kept = weakref.ref(decoder)
+
+    def run(compiled: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        inside = current_scope().report is attachment.report
+        return (compiled if inside else kept()._call_impl)(*args, **kwargs)  # type: ignore[union-attr]
 
     attachment.undo.append(stand_in(decoder, run, compiler))
 
 
 def _warn_of_plain(module: torch.nn.Module, attachment: Attachment) -> None:
     kind = type(module).__name__
-    if cache_argument(type(module).forward) is None:
+    if getattr(getattr(module, "config", None), "is_decoder", True) is False:
+        reason = f"{kind} is an encoder by its configuration (is_decoder=False): it caches nothing"
+    elif cache_argument(type(module).forward) is None:
         reason = (
             f"{kind} holds no language model: no module with get_decoder() whose forward takes a "
             "Cache of transformers, which would count the tokens that are dropped. Either write "
@@ -124,29 +132,32 @@ def set_aside(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     Yields the model itself, which `model` may be a `torch.compile` wrapper of.
     """
     model = getattr(model, "_orig_mod", model)
-    modules = list(model.modules())
-    before = [(module._compiled_call_impl, vars(module).get("forward")) for module in modules]
-    attachments = {m: _attachments.pop(m) for m in modules if m in _attachments}
+    attachments = {m: _attachments.pop(m) for m in model.modules() if m in _attachments}
+    found = language_models(model)
+    owners = {owner.module for one in found for owner in one.owners}
+    modules = {model, *attachments, *owners, *(one.decoder for one in found)}
+    before = {m: (m._compiled_call_impl, vars(m).get("forward")) for m in modules}
     for module in modules:
-        undo_of(module)()
+        module._compiled_call_impl = None
+        remove_forward(module)
     try:
         yield model
     finally:
         detach(model)
-        for module, (call, forward) in zip(modules, before, strict=True):
+        for module, (call, forward) in before.items():
             module._compiled_call_impl = call
-            if forward is not None:
+            if forward is not None and "forward" not in vars(module):
                 module.forward = forward
         _attachments.update(attachments)
 
 
 def detach(model: torch.nn.Module) -> bool:
-    """Restores the model. Returns whether it was attached."""
-    attachment = attached(model)
-    if attachment is None:
-        return False
-    for step in reversed(attachment.undo):
-        step()
-    for module in [m for m, other in _attachments.items() if other is attachment]:
-        del _attachments[module]
-    return True
+    """Restores the model and all models inside. Returns whether one of them was attached."""
+    found = False
+    while (attachment := attached(model)) is not None:
+        found = True
+        for step in reversed(attachment.undo):
+            step()
+        for module in [m for m, other in _attachments.items() if other is attachment]:
+            del _attachments[module]
+    return found

@@ -88,14 +88,14 @@ def rewrite(module: GraphModule, pipeline: Pipeline) -> GraphModule:
         )
         rewritten, report = module, GraphReport(failure=reason)
     scope.file(report)
-    if scope.report is None:
+    if scope.report is None or by_caller:
         _warn_of_refusals(report)
     return rewritten
 
 
 def _warn_of_refusals(report: GraphReport) -> None:
-    """Says why a function stays uncompressed: it has no report that its user would look at."""
+    """Says why the graph of a function, or of code that keeps its own cache, stays as it is."""
     reasons = sorted({site.reason for site in report.sites if site.reason})
     if reasons:
         text = "; ".join(reasons)
-        warnings.warn(f"starkv left a compiled function uncompressed: {text}", stacklevel=4)
+        warnings.warn(f"starkv left a compiled graph uncompressed: {text}", stacklevel=4)

@@ -174,14 +174,25 @@ class Attachment:
         given = named["past_key_values"]
         tokens = named.get("input_ids")
         tokens = named.get("inputs_embeds") if tokens is None else tokens
+        if tokens is not None and tokens.dim() < 2:
+            # A model of one's own: what its tokens show is unknown.
+            tokens = named["input_ids"] = named["inputs_embeds"] = None
         if self.config.is_uneven and tokens is not None and getattr(given, "is_uneven", False):
             mask = _mask_for_one(model, tokens)
-            return Prepared(args, {**kwargs, "attention_mask": mask}, held=given)
+            return Prepared(*owner.replacing("attention_mask", mask, args, kwargs), held=given)
         if tokens is not None and tokens.shape[1] == 1:
             return Prepared(args, kwargs, self._begin_step(model, named), given)
         if given is None and not owner.declared and not owner.innermost:
             return Prepared(args, kwargs)  # an owner inside may be declared
-        prompt = PromptCall(model, named, given, self.config.is_uneven, owner.declared, owner.name)
+        prompt = PromptCall(
+            model=model,
+            named=named,
+            cache=given,
+            uneven=self.config.is_uneven,
+            declared=owner.declared,
+            argument=owner.name,
+            takes_mask=owner.takes("attention_mask"),
+        )
         refused = first_refusal(prompt)
         if refused is not None:
             refusal, reason = refused
@@ -189,10 +200,12 @@ class Attachment:
             if refusal is not drafted_prompt:
                 _append(model, named)
                 return Prepared(args, kwargs, held=given, left_alone=True)
-        cache = ready_cache(model.config, given)
+        by_caller = isinstance(given, StarKVCache)
+        cache = ready_cache(getattr(model, "config", None), given)
         assert cache is not None, "every other kind of cache was refused"
         seen = cache.get_seq_length()
         drafts = begin_chunk(cache, model, named)
+        cache.shared.mask_fits &= by_caller  # who passes such a cache knows how long masks must be
         if given is None:
             args, kwargs = owner.handing(cache, args, kwargs)
         return Prepared(args, kwargs, None if drafts else cache, cache, seen=seen)

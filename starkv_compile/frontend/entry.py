@@ -30,6 +30,12 @@ def _is_ours(callback: Any) -> bool:
     return getattr(wrapper, "compiler_fn", wrapper) is starkv_backend
 
 
+def _runs_the_model(method: Any) -> bool:
+    """Whether it is `forward`, `generate` or a method that neither torch nor transformers wrote."""
+    library = str(getattr(method, "__module__", "")).split(".")[0] in ("torch", "transformers")
+    return not library or method.__name__ in ("forward", "generate")
+
+
 def _check_fullgraph(config: StarKVConfig, fullgraph: bool) -> None:
     """Raises `OptionError` if a graph may break where keys and values that leave are shortened."""
     if config.shorten_outputs and not fullgraph:
@@ -65,9 +71,9 @@ def _install() -> None:
         if name == "_call_impl":  # model.compile()
             attach(module, config, compiler)
             return module._compiled_call_impl
-        if language_models(module):  # torch.compile(model.generate)
+        if _runs_the_model(fn) and language_models(module):  # torch.compile(model.generate)
             attach(module, config, compiler)
-            return forwarding(getattr(module, name))
+            return forwarding(module.forward if name == "forward" else fn)
         return original(self, fn)
 
     call._starkv = True  # type: ignore[attr-defined]

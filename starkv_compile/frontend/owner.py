@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..hf.cache_argument import NAMES, pop_cache
+from ..hf.cache_argument import NAMES
 from ..hf.language_models import CacheOwner
 
 
@@ -35,7 +35,7 @@ class OwnerCalls:
 
     def cache_in(self, args: Any, kwargs: Any) -> Any:
         """The cache of a call, or None."""
-        given = pop_cache(dict(kwargs))
+        given = self._pop_cache(dict(kwargs))
         if given is None and self._place is not None and self._place < len(args):
             return args[self._place]
         return given
@@ -45,12 +45,30 @@ class OwnerCalls:
         bound = self._signature.bind_partial(self.module, *args, **kwargs).arguments
         rest = bound.pop(self._rest, {})
         named = {**{name: value for name, value in bound.items() if name != "self"}, **rest}
-        given = pop_cache(named)
+        given = self._pop_cache(named)
         return {**named, "past_key_values": given}
+
+    def _pop_cache(self, named: dict[str, Any]) -> Any:
+        """Removes the cache under the module's name for it, or under the library's other one."""
+        other = next(name for name in NAMES if name != self.name)
+        names = [self.name] if other in self._signature.parameters else [self.name, other]
+        return next((c for c in [named.pop(n, None) for n in names] if c is not None), None)
 
     def handing(self, cache: Any, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """The arguments of a call without a cache, with `cache` among them."""
-        if self._place is not None and self._place < len(args):
-            return (*args[: self._place], cache, *args[self._place + 1 :]), kwargs
-        others = {name: value for name, value in kwargs.items() if name not in NAMES}
-        return args, {**others, self.name: cache}
+        kwargs = dict(kwargs)
+        self._pop_cache(kwargs)
+        return self.replacing(self.name, cache, args, kwargs)
+
+    def takes(self, name: str) -> bool:
+        return name in self._signature.parameters
+
+    def replacing(
+        self, name: str, value: Any, args: Any, kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """The arguments of a call with `value` for one of them, wherever it stands."""
+        names = [parameter for parameter in self._signature.parameters if parameter != "self"]
+        place = names.index(name) if name in names else len(args)
+        if place < len(args):
+            return (*args[:place], value, *args[place + 1 :]), kwargs
+        return args, {**kwargs, name: value}

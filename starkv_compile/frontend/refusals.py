@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 
 from ..cache.cache import StarKVCache, is_stock
 from ..cache.chunk import DRAFTED_PROMPT, drafted_tokens
@@ -23,7 +23,7 @@ class PromptCall:
     named: the model's arguments, with their names as keys. cache: the cache among them, or None.
     uneven: whether the configuration makes layers store different numbers of tokens. declared:
     whether the model says that it takes a `Cache`, as in `hf.cache_argument.CacheArgument`.
-    argument: the model's name for it.
+    argument: the model's name for it. takes_mask: whether it has an argument attention_mask.
     """
 
     model: Any
@@ -32,11 +32,14 @@ class PromptCall:
     uneven: bool
     declared: bool = True
     argument: str = "past_key_values"
+    takes_mask: bool = True
 
     @property
     def own_cache(self) -> str:
         """How the caller passes a cache that starkv shortens."""
-        return f"{self.argument}=starkv_compile.StarKVCache(model.config)"
+        configured = isinstance(getattr(self.model, "config", None), PreTrainedConfig)
+        config = "model.config" if configured else "PreTrainedConfig(num_hidden_layers=...)"
+        return f"{self.argument}=starkv_compile.StarKVCache({config})"
 
 
 Refusal = Callable[[PromptCall], str | None]
@@ -59,6 +62,12 @@ def other_cache(call: PromptCall) -> str | None:
             "the cache is a PagedAttentionCache of continuous batching, which starkv cannot "
             "shorten; call model.generate in place of generate_batch"
         )
+    if isinstance(cache, EncoderDecoderCache):
+        return (
+            f"the cache is an {kind}, and starkv does not shorten those of encoder-decoder models"
+        )
+    if not isinstance(cache, Cache):
+        return f"the cache is a {kind} and no Cache of transformers, so nobody counts its tokens"
     return (
         f"the cache is a {kind}, which starkv cannot shorten; use the default cache, or pass "
         f"{call.own_cache}"
@@ -98,6 +107,11 @@ def uneven_attention(call: PromptCall) -> str | None:
     if not call.uneven:
         return None
     form = attention_implementation(call.model)
+    if form == "own" or not call.takes_mask:
+        return (
+            "layers would store different numbers of tokens, and the model takes no attention_mask "
+            "that fits them all; use a policy with one budget for every layer"
+        )
     if form in ("sdpa", "eager"):
         return None
     return (

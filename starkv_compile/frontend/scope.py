@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from ..cache.cache import StarKVCache
 from ..passes.base import Cache
 from ..reporting import GraphReport, Report
 
@@ -30,7 +31,7 @@ class CompileScope:
 
     report: where graphs are reported; None: in `last_graphs`. cache, layers and unmarked: see
     `passes.base.Context`. held: the cache that the modules inside get. left_alone: whether the call
-    stays uncompressed, with all calls inside it.
+    stays uncompressed, with the calls inside it that it gives no other `StarKVCache`.
     """
 
     report: Report | None = None
@@ -44,7 +45,9 @@ class CompileScope:
         """Whether a call inside this one, of the model with this report, is prepared already."""
         if self.report is not report:
             return False
-        return self.left_alone or (cache is not None and cache is self.held)
+        if self.left_alone and not isinstance(cache, StarKVCache):
+            return True
+        return cache is not None and cache is self.held
 
     def file(self, graph: GraphReport) -> None:
         """Report a graph that was compiled in this scope."""

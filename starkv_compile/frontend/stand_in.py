@@ -29,30 +29,55 @@ def stand_in(module: torch.nn.Module, run: Function, compiler: Compiler) -> Call
     Returns:
         A function that undoes this, and does not keep the module alive.
     """
-    compiled = compiler(module._call_impl)
+    remove_forward(module)
+    kept, undone = weakref.ref(module), False
+    own = vars(module).get("forward")  # somebody's function around the module's own
+    whole, compiled = module._call_impl, functools.cache(compiler)
 
-    @functools.wraps(module._call_impl)
+    @functools.wraps(whole)
     @outside_graphs
     def call(*args: Any, **kwargs: Any) -> Any:
-        return run(compiled, args, kwargs)
+        if undone:  # a wrapper of `torch.compile` still holds this function
+            return whole(*args, **kwargs)
+        return run(compiled(whole), args, kwargs)
 
-    module._compiled_call_impl = call
-    if "forward" not in vars(module):  # else somebody put a function around it
-        module.forward = types.MethodType(_forward(module, run, compiler), module)
-    return undo_of(module)
-
-
-def undo_of(module: torch.nn.Module) -> Callable[[], None]:
-    """Returns a function that makes `module` run its own call and `forward` again."""
-    kept = weakref.ref(module)
+    @functools.wraps(type(module).forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():  # the module's own call is compiled, and arrives here
+            return (
+                type(self).forward(self, *args, **kwargs) if own is None else own(*args, **kwargs)
+            )
+        plain = types.MethodType(type(self).forward, self) if own is None else own
+        if self is not kept():
+            _warn_of_copy(self)
+        elif not undone:
+            return run(compiled(plain), args, kwargs)
+        return plain(*args, **kwargs)
 
     def undo() -> None:
-        module = kept()
-        if module is not None:
-            module._compiled_call_impl = None
-            _restore_forward(module)
+        nonlocal undone
+        undone, module = True, kept()
+        if module is None:
+            return
+        module._compiled_call_impl = None
+        remove_forward(module)
+        if own is not None and "forward" not in vars(module):
+            module.forward = own
 
+    _forwards.add(forward)
+    module._compiled_call_impl = call
+    module.forward = types.MethodType(forward, module)
     return undo
+
+
+def remove_forward(module: torch.nn.Module) -> None:
+    """Removes a `forward` that stands in, also one that was copied or unpickled with the module.
+
+    It stays if somebody put a function around it.
+    """
+    function = getattr(vars(module).get("forward"), "__func__", None)
+    if function is not None and (function in _forwards or function is type(module).forward):
+        del module.forward
 
 
 def outside_graphs(function: Function) -> Function:
@@ -70,35 +95,10 @@ def forwarding(method: Function) -> Function:
     return function
 
 
-def _forward(module: torch.nn.Module, run: Function, compiler: Compiler) -> Function:
-    """The `forward` of `module`, for code that calls it in place of the module."""
-    plain, kept = type(module).forward, weakref.ref(module)
-    compiled = functools.cache(compiler)
-
-    @functools.wraps(plain)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():  # the module's own call arrives here
-            return plain(self, *args, **kwargs)
-        if self is not kept():
-            _warn_of_copy(self)
-        if self._compiled_call_impl is None:  # undone, but somebody put a function around it
-            return plain(self, *args, **kwargs)
-        return run(compiled(types.MethodType(plain, self)), args, kwargs)
-
-    _forwards.add(forward)
-    return forward
-
-
-def _restore_forward(module: torch.nn.Module) -> None:
-    """Removes the `forward` that stands in, unless somebody put a function around it."""
-    if getattr(vars(module).get("forward"), "__func__", None) in _forwards:
-        del module.forward
-
-
 def _warn_of_copy(module: torch.nn.Module) -> None:
     """Says that a copy is not compiled. Its methods are those of the model that was copied."""
     for part in module.modules():
-        _restore_forward(part)
+        remove_forward(part)
     warnings.warn(
         f"starkv: this {type(module).__name__} is a copy of a compiled model, and is not compiled "
         "itself; call starkv_compile.compile on the copy",

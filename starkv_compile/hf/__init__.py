@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .cache_argument import cache_argument, own_cache_argument, pop_cache, with_cache
+from .cache_argument import cache_argument, pop_cache, with_cache
 from .checkpoints import check_folder, load_pretrained, read_config
 from .packed_rows import is_packed, known_as_unpacked
 
@@ -12,7 +12,6 @@ __all__ = [
     "is_packed",
     "known_as_unpacked",
     "load_pretrained",
-    "own_cache_argument",
     "pop_cache",
     "read_config",
     "with_cache",

@@ -6,7 +6,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 NAMES = ("past_key_values", "cache")
 
@@ -39,9 +39,17 @@ def cache_argument(function: Callable[..., Any]) -> CacheArgument | None:
 
 
 def _is_declared(function: Callable[..., Any], parameter: inspect.Parameter) -> bool:
+    from transformers import Cache, cache_utils
+
     if function.__module__.startswith(_LIBRARY):
         return True
-    return re.search(r"\w*Cache\b", str(parameter.annotation)) is not None
+    try:
+        annotation = get_type_hints(function).get(parameter.name)
+    except Exception:  # a name in an annotation that cannot be resolved
+        names = re.findall(r"\w*Cache\b", str(parameter.annotation))
+        return any(hasattr(cache_utils, name) for name in names)
+    kinds = get_args(annotation) or (annotation,)
+    return any(isinstance(kind, type) and issubclass(kind, Cache) for kind in kinds)
 
 
 @functools.cache
@@ -51,11 +59,6 @@ def library_argument() -> str:
 
     argument = cache_argument(GenerationMixin.prepare_inputs_for_generation)
     return NAMES[0] if argument is None else argument.name
-
-
-def own_cache_argument() -> str:
-    """Returns how a caller passes a `StarKVCache`, for error messages."""
-    return f"{library_argument()}=starkv_compile.StarKVCache(model.config)"
 
 
 def with_cache(cache: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import nn
+from torch.jit import ScriptModule
 
 from .cache_argument import CacheArgument, cache_argument, library_argument
 
@@ -39,6 +40,8 @@ def language_models(model: nn.Module) -> list[LanguageModel]:
     """
     owners: dict[nn.Module, list[CacheOwner]] = {}
     for module in model.modules():
+        if isinstance(module, ScriptModule):  # it has no `forward` of Python
+            continue
         argument = cache_argument(type(module).forward) or _by_keyword(module)
         decoder = None if argument is None else find_decoder(module)
         if argument is not None and decoder is not None:
@@ -53,13 +56,17 @@ def language_models(model: nn.Module) -> list[LanguageModel]:
 
 def find_decoder(module: nn.Module) -> nn.Module | None:
     """The module that `get_decoder()` leads to, over several modules; None without that method."""
-    found: nn.Module | None = None
+    found: list[nn.Module] = []
     while callable(find := getattr(module, "get_decoder", None)):
-        inner = find()
-        if not isinstance(inner, nn.Module) or inner is found:
+        try:
+            inner = find()
+        except Exception:  # of a model that has none
             break
-        found = module = inner
-    return found
+        if not isinstance(inner, nn.Module) or inner in found:
+            break
+        found.append(inner)
+        module = inner
+    return found[-1] if found else None
 
 
 def _by_keyword(module: nn.Module) -> CacheArgument | None:

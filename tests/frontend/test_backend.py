@@ -31,7 +31,7 @@ def test_plain_function(inner):
 
 
 def test_mode_goes_to_inductor_and_to_nothing_else():
-    with pytest.warns(UserWarning, match="left a compiled function uncompressed"):
+    with pytest.warns(UserWarning, match="left a compiled graph uncompressed"):
         out = torch.compile(attend, backend="starkv", mode="max-autotune-no-cudagraphs")(Q, K, V)
     torch.testing.assert_close(out, attend(Q, K, V))
     torch._dynamo.reset()
