@@ -67,22 +67,19 @@ def draw(chance: random.Random) -> Case:
     if chance.random() < 0.2 and not POLICIES[policy].uneven:
         options["decode_tokens"] = pick((1, 3, 8))
     return Case(
-        cache=pick(("library", "library", "library", "list", "tuple")),
-        declared=chance.random() < 0.8,
+        cache=pick((*["library"] * 6, "list", "tuple")),
+        declared=chance.random() < 0.85,
         attention=pick(("sdpa", "spelled", "masked_fill", "einsum", "in_place", "gqa")),
-        mask=pick(("none", "none", "cache", "seen")),
-        breaks=pick(("", "", "", "before", "between", "after", "end")),
+        mask=pick(("none", "none", "cache", "cache", "seen")),
+        breaks=pick((*[""] * 8, "before", "between", "after", "end")),
         layers=chance.randint(1, 3),
         groups=pick((1, 2, 4)),
         wrapper=pick(("", "", "module", "nested", "forward")),
         way=pick(("compile", "torch.compile", "model.compile", "function", "method", "compiled")),
-        given=pick(("none", "none", "bare", "configured", "starkv", "static")),
+        given=pick(("none", "none", "bare", "configured", "starkv")),
         options={**options, "inner": pick(("eager", "eager", "eager", "aot_eager"))},
         turns=tuple(chance.randint(2, 40) for _ in range(chance.randint(1, 3))),
-        steps=tuple(
-            pick(("", "", "fork", "crop", "copy", "recompile", "undo", "autocast"))
-            for _ in range(3)
-        ),
+        steps=tuple(pick(("", "", "fork", "crop", "copy", "recompile", "undo")) for _ in range(3)),
         rows=pick((1, 1, 2)),
     )
 
@@ -307,13 +304,12 @@ def given_cache(case: Case, config: Any) -> Any:
         "bare": DynamicCache,
         "configured": lambda: DynamicCache(config=config),
         "starkv": lambda: StarKVCache(config),
-        "static": lambda: None,
     }
     return kinds[case.given]()
 
 
 def run(case: Case, seed: int) -> str:
-    """The outcome: "compressed", "uncompressed", "refused: ...", or "WRONG: ..."."""
+    """What became of the case, in a few words; what is wrong begins with "WRONG"."""
     torch._dynamo.reset()
     torch.manual_seed(seed)
     module, model = build(case)
@@ -367,13 +363,12 @@ def _talk(case: Case, module: Any, model: Model, entry: Any, plain: Plain, said:
         elif step == "undo":
             starkv_compile.undo(module)
             entry = module
-    whole = budget == 1.0 or sum(case.turns[:1]) <= 2
-    first_undone = "undo" in case.steps[: len(case.turns)]
-    if not shortened and not whole and not said and not first_undone:
-        capacity = case.options.get("budget_tokens")
-        if capacity is None or capacity < case.turns[0]:
-            return "WRONG: uncompressed without a warning"
-    return "compressed" if shortened else "uncompressed"
+    if shortened:
+        return "compressed"
+    capacity = case.options.get("budget_tokens") or max(2, budget * case.turns[0])
+    if not said and budget != 1.0 and capacity < case.turns[0]:
+        return "WRONG: uncompressed without a warning"
+    return "uncompressed, with a warning" if said else "nothing to drop"
 
 
 def main() -> int:

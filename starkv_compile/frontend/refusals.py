@@ -74,6 +74,15 @@ def other_cache(call: PromptCall) -> str | None:
     )
 
 
+def cross_attention(call: PromptCall) -> str | None:
+    if call.named.get("encoder_hidden_states") is None:
+        return None
+    return (
+        "the model attends to an encoder as well (encoder_hidden_states), and starkv does not "
+        "shorten the caches of such models"
+    )
+
+
 def without_cache(call: PromptCall) -> str | None:
     default = getattr(getattr(call.model, "config", None), "use_cache", True)
     if call.named.get("use_cache", default) is not False:
@@ -163,6 +172,7 @@ def drafted_prompt(call: PromptCall) -> str | None:
 REFUSALS: tuple[Refusal, ...] = (
     in_training,
     other_cache,  # first of those that look at the cache; some bring use_cache=False with them
+    cross_attention,
     without_cache,
     packed_rows,
     uneven_padding,

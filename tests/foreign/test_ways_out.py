@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from transformers import (
+    Cache,
     DynamicCache,
     LlamaConfig,
     LlamaForCausalLM,
@@ -18,7 +19,7 @@ from transformers import (
 import starkv_compile
 from starkv_compile import OptionError, StarKVCache
 from starkv_compile.frontend.refusals import REFUSALS
-from tests.foreign.core import LAYERS, PROMPT, filled, oracle, places_of
+from tests.foreign.core import LAYERS, PROMPT, WIDTH, filled, oracle, places_of
 from tests.foreign.styles import LLAMA, STYLES, LibraryCache, MaskFromCache, OwnListByCaller
 
 OPTIONS = {"budget": 0.3, "inner": "eager"}
@@ -48,6 +49,18 @@ def in_training():
     model = starkv_compile.compile(llama().train(), **OPTIONS)
     yield model, {}
     yield model.eval(), {}
+
+
+def cross_attention():
+    class Crossed(LibraryCache):
+        def forward(
+            self, input_ids, past_key_values: Cache | None = None, encoder_hidden_states=None
+        ):
+            return super().forward(input_ids, past_key_values)
+
+    model = starkv_compile.compile(filled(Crossed(CONFIG)), **OPTIONS)
+    yield model, {"encoder_hidden_states": torch.ones(1, 2, WIDTH)}
+    yield model, {}
 
 
 def without_cache():

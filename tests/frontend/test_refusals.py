@@ -40,6 +40,7 @@ CASES = {
         call(StaticCache(CONFIG.get_text_config(), max_cache_len=9)),
         "the cache is a StaticCache, which starkv cannot shorten",
     ),
+    "cross_attention": (call(encoder_hidden_states=torch.ones(1, 2, 3)), "attends to an encoder"),
     "without_cache": (call(use_cache=False), "there is no cache to compress"),
     "packed_rows": (call(position_ids=torch.arange(8)[None] % 4), "packed into one row"),
     "uneven_padding": (call(uneven=True, attention_mask=PLAIN - 1), "and of padding"),
@@ -79,6 +80,7 @@ def test_the_first_reason_wins():
         "of": model(training=True, form="flash", layers=0),
         "declared": False,
         "cache": StaticCache(CONFIG.get_text_config(), max_cache_len=9),
+        "encoder_hidden_states": torch.ones(1, 2, 3),
         "use_cache": False,
         "position_ids": torch.arange(8)[None] % 4,
         "logits_to_keep": 4,
@@ -86,6 +88,7 @@ def test_the_first_reason_wins():
     remedies = [
         {"of": model(form="flash", layers=0)},
         {"cache": None},
+        {"encoder_hidden_states": None},
         {"use_cache": True},
         {"position_ids": None, "attention_mask": PLAIN - 1},
         {"attention_mask": PLAIN},
