@@ -77,6 +77,7 @@ def test_agent_loop_on_the_shipped_agent(capsys):
     check_agent_output(capsys.readouterr().out, steps=3)
 
 
+@pytest.mark.slow
 def test_agent_loop_on_an_untrained_agent(monkeypatch, capsys):
     """The loop itself, whatever the replies: it needs no checkpoint."""
     from starkv_lab.agent import architecture

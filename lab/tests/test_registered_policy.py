@@ -25,6 +25,7 @@ def value_norm(monkeypatch):
     registry._registered.cache_clear()
 
 
+@pytest.mark.slow
 def test_the_inspector_ranks_by_it(value_norm):
     config = InspectOptions(policy="value_norm").config()
     assert config.policy == value_norm()

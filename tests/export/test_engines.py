@@ -49,6 +49,7 @@ def test_an_agent_on_engines_answers_as_the_compiled_model(exported, folder, ten
     assert_same_cache(mine.past_key_values, theirs.past_key_values, exported.layers)
 
 
+@pytest.mark.slow
 def test_steps_of_a_session_on_engines(exports, tmp_path, tensorrt):
     """In buffers, which each engine writes in place."""
     exported = exports("static")
@@ -121,6 +122,7 @@ def test_what_is_missing_is_said_with_the_lines_to_run_elsewhere(
     assert {file.name for file in out.iterdir()} == {file.name for file in folder.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["topk", "static"])
 def test_what_trtexec_cannot_build_is_said_of_a_static_cache(form, exports, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)

@@ -24,6 +24,7 @@ same_version = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", KINDS, ids=KINDS.get)
 def test_a_family_of_each_kind(family):
     row = probe_export(family)

@@ -67,6 +67,7 @@ def test_a_session_stays_under_it(room):
         ids = torch.cat([out.sequences, torch.arange(20, 20 + words)[None]], 1)
 
 
+@pytest.mark.slow
 def test_latents_count_as_what_they_are():
     """Multi-head latent attention stores latents, whose keys and values differ in width."""
     model = tiny_family("deepseek_v3")

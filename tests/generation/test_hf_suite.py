@@ -71,6 +71,7 @@ def _plain():
         return dict(outputs(prepare))
 
 
+@pytest.mark.slow
 def test_at_budget_one_every_call_is_compiled_and_bit_identical(tmp_path, plain):
     saved, summary = injected(tmp_path, 1.0)
     assert (summary["compressed"], summary["left_whole"]) == (0, {})
@@ -82,6 +83,7 @@ def test_at_budget_one_every_call_is_compiled_and_bit_identical(tmp_path, plain)
         assert saved[name]["cache"] == type(expected.past_key_values).__name__
 
 
+@pytest.mark.slow
 def test_at_half_shapes_format_and_end_hold(tmp_path, plain):
     saved, summary = injected(tmp_path, 0.5)
     whole = ("prompt lookup", "static cache")

@@ -272,6 +272,7 @@ def test_a_screenshot_in_tiles_is_one_of_the_history(agent):
     assert layer.retired == int(visual.sum()), "all tiles of the first, and nothing else"
 
 
+@pytest.mark.slow
 def test_a_screenshot_cut_by_chunks_of_the_prompt_is_one_of_the_history(agent):
     model, processor = agent
     starkv_compile.compile(model, budget_tokens=150, inner="eager")

@@ -52,12 +52,14 @@ def test_a_token_at_a_time_is_the_same(bench, monkeypatch):
     torch.testing.assert_close(one_by_one, at_once, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_layers_of_different_lengths(bench):
     cells = [bench.measure(VARIANTS[name], 0.25) for name in ("pyramidkv", "snapkv")]
     assert abs(cells[0].nbytes / cells[1].nbytes - 1) < 0.05
     assert 0.2 < cells[0].right.mean() < 0.97
 
 
+@pytest.mark.slow
 def test_right_is_what_greedy_decoding_says(bench):
     """Judged in one pass over the right answer; `generate` token by token must agree."""
     config = StarKVConfig.paper(budget=0.15, inner="eager")

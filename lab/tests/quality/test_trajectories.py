@@ -43,6 +43,7 @@ def test_parts_of_a_trajectory():
     assert slices["last 5 steps"].tolist() == [[0, 1, 1, 1, 1, 1]] * 2
 
 
+@pytest.mark.slow
 def test_a_policy_on_the_shipped_agent(bench):
     full = bench.measure(FULL, 1.0)
     assert full.same.all()

@@ -53,6 +53,7 @@ def test_the_shipped_agent_is_right():
     assert sum(r for r, _ in of_five) / sum(n for _, n in of_five) > 0.8
 
 
+@pytest.mark.slow
 def test_sessions_are_scored_by_kind_and_leave_the_model_as_it_was():
     model, processor = load_agent()
     config = StarKVConfig(budget=1.0, inner="eager")
