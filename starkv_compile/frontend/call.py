@@ -55,7 +55,8 @@ class Prepared(NamedTuple):
     """A call that is ready to run.
 
     cache: what `Attachment.finish` needs, or None. held: the cache that the call runs with.
-    left_alone: whether the call stays uncompressed. seen: tokens that `cache` has seen before it.
+    left_alone: whether the call stays uncompressed; why: the reason. seen: tokens that `cache` has
+    seen before the call.
     """
 
     args: Any
@@ -63,6 +64,7 @@ class Prepared(NamedTuple):
     cache: StarKVCache | None = None
     held: Any = None
     left_alone: bool = False
+    why: str = ""
     seen: int = 0
 
 
@@ -199,7 +201,7 @@ class Attachment:
             self.refuse(reason)
             if refusal is not drafted_prompt:
                 _append(model, named)
-                return Prepared(args, kwargs, held=given, left_alone=True)
+                return Prepared(args, kwargs, held=given, left_alone=True, why=reason)
         by_caller = isinstance(given, StarKVCache)
         cache = ready_cache(getattr(model, "config", None), given)
         assert cache is not None, "every other kind of cache was refused"
@@ -291,7 +293,7 @@ def _other_layers(cache: Any) -> str:
 def _why_unmarked(call: Prepared) -> str:
     """Why an attention of this call reads keys and values that no marker stores."""
     if call.left_alone:
-        return "the call stays uncompressed as a whole, for the reason that was given"
+        return call.why
     kinds = _other_layers(call.held)
     if kinds:
         return f"its keys and values are stored in a {kinds}, which stays as it is"

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 from starkv_compile import UnsupportedModel
 from tests.foreign.core import LAYERS, PROMPT, REPLY, Core, oracle, places_of
-from tests.foreign.outcomes import COMPRESSED, OUTCOMES, UNCOMPRESSED, table
+from tests.foreign.outcomes import OUTCOMES, REFUSED, UNCOMPRESSED, table
 from tests.foreign.styles import STYLES
 from tests.foreign.ways import WAYS, enter
 from tests.support.crossing import slow
@@ -79,30 +79,22 @@ def library_oracle(model, stored):
 @pytest.mark.parametrize(("style", "way"), PARAMETERS)
 def test_compressed_and_right_or_left_with_a_warning(style, way):
     expected = OUTCOMES[style][way]
-    plain, _, _ = talked(style, way, "eager")
-    if expected not in (COMPRESSED, UNCOMPRESSED):
+    if expected == REFUSED:
         with pytest.raises(UnsupportedModel, match="holds no language model"):
             talked(style, way, "starkv", budget=0.3, inner="eager")
         return
+    plain, _, _ = talked(style, way, "eager")
+    whole, _, said = talked(style, way, "starkv", budget=1.0, inner="eager")
+    assert_same(whole, plain)
+    assert not said
     talk, _, said = talked(style, way, "starkv", budget=0.3, inner="eager")
-    stored = [key.shape[2] for key, _ in talk.stored]
-    if expected == COMPRESSED:
-        assert stored == [KEPT] * LAYERS
+    if expected == UNCOMPRESSED:
+        assert_same(talk, plain)
+        assert len(set(said)) == 1
+    else:
+        assert [key.shape[2] for key, _ in talk.stored] == [KEPT] * LAYERS
         assert not said
         assert_as_cut_by_hand(talk, STYLES[style].make())
-    else:
-        assert len(set(said)) == 1
-        assert_same(talk, plain)
-
-
-@pytest.mark.parametrize(("style", "way"), [slow(*pair) for pair in PAIRS])
-def test_budget_one_is_the_plain_backend_to_the_bit(style, way):
-    if OUTCOMES[style][way] not in (COMPRESSED, UNCOMPRESSED):
-        return
-    plain, _, _ = talked(style, way, "eager")
-    talk, _, said = talked(style, way, "starkv", budget=1.0, inner="eager")
-    assert_same(talk, plain)
-    assert not said
 
 
 def test_the_page_shows_these_outcomes_and_its_model_is_compressed(capsys):
