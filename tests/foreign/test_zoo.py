@@ -5,6 +5,7 @@ uncompressed, to the bit, with a warning.
 """
 
 import ast
+import functools
 import warnings
 
 import pytest
@@ -26,16 +27,22 @@ USUAL += [("Cache of transformers", way) for way in OUTCOMES["Cache of transform
 PARAMETERS = [pair if pair in USUAL else slow(*pair) for pair in PAIRS]
 
 
-def talked(name, way, backend, **options):
-    """The talk with a model of the style, the model, and the texts of starkv's warnings."""
+def talked(name, way, budget):
+    """The talk with a compiled model of the style, and the texts of starkv's warnings."""
     torch._dynamo.reset()
     style = STYLES[name]
     model = style.make()
     with warnings.catch_warnings(record=True) as caught, torch.no_grad():
         warnings.simplefilter("always")
-        talk = style.talk(enter(way, model, style, backend, **options), model)
-    said = [str(warning.message) for warning in caught if "starkv" in str(warning.message)]
-    return talk, model, said
+        talk = style.talk(enter(way, model, style, budget=budget, inner="eager"), model)
+    return talk, [str(warning.message) for warning in caught if "starkv" in str(warning.message)]
+
+
+@functools.cache
+def uncompiled(name):
+    model = STYLES[name].make()
+    with torch.no_grad():
+        return STYLES[name].talk(model, model)
 
 
 def assert_same(talk, other):
@@ -81,15 +88,14 @@ def test_compressed_and_right_or_left_with_a_warning(style, way):
     expected = OUTCOMES[style][way]
     if expected == REFUSED:
         with pytest.raises(UnsupportedModel, match="holds no language model"):
-            talked(style, way, "starkv", budget=0.3, inner="eager")
+            talked(style, way, 0.3)
         return
-    plain, _, _ = talked(style, way, "eager")
-    whole, _, said = talked(style, way, "starkv", budget=1.0, inner="eager")
-    assert_same(whole, plain)
+    whole, said = talked(style, way, 1.0)
+    assert_same(whole, uncompiled(style))
     assert not said
-    talk, _, said = talked(style, way, "starkv", budget=0.3, inner="eager")
+    talk, said = talked(style, way, 0.3)
     if expected == UNCOMPRESSED:
-        assert_same(talk, plain)
+        assert_same(talk, uncompiled(style))
         assert len(set(said)) == 1
     else:
         assert [key.shape[2] for key, _ in talk.stored] == [KEPT] * LAYERS

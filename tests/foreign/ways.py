@@ -37,10 +37,7 @@ def _blocks(model, style, **how):
     return model
 
 
-def _compile(model, style, backend, options=None):
-    """`starkv_compile.compile`, or what the plain backend has in its place."""
-    if backend != "starkv":
-        return _torch_compile(model, style, backend=backend)
+def _compile(model, style, backend, options):
     return starkv_compile.compile(model, **options)
 
 
@@ -54,9 +51,6 @@ WAYS = {
 }
 
 
-def enter(way, model, style, backend="starkv", **options):
-    """Compiles the model of a style. Returns what its users go on with."""
-    how = {"backend": backend}
-    if options:
-        how["options"] = options
-    return WAYS[way](model, style, **how)
+def enter(way, model, style, **options):
+    """Compiles the model of a style with starkv. Returns what its users go on with."""
+    return WAYS[way](model, style, backend="starkv", options=options)
