@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import starkv_compile
 from starkv_compile import CacheError, StarKVCache, StarKVError
 from starkv_compile.policies import POLICIES
-from tests.foreign.core import filled
+from tests.foreign.core import filled, rotate
 
 VOCABULARY, WIDTH, HEADS, DIM = 50, 32, 4, 8
 
@@ -95,14 +95,7 @@ class Block(nn.Module):
         x = F.layer_norm(x, (WIDTH,))
         parts = (self.q(x), self.k(x), self.v(x))
         q, k, v = (part.unflatten(-1, (-1, DIM)).transpose(1, 2) for part in parts)
-        return [_turned(q, positions), _turned(k, positions), v]
-
-
-def _turned(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    angles = positions[..., None] * 1e4 ** (-torch.arange(0, DIM, 2) / DIM)
-    even, odd = x[..., 0::2], x[..., 1::2]
-    cos, sin = angles.cos(), angles.sin()
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
+        return [rotate(q, positions), rotate(k, positions), v]
 
 
 def attend(kind: str, q: Any, k: Any, v: Any, mask: Any) -> torch.Tensor:

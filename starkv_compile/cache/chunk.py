@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import CacheError
-from ..vision.describe import Seen, describe
+from ..vision.describe import Seen, describe, tokens_of
 from ..vision.layout import VisionLayout
 from .open_frame import open_chunk
 
@@ -107,9 +107,8 @@ def describe_chunk(cache: StarKVCache, model: Any, named: Mapping[str, Any]) -> 
 
 def _is_square(named: Mapping[str, Any]) -> bool:
     """Whether the mask of one prompt is [S, S], which says more than what is padding."""
-    mask, tokens = named.get("attention_mask"), named.get("input_ids")
-    tokens = named.get("inputs_embeds") if tokens is None else tokens
-    if not isinstance(mask, torch.Tensor) or tokens is None or tokens.dim() < 2:
+    mask, tokens = named.get("attention_mask"), tokens_of(named)
+    if not isinstance(mask, torch.Tensor) or tokens is None:
         return False
     return len(tokens) == 1 and len(mask) > 1 and len(mask) == mask.shape[-1]
 

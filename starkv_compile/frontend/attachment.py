@@ -14,7 +14,7 @@ import torch
 from ..config import StarKVConfig
 from ..errors import OptionError
 from ..hf.cache_argument import cache_argument
-from ..hf.language_models import LanguageModel, language_models
+from ..hf.language_models import LanguageModel, language_models, only_encodes
 from ..vision.image_shapes import note_shapes
 from .call import Attachment
 from .inner import check_inner
@@ -83,7 +83,6 @@ def _run(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
 
 def _compile_inside(decoder: torch.nn.Module, attachment: Attachment, compiler: Compiler) -> None:
     """Makes a decoder that takes no cache run compiled within calls of its owners only."""
-
     kept = weakref.ref(decoder)
 
     def run(compiled: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -95,7 +94,7 @@ def _compile_inside(decoder: torch.nn.Module, attachment: Attachment, compiler: 
 
 def _warn_of_plain(module: torch.nn.Module, attachment: Attachment) -> None:
     kind = type(module).__name__
-    if getattr(getattr(module, "config", None), "is_decoder", True) is False:
+    if only_encodes(module):
         reason = f"{kind} is an encoder by its configuration (is_decoder=False): it caches nothing"
     elif cache_argument(type(module).forward) is None:
         reason = (

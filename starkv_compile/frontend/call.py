@@ -25,6 +25,7 @@ from ..errors import CacheError, OptionError
 from ..hf.attention import attention_implementation, counts_in_tensors
 from ..hf.packed_rows import known_as_unpacked
 from ..reporting import LayerStats, Report
+from ..vision.describe import tokens_of
 from .owner import OwnerCalls
 from .refusals import PromptCall, drafted_prompt, first_refusal
 from .scope import CompileScope, current_scope, entered
@@ -45,7 +46,6 @@ SETTINGS = {
 
 MASKED_FORMS = ("sdpa", "eager", "flex_attention")
 """The library's attention functions that read a mask over all keys."""
-
 
 NO_CACHE = "no module that takes a Hugging Face cache calls it, so nobody counts its tokens"
 """Why an attention stays as it is in a module without a language model."""
@@ -174,11 +174,7 @@ class Attachment:
             return Prepared(args, kwargs, left_alone=True)
         named = owner.named(args, kwargs)
         given = named["past_key_values"]
-        tokens = named.get("input_ids")
-        tokens = named.get("inputs_embeds") if tokens is None else tokens
-        if tokens is not None and tokens.dim() < 2:
-            # A model of one's own: what its tokens show is unknown.
-            tokens = named["input_ids"] = named["inputs_embeds"] = None
+        tokens = tokens_of(named)
         if self.config.is_uneven and tokens is not None and getattr(given, "is_uneven", False):
             mask = _mask_for_one(model, tokens)
             return Prepared(*owner.replacing("attention_mask", mask, args, kwargs), held=given)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..hf.cache_argument import NAMES
+from ..hf.cache_argument import NAMES, pop_cache
 from ..hf.language_models import CacheOwner
 
 
@@ -28,6 +28,9 @@ class OwnerCalls:
         self._signature = inspect.signature(type(owner.module).forward)
         kinds = {p.kind: p.name for p in self._signature.parameters.values()}
         self._rest = kinds.get(inspect.Parameter.VAR_KEYWORD, "")
+        # The library takes its cache under its other name too, unless that is another argument.
+        other = [n for n in NAMES if n != self.name and not self.takes(n)]
+        self._names = [self.name, *other]
 
     @property
     def module(self) -> torch.nn.Module | None:
@@ -35,7 +38,7 @@ class OwnerCalls:
 
     def cache_in(self, args: Any, kwargs: Any) -> Any:
         """The cache of a call, or None."""
-        given = self._pop_cache(dict(kwargs))
+        given = pop_cache(dict(kwargs), self._names)
         if given is None and self._place is not None and self._place < len(args):
             return args[self._place]
         return given
@@ -45,19 +48,13 @@ class OwnerCalls:
         bound = self._signature.bind_partial(self.module, *args, **kwargs).arguments
         rest = bound.pop(self._rest, {})
         named = {**{name: value for name, value in bound.items() if name != "self"}, **rest}
-        given = self._pop_cache(named)
+        given = pop_cache(named, self._names)
         return {**named, "past_key_values": given}
-
-    def _pop_cache(self, named: dict[str, Any]) -> Any:
-        """Removes the cache under the module's name for it, or under the library's other one."""
-        other = next(name for name in NAMES if name != self.name)
-        names = [self.name] if other in self._signature.parameters else [self.name, other]
-        return next((c for c in [named.pop(n, None) for n in names] if c is not None), None)
 
     def handing(self, cache: Any, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """The arguments of a call without a cache, with `cache` among them."""
         kwargs = dict(kwargs)
-        self._pop_cache(kwargs)
+        pop_cache(kwargs, self._names)
         return self.replacing(self.name, cache, args, kwargs)
 
     def takes(self, name: str) -> bool:

@@ -58,8 +58,8 @@ class CompileScope:
             del last_graphs[:-100]
 
 
-_NO_CALL = CompileScope()
-_current: ContextVar[CompileScope] = ContextVar("starkv_scope", default=_NO_CALL)
+_OUTSIDE = CompileScope()
+_current: ContextVar[CompileScope] = ContextVar("starkv_scope", default=_OUTSIDE)
 
 
 def current_scope() -> CompileScope:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 NAMES = ("past_key_values", "cache")
@@ -66,6 +66,6 @@ def with_cache(cache: Any) -> dict[str, Any]:
     return {library_argument(): cache}
 
 
-def pop_cache(named: dict[str, Any]) -> Any:
-    """Removes the cache from keyword arguments, under either name. Returns it, or None."""
-    return next((c for c in [named.pop(name, None) for name in NAMES] if c is not None), None)
+def pop_cache(named: dict[str, Any], names: Sequence[str] = NAMES) -> Any:
+    """Removes the cache from keyword arguments, under each of `names`. Returns it, or None."""
+    return next((c for c in [named.pop(name, None) for name in names] if c is not None), None)

@@ -40,7 +40,8 @@ def language_models(model: nn.Module) -> list[LanguageModel]:
     """
     owners: dict[nn.Module, list[CacheOwner]] = {}
     for module in model.modules():
-        if isinstance(module, ScriptModule):  # it has no `forward` of Python
+        # Most modules end here, before their signature is read. One of TorchScript has none.
+        if isinstance(module, ScriptModule) or not hasattr(module, "get_decoder"):
             continue
         argument = cache_argument(type(module).forward) or _by_keyword(module)
         decoder = None if argument is None else find_decoder(module)
@@ -86,6 +87,10 @@ def _decodes(owners: list[nn.Module]) -> bool:
     """
     from transformers import GenerationMixin
 
-    if any(isinstance(owner, GenerationMixin) for owner in owners):
-        return True
-    return getattr(getattr(owners[-1], "config", None), "is_decoder", True) is not False
+    generates = any(isinstance(owner, GenerationMixin) for owner in owners)
+    return generates or not only_encodes(owners[-1])
+
+
+def only_encodes(module: nn.Module) -> bool:
+    """Whether the configuration of a module says that it decodes nothing."""
+    return getattr(getattr(module, "config", None), "is_decoder", True) is False

@@ -232,7 +232,6 @@ SPLIT = (
 )
 REPEAT = (torch.repeat_interleave, "repeat_interleave", aten.repeat_interleave.self_int)
 TANH = (torch.tanh, "tanh", aten.tanh.default)
-NEGATE = (operator.neg, torch.neg, "neg", "__neg__", aten.neg.default)
 LOG_SUM_EXP = (torch.logsumexp, "logsumexp", aten.logsumexp.default, torch.logaddexp)
 CAT = (torch.cat, torch.concat, aten.cat.default)
 MASKED_SCATTER = ("masked_scatter", torch.masked_scatter, aten.masked_scatter.default)

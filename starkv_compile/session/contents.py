@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..cache.checks import expect, is_count, is_integers
+from ..vision.describe import image_token_ids
 from .turn import without_pictures
 
 _NAMES = (
@@ -116,9 +117,7 @@ def has_heads_of(config: Any, layers: Sequence[Any]) -> bool:
 def _largest_token(config: Any) -> int:
     """Image tokens may lie beyond the vocabulary."""
     text = config.get_text_config(decoder=True)
-    names = ("image_token_id", "image_token_index", "video_token_id")
-    known = [getattr(config, name, None) for name in names]
-    return max([text.vocab_size - 1, *(token for token in known if isinstance(token, int))])
+    return max([text.vocab_size - 1, *image_token_ids(config)])
 
 
 def _check_history(frames: Any, starts: Any, length: int) -> None:

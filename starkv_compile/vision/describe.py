@@ -47,6 +47,23 @@ def _joined(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tenso
     return torch.cat([one, other], dim=-1)
 
 
+def tokens_of(named: Mapping[str, Any]) -> torch.Tensor | None:
+    """The tokens of a call: ids [B, S], else embeddings [B, S, E].
+
+    None: there are none, or they have no batch, as in a model of one's own.
+    """
+    ids = named.get("input_ids")
+    tokens = named.get("inputs_embeds") if ids is None else ids
+    return None if tokens is None or tokens.dim() < 2 else tokens
+
+
+def image_token_ids(config: Any) -> list[int]:
+    """The ids that stand for images and videos, under every name that a configuration has."""
+    names = ("image_token_id", "image_token_index", "video_token_id")
+    known = [getattr(config, name, None) for name in names]
+    return [token for token in known if isinstance(token, int)]
+
+
 def describe(seen: Seen, named: Mapping[str, Any]) -> Described | None:
     """Returns frame (from 0), row and column [B, S] of tokens, and where they come from.
 
@@ -75,13 +92,10 @@ def describe(seen: Seen, named: Mapping[str, Any]) -> Described | None:
 
 def _image_tokens(config: Any, named: Mapping[str, Any]) -> torch.Tensor | None:
     """[B, S] bool, or None where neither token ids nor token types are given."""
-    ids, types = named.get("input_ids"), named.get("mm_token_type_ids")
-    if ids is None:
-        embeds = named.get("inputs_embeds")
-        if types is None or embeds is None or types.shape[1] != embeds.shape[1]:
-            return None
-        return types > 0
-    names = ("image_token_id", "image_token_index", "video_token_id")
-    known = [getattr(config, name, None) for name in names]
-    markers = torch.tensor([t for t in known if isinstance(t, int)], device=ids.device)
-    return torch.isin(ids, markers.to(ids.dtype))
+    tokens, types = tokens_of(named), named.get("mm_token_type_ids")
+    if tokens is None:
+        return None
+    if named.get("input_ids") is None:
+        return types > 0 if types is not None and types.shape[1] == tokens.shape[1] else None
+    markers = torch.tensor(image_token_ids(config), device=tokens.device)
+    return torch.isin(tokens, markers.to(tokens.dtype))

@@ -15,7 +15,8 @@ REPLY = 6
 
 def rotate(x, positions):
     """Rotary positions of [B, H, S, D], or of [B, S, H, D] with positions [S, 1]."""
-    rates = 1e4 ** (-torch.arange(0, DIM, 2) / DIM)
+    dim = x.shape[-1]
+    rates = 1e4 ** (-torch.arange(0, dim, 2) / dim)
     angles = positions[..., None] * rates
     cos, sin = angles.cos(), angles.sin()
     even, odd = x[..., 0::2], x[..., 1::2]

@@ -209,6 +209,7 @@ class RemoteTuples(PreTrainedModel, Core):
 
 
 def _with_list(core, ids, cache, positions):
+    """Written apart from `core.step`: what is tested shares no code with the oracle."""
     x, longer = core.embed(ids), []
     for i, layer in enumerate(core.layers):
         q, k, v = layer.rotated(x, positions)
