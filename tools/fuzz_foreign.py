@@ -36,6 +36,7 @@ from starkv_compile.policies import POLICIES
 from tests.foreign.core import filled, rotate
 
 VOCABULARY, WIDTH, HEADS, DIM = 50, 32, 4, 8
+STEPS = ("", "", "fork", "crop", "copy", "recompile", "undo", "state", "interrupt", "rows")
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,10 @@ class Case:
     declared: bool
     attention: str
     mask: str
+    reads: str  # what it reads of a layer's keys
     breaks: str  # where Dynamo's graph breaks
     layers: int
+    odd: bool  # whether the last layer's attention is one that nobody knows
     groups: int
     wrapper: str
     way: str
@@ -70,16 +73,18 @@ def draw(chance: random.Random) -> Case:
         cache=pick((*["library"] * 6, "list", "tuple")),
         declared=chance.random() < 0.85,
         attention=pick(("sdpa", "spelled", "masked_fill", "einsum", "in_place", "gqa")),
-        mask=pick(("none", "none", "cache", "cache", "seen")),
+        mask=pick(("none", "none", "cache", "cache", "seen", "later", "later, cut")),
+        reads=pick((*[""] * 6, "before", "after", "position")),
         breaks=pick((*[""] * 8, "before", "between", "after", "end")),
         layers=chance.randint(1, 3),
+        odd=chance.random() < 0.1,
         groups=pick((1, 2, 4)),
         wrapper=pick(("", "", "module", "nested", "forward")),
         way=pick(("compile", "torch.compile", "model.compile", "function", "method", "compiled")),
         given=pick(("none", "none", "bare", "configured", "starkv")),
         options={**options, "inner": pick(("eager", "eager", "eager", "aot_eager"))},
         turns=tuple(chance.randint(2, 40) for _ in range(chance.randint(1, 3))),
-        steps=tuple(pick(("", "", "fork", "crop", "copy", "recompile", "undo")) for _ in range(3)),
+        steps=tuple(pick(STEPS) for _ in range(3)),
         rows=pick((1, 1, 2)),
     )
 
@@ -117,6 +122,8 @@ def attend(kind: str, q: Any, k: Any, v: Any, mask: Any) -> torch.Tensor:
         logits = logits.masked_fill(~mask, float("-inf"))
         return torch.einsum("bhsl,bhld->bhsd", logits.softmax(-1), v)
     logits = q @ k.transpose(2, 3) * DIM**-0.5
+    if kind == "odd":
+        return logits.masked_fill(~mask, float("-inf")).softmax(-1).sqrt() @ v
     if kind == "spelled":
         logits = logits + torch.zeros(mask.shape).masked_fill(~mask, -1e9)
     elif kind == "masked_fill":
@@ -126,7 +133,12 @@ def attend(kind: str, q: Any, k: Any, v: Any, mask: Any) -> torch.Tensor:
     return logits.softmax(-1) @ v
 
 
+class Interrupted(Exception):
+    """A call that stops before a layer."""
+
+
 class Model(PreTrainedModel):
+    fails_at: int | None = None
     config_class = PreTrainedConfig
 
     def __init__(self, case: Case) -> None:
@@ -142,9 +154,11 @@ class Model(PreTrainedModel):
     def _mask(self, cache: Any, seen: int, n: int) -> Any:
         if self.case.mask == "none":
             return None if seen == 0 or n == 1 else self._of_cache(cache, seen, n)
-        if self.case.mask == "seen":
-            return torch.ones(n, seen + n, dtype=torch.bool).tril(seen)
-        return self._of_cache(cache, seen, n)
+        if self.case.mask.startswith("later") and (seen == 0 or n == 1):
+            return None
+        if self.case.mask == "cache":
+            return self._of_cache(cache, seen, n)
+        return torch.ones(n, seen + n, dtype=torch.bool).tril(seen)
 
     def _of_cache(self, cache: Any, seen: int, n: int) -> torch.Tensor:
         if not isinstance(cache, Cache):
@@ -156,7 +170,9 @@ class Model(PreTrainedModel):
         breaks, n, new = self.case.breaks, ids.shape[1], []
         library, seen = isinstance(cache, Cache), 0
         if library:
-            seen = cache.get_seq_length()
+            by_keys = self.case.reads == "position" and cache.layers
+            keys = cache.layers[0].keys if by_keys else None
+            seen = cache.get_seq_length() if keys is None else keys.shape[-2]
         elif cache is not None:
             seen = cache[0][0].shape[2]
         mask, x = self._mask(cache, seen, n), self.embed(ids)
@@ -164,13 +180,21 @@ class Model(PreTrainedModel):
             q, k, v = layer.qkv(x, torch.arange(seen, seen + n))
             if breaks == "before":
                 torch._dynamo.graph_break()
+            if self.fails_at == i:
+                raise Interrupted
             if library:
+                if self.case.reads == "before" and len(cache.layers) > i:
+                    x = x + (0 if cache.layers[i].keys is None else cache.layers[i].keys.sum() * 0)
                 k, v = cache.update(k, v, i)
+                if self.case.reads == "after":
+                    k, v = cache.layers[i].keys, cache.layers[i].values
             elif cache is not None:
                 k, v = torch.cat([cache[i][0], k], 2), torch.cat([cache[i][1], v], 2)
             if breaks == "between":
                 torch._dynamo.graph_break()
-            y = attend(self.case.attention, q, k, v, mask)
+            cut = mask is not None and self.case.mask == "later, cut"
+            kind = "odd" if self.case.odd and i == self.case.layers - 1 else self.case.attention
+            y = attend(kind, q, k, v, mask[..., : k.shape[2]] if cut else mask)
             if breaks == "after":
                 torch._dynamo.graph_break()
             x = x + layer.o(y.transpose(1, 2).flatten(2))
@@ -279,11 +303,15 @@ class Plain:
                 visible &= there[:, :, None]
             visible = visible.repeat_interleave(HEADS // k.shape[1], 1)
             keys, values = (t.repeat_interleave(HEADS // t.shape[1], 1) for t in (k, v))
-            y = F.scaled_dot_product_attention(q, keys, values, attn_mask=visible)
+            odd = model.case.odd and i == model.case.layers - 1
+            y = attend("odd" if odd else "sdpa", q, keys, values, visible)
             x = x + layer.o(y.transpose(1, 2).flatten(2))
             new.append((k, v))
         self.past = new
         return model.head(x)
+
+    def select(self, rows: torch.Tensor) -> None:
+        self.past = [(k[rows], v[rows]) for k, v in self.past]
 
     def crop(self, tokens: int) -> None:
         self.past = [(k[:, :, :-tokens], v[:, :, :-tokens]) for k, v in self.past]
@@ -348,6 +376,15 @@ def _talk(case: Case, module: Any, model: Model, entry: Any, plain: Plain, said:
             except CacheError:
                 continue
             plain.crop(2)
+        elif step == "state" and isinstance(cache, StarKVCache):
+            state, cache = cache.state_dict(), StarKVCache(model.config)
+            cache.load_state_dict(state)
+        elif step == "rows" and isinstance(cache, Cache):
+            rows = torch.arange(case.rows).flip(0)
+            cache.batch_select_indices(rows)
+            plain.select(rows)
+        elif step == "interrupt" and module is model and isinstance(cache, StarKVCache):
+            _interrupt(said, entry, model, case, cache)
         elif step == "recompile":
             entry = _quietly(said, enter, case, module)
         elif step == "copy" and case.way in ("compile", "model.compile"):
@@ -356,12 +393,25 @@ def _talk(case: Case, module: Any, model: Model, entry: Any, plain: Plain, said:
         elif step == "undo":
             starkv_compile.undo(module)
             entry = module
+    if any("open an issue" in text for text in said):
+        return f"WRONG: {next(text for text in said if 'open an issue' in text)}"
     if shortened:
         return "compressed"
     capacity = case.options.get("budget_tokens") or max(2, budget * case.turns[0])
     if not said and budget != 1.0 and capacity < case.turns[0]:
         return "WRONG: uncompressed without a warning"
     return "uncompressed, with a warning" if said else "nothing to drop"
+
+
+def _interrupt(said: list[str], entry: Any, model: Model, case: Case, cache: Any) -> None:
+    """A call that raises. It leaves the cache as it was, or the next call refuses the cache."""
+    model.fails_at, ids = case.layers - 1, torch.randint(VOCABULARY, (case.rows, 3))
+    try:
+        _quietly(said, entry, input_ids=ids, past_key_values=cache)
+    except Interrupted:
+        pass
+    finally:
+        model.fails_at = None
 
 
 def main() -> int:

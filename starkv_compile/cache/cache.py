@@ -49,8 +49,16 @@ class StarKVCache(DynamicCache):
 
     @property
     def is_uneven(self) -> bool:
-        """Whether layers store different numbers of tokens. Then no single mask fits them all."""
-        return len({layer.stored for layer in self.compressed_layers if layer.stored}) > 1
+        """Whether layers that have seen the same tokens store different numbers of them.
+
+        Then no single mask fits them all.
+        """
+        lengths = self._lengths()
+        return len(lengths) > len({seen for seen, _ in lengths})
+
+    def _lengths(self) -> set[tuple[int, int]]:
+        """(tokens seen, tokens stored) of the layers. Cross-attention sees other tokens."""
+        return {(layer.seen, layer.stored) for layer in self.compressed_layers if layer.stored}
 
     @property
     def nbytes(self) -> int:
@@ -139,7 +147,7 @@ class StarKVCache(DynamicCache):
                 layers store different numbers of tokens. The cache stays as it is.
         """
         self.check_whole()
-        if self.is_uneven:
+        if len(self._lengths()) > 1:
             raise CacheError(f"keep_newest_frames: {ONE_PROMPT}")
         layers = [layer for layer in self.compressed_layers if layer.stored]
         keep_newest_frames(layers, self.shared, frames, text_from)
@@ -218,6 +226,7 @@ class StarKVCache(DynamicCache):
         super().reset()
         self.shared.layout = self.shared.chunk = self.shared.stopped_at = None
         self.shared.appending = self.shared.stepping = False
+        self.shared.is_read = self.shared.uneven = False
 
     def crop(self, tokens_to_remove: int) -> None:
         """Removes the last tokens from every layer.

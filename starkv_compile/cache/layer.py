@@ -6,24 +6,25 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
-from transformers.cache_utils import DynamicLayer
 
 from ..errors import CacheError
 from ..kernels.marker import WriteArguments, Written
 from ..kernels.ops import STARKV
 from ..kernels.reference.star import Layout, State, fresh_state
 from ..vision.layout import stored_slots
+from .reading import WatchedLayer
 from .state import SharedState
 
 ONE_PROMPT = (
-    "layers of this cache store different numbers of tokens (by layer_budgets or the policy), but "
-    "a model has one mask for all layers: after its first prompt the cache takes one token at a "
-    "time. Begin a new cache, or compile the model with a policy of one budget for every layer"
+    "layers of this cache store different numbers of tokens (by layer_budgets, the policy, or "
+    "because one of them could not be compressed), but a model has one mask for all layers: after "
+    "its first prompt the cache takes one token at a time, without padding. Begin a new cache, or "
+    "compile the model with a policy of one budget for every layer"
 )
 """Why a cache takes no second prompt, and the way out."""
 
 
-class StarKVLayer(DynamicLayer):
+class StarKVLayer(WatchedLayer):
     """Keys and values of one layer after compaction, and the layer's scoring state.
 
     During decoding in buffers, keys and values have room for later tokens. A graph then reads the
@@ -32,6 +33,7 @@ class StarKVLayer(DynamicLayer):
     Attributes:
         keys: [B, G, stored, D].
         values: [B, G, stored, D].
+        stored: number of tokens stored.
         kept: [B, C] int64, place in the session's stream of each token that the last compaction
             kept; [B, G, C] if each head keeps a set of its own. Later tokens follow without gaps.
         novelty: float32 of the shape of `kept`: how new the policy found each of these tokens in
@@ -46,9 +48,6 @@ class StarKVLayer(DynamicLayer):
             widened or selected since.
     """
 
-    keys: torch.Tensor
-    values: torch.Tensor
-
     def __init__(self, shared: SharedState) -> None:
         super().__init__()
         self.shared = shared
@@ -59,15 +58,9 @@ class StarKVLayer(DynamicLayer):
         self.kept: torch.Tensor | None = None
         self.novelty: torch.Tensor | None = None
         self.state: tuple[torch.Tensor, ...] | None = None
-        self.filled: int | None = None
+        self.filled = None
         self.dropped = 0
         self.addresses: tuple[int, int] | None = None
-
-    @property
-    def stored(self) -> int:
-        if not self.is_initialized or self.keys.numel() == 0:
-            return 0
-        return self.keys.shape[-2] if self.filled is None else self.filled
 
     def make_room(self, tokens: int) -> bool:
         """Makes new buffers with `tokens` free slots if there is no slot for the next token.
@@ -76,24 +69,24 @@ class StarKVLayer(DynamicLayer):
             Whether keys and values have moved.
         """
         stored = self.stored
-        has_room = self.filled is not None and stored < self.keys.shape[-2]
+        has_room = self.filled is not None and stored < self._keys.shape[-2]
         if has_room and self._addresses() == self.addresses:
             return False
-        self.keys = _with_room(self.keys[:, :, :stored], tokens)
-        self.values = _with_room(self.values[:, :, :stored], tokens)
+        self._keys = _with_room(self._keys[:, :, :stored], tokens)
+        self._values = _with_room(self._values[:, :, :stored], tokens)
         self.filled, self.dropped = stored, self.seen - stored
         self.addresses = self._addresses()
         return True
 
     def _addresses(self) -> tuple[int, int]:
-        return self.keys.data_ptr(), self.values.data_ptr()
+        return self._keys.data_ptr(), self._values.data_ptr()
 
     def settle(self) -> None:
         """Leaves the buffers: keys and values then hold the stored tokens only."""
         if self.filled is None:
             return
-        self.keys = self.keys[:, :, : self.filled].clone()
-        self.values = self.values[:, :, : self.filled].clone()
+        self._keys = self._keys[:, :, : self.filled].clone()
+        self._values = self._values[:, :, : self.filled].clone()
         self.filled = None
 
     def _write(
@@ -106,35 +99,37 @@ class StarKVLayer(DynamicLayer):
         """
         slot = self.shared.slot
         assert slot is not None
-        slot = slot.to(self.keys.device)
-        if _wider(self.keys, key_states) != self.keys.dtype:
-            self.keys = self.keys.to(_wider(self.keys, key_states))
-        if _wider(self.values, value_states) != self.values.dtype:
-            self.values = self.values.to(_wider(self.values, value_states))
-        self.keys.index_copy_(2, slot, key_states.to(self.keys.dtype))
-        self.values.index_copy_(2, slot, value_states.to(self.values.dtype))
-        return self.keys, self.values
+        slot = slot.to(self._keys.device)
+        if _wider(self._keys, key_states) != self._keys.dtype:
+            self._keys = self._keys.to(_wider(self._keys, key_states))
+        if _wider(self._values, value_states) != self._values.dtype:
+            self._values = self._values.to(_wider(self._values, value_states))
+        self._keys.index_copy_(2, slot, key_states.to(self._keys.dtype))
+        self._values.index_copy_(2, slot, value_states.to(self._values.dtype))
+        return self._keys, self._values
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Appends the new tokens. Returns the stored and the new ones, uncompressed.
 
-        More than one new token is a prompt, unless the cache is `appending`. What is stored of a
-        prompt goes through the marker op, which the graph pass replaces.
+        More than one new token is a prompt, unless the cache is `appending` or `is_read`. What is
+        stored of a prompt goes through the marker op, which the graph pass replaces.
         """
+        self.awaits = False
         if self.shared.stepping:
             return self._write(key_states, value_states)
         self.settle()
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         stored, new = self.stored, key_states.shape[-2]
-        keys = torch.cat([self.keys, key_states], dim=-2)
-        values = torch.cat([self.values, value_states], dim=-2)
-        if new == 1 or self.shared.appending:
-            self.keys, self.values = keys, values
+        keys = torch.cat([self._keys, key_states], dim=-2)
+        values = torch.cat([self._values, value_states], dim=-2)
+        if new == 1 or self.shared.appending or self.shared.is_read:
+            self._keys, self._values = keys, values
             self.seen = self.seen + new
             return keys, values
+        self.shared.compacts = True
         index = self._places(stored, new, keys)
         self.seen = self.seen + new
         layout, counts, has_layout = self._layout(index, stored)
@@ -152,7 +147,7 @@ class StarKVLayer(DynamicLayer):
             mask_fits=self.shared.mask_fits,
         )
         written = Written(*STARKV.cache_write(**arguments._asdict()))
-        self.keys, self.values = written.key, written.value
+        self._keys, self._values = written.key, written.value
         self.kept, self.novelty = written.place, written.novelty
         self.state = tuple(written.state)
         return keys, values
@@ -216,7 +211,9 @@ class StarKVLayer(DynamicLayer):
         a buffer are columns of later tokens, which causality hides.
         """
         if self.shared.stepping:
-            return self.keys.shape[-2], self.dropped
+            return self._keys.shape[-2], self.dropped
+        if self.shared.uneven:
+            raise CacheError(ONE_PROMPT)
         self.settle()
         self.shared.mask_fits = True
         return self.stored + query_length, self.seen - self.stored
@@ -256,7 +253,7 @@ class StarKVLayer(DynamicLayer):
 
     def places(self) -> torch.Tensor:
         """[B, (G,) stored]: place in the stream of each token stored."""
-        return self._places(self.stored, 0, self.keys)
+        return self._places(self.stored, 0, self._keys)
 
     def novelties(self) -> torch.Tensor:
         """[B, (G,) stored] float32: how new each token stored was in its own prompt."""
@@ -268,9 +265,9 @@ class StarKVLayer(DynamicLayer):
         slots = stay.expand(*places.shape[:-1], -1)
         novelty = self._novelties(places)
         self.kept, self.novelty = places.gather(-1, slots), novelty.gather(-1, slots)
-        rows = stay.expand(*self.keys.shape[:2], -1)[..., None]
-        self.keys = self.keys.gather(2, rows.expand(-1, -1, -1, self.keys.shape[-1]))
-        self.values = self.values.gather(2, rows.expand(-1, -1, -1, self.values.shape[-1]))
+        rows = stay.expand(*self._keys.shape[:2], -1)[..., None]
+        self._keys = self._keys.gather(2, rows.expand(-1, -1, -1, self._keys.shape[-1]))
+        self._values = self._values.gather(2, rows.expand(-1, -1, -1, self._values.shape[-1]))
         self.filled = None
 
     def fork(self, shared: SharedState) -> StarKVLayer:
@@ -284,12 +281,12 @@ class StarKVLayer(DynamicLayer):
         """Keeps, repeats or reorders batch rows of everything that the layer holds."""
         if not self.is_initialized:
             return
-        keys, values = self.keys[rows], self.values[rows]
-        if self.filled is not None and keys.shape == self.keys.shape:  # their addresses stay
-            self.keys.copy_(keys)
-            self.values.copy_(values)
+        keys, values = self._keys[rows], self._values[rows]
+        if self.filled is not None and keys.shape == self._keys.shape:  # their addresses stay
+            self._keys.copy_(keys)
+            self._values.copy_(values)
         else:
-            self.keys, self.values = keys, values
+            self._keys, self._values = keys, values
         if self.kept is not None:
             self.kept = self.kept[rows]
         if self.novelty is not None:
@@ -298,14 +295,14 @@ class StarKVLayer(DynamicLayer):
             self.state = tuple(t[rows] for t in self.state)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        self.select_rows(beam_idx.to(self.keys.device) if self.is_initialized else beam_idx)
+        self.select_rows(beam_idx.to(self._keys.device) if self.is_initialized else beam_idx)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         self.select_rows(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         if self.is_initialized:
-            rows = torch.arange(self.keys.shape[0], device=self.keys.device)
+            rows = torch.arange(self._keys.shape[0], device=self._keys.device)
             self.select_rows(rows.repeat_interleave(repeats))
 
 

@@ -17,11 +17,14 @@ class SharedState:
         layout: the layout of every token seen; None if it is unknown.
         appending: whether the coming tokens are stored as they are, because they may be rolled
             back (drafts to be verified).
+        is_read: whether the model reads stored keys itself. Then all tokens are stored as they are.
+        compacts: whether a layer has stored tokens of the call in progress that may be shortened.
         stepping: whether a token is being decoded into the layers' buffers.
         chunk: what the last chunk was described by, if a frame may go on after it.
         slot: [1] int64, the place of that token in the buffers.
         mask_fits: whether the masks of the call have as many columns as the cache has tokens: the
             model asked the cache for that number, or the caller passed a mask for each head.
+        uneven: whether no mask of the call in progress fits all layers.
         stopped_at: how many tokens each layer has seen, if a call stopped between layers.
     """
 
@@ -29,13 +32,17 @@ class SharedState:
         self.layout: VisionLayout | None = None
         self.chunk: DescribedChunk | None = None
         self.appending = False
+        self.is_read = False
+        self.compacts = False
         self.stepping = False
         self.slot: torch.Tensor | None = None
         self.mask_fits = True
+        self.uneven = False
         self.stopped_at: dict[int, int] | None = None
 
     def fork(self) -> SharedState:
         twin = SharedState()
         twin.layout = None if self.layout is None else replace(self.layout)
         twin.chunk, twin.stopped_at = self.chunk, self.stopped_at
+        twin.is_read, twin.mask_fits = self.is_read, self.mask_fits
         return twin

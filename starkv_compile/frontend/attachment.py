@@ -19,7 +19,6 @@ from ..vision.image_shapes import note_shapes
 from .call import Attachment
 from .inner import check_inner
 from .owner import OwnerCalls
-from .scope import current_scope
 from .stand_in import Compiler, Function, remove_forward, stand_in
 
 _attachments: weakref.WeakKeyDictionary[torch.nn.Module, Attachment] = weakref.WeakKeyDictionary()
@@ -46,20 +45,24 @@ def attach(model: torch.nn.Module, config: StarKVConfig, compiler: Compiler) -> 
             f"shorten_outputs=True: {type(model).__name__} holds a language model with a Hugging "
             "Face cache, which starkv shortens anyway; leave it out"
         )
+    before = _attached_with(model)
     detach(model)
     for part in model.modules():
         remove_forward(part)  # of a model that this one is a copy of
+    _warn_of_shared(before - set(model.modules()), model)
     attachment = Attachment(config)
     for module in (model, *(owner.module for one in found for owner in one.owners)):
         _attachments[module] = attachment
     for one in found:
         _attach_language_model(one, attachment, compiler)
     if not found:
-        attachment.undo.append(stand_in(model, attachment.call_plain, compiler))
+        attachment.undo.append(
+            stand_in(model, attachment.call_plain, compiler, attachment.is_running)
+        )
         if not config.shorten_outputs and not config.keeps_everything:
             _warn_of_plain(model, attachment)
     elif model._compiled_call_impl is None:  # it holds them, and takes no cache itself
-        attachment.undo.append(stand_in(model, _run, _leave))
+        attachment.undo.append(stand_in(model, _run, _leave, is_running=lambda: True))
 
 
 def _attach_language_model(one: LanguageModel, attachment: Attachment, compiler: Compiler) -> None:
@@ -69,7 +72,7 @@ def _attach_language_model(one: LanguageModel, attachment: Attachment, compiler:
         calls = OwnerCalls(owner, innermost=owner is one.owners[-1])
         compiles = compiler if owner.module is one.decoder else _leave
         run = functools.partial(attachment.call, calls)
-        attachment.undo.append(stand_in(owner.module, run, compiles))
+        attachment.undo.append(stand_in(owner.module, run, compiles, attachment.is_running))
         attachment.undo.append(note_shapes(owner.module))
 
 
@@ -86,10 +89,28 @@ def _compile_inside(decoder: torch.nn.Module, attachment: Attachment, compiler: 
     kept = weakref.ref(decoder)
 
     def run(compiled: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        inside = current_scope().report is attachment.report
-        return (compiled if inside else kept()._call_impl)(*args, **kwargs)  # type: ignore[union-attr]
+        called = compiled if attachment.is_running() else kept()._call_impl  # type: ignore[union-attr]
+        return called(*args, **kwargs)
 
-    attachment.undo.append(stand_in(decoder, run, compiler))
+    attachment.undo.append(stand_in(decoder, run, compiler, is_running=lambda: True))
+
+
+def _attached_with(model: torch.nn.Module) -> set[torch.nn.Module]:
+    """The modules that are attached together with a part of `model`."""
+    parts = {_attachments[part] for part in model.modules() if part in _attachments}
+    return {module for module, attachment in _attachments.items() if attachment in parts}
+
+
+def _warn_of_shared(others: set[torch.nn.Module], model: torch.nn.Module) -> None:
+    """Says which models around parts of `model` are no longer compiled."""
+    if others:
+        kinds = " and ".join(sorted({type(other).__name__ for other in others}))
+        warnings.warn(
+            f"starkv: {kinds} is no longer compiled, because it holds parts of this "
+            f"{type(model).__name__}, and a part follows one configuration; compile only one of "
+            "them, or give each its own copy",
+            stacklevel=4,
+        )
 
 
 def _warn_of_plain(module: torch.nn.Module, attachment: Attachment) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from ..cache.cache import StarKVCache, ready_cache
 from ..cache.chunk import begin_chunk, describe_chunk
 from ..cache.interruption import whole_call
 from ..cache.layer import ONE_PROMPT, StarKVLayer
+from ..cache.reading import READS_KEYS, WAY_OUT, watched
 from ..cache.size import layer_stats
 from ..config import StarKVConfig
 from ..errors import CacheError, OptionError
@@ -26,6 +28,7 @@ from ..hf.attention import attention_implementation, counts_in_tensors
 from ..hf.packed_rows import known_as_unpacked
 from ..reporting import LayerStats, Report
 from ..vision.describe import tokens_of
+from .later_masks import check_failure, check_prompt, is_short
 from .owner import OwnerCalls
 from .refusals import PromptCall, drafted_prompt, first_refusal
 from .scope import CompileScope, current_scope, entered
@@ -56,7 +59,7 @@ class Prepared(NamedTuple):
 
     cache: what `Attachment.finish` needs, or None. held: the cache that the call runs with.
     left_alone: whether the call stays uncompressed; why: the reason. seen: tokens that `cache` has
-    seen before the call.
+    seen before the call; was_short: whether it had dropped some.
     """
 
     args: Any
@@ -66,6 +69,7 @@ class Prepared(NamedTuple):
     left_alone: bool = False
     why: str = ""
     seen: int = 0
+    was_short: bool = False
 
 
 class Attachment:
@@ -78,6 +82,10 @@ class Attachment:
         self.config = config
         self.report = Report(config.budget_bytes)
         self.undo: list[Callable[[], Any]] = []
+
+    def is_running(self) -> bool:
+        """Whether a call of this model is in progress, in this thread."""
+        return current_scope().report is self.report
 
     def call_plain(self, compiled: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """`compiled(*args, **kwargs)` of a module without a language model, its graphs reported."""
@@ -96,6 +104,9 @@ class Attachment:
                 with self.reporting(call):
                     output = compiled(*call.args, **call.kwargs)
                 finished = True
+            except RuntimeError as error:
+                check_failure(call.held, error)
+                raise
             finally:
                 self.finish(call, finished)
         return output
@@ -112,7 +123,8 @@ class Attachment:
             left_alone=call.left_alone,
         )
         settings = torch._dynamo.config.patch({**SETTINGS, **_limits()})
-        with entered(scope), settings, known_as_unpacked(call.cache is not None):
+        watching = watched(call.held) if isinstance(call.held, StarKVCache) else nullcontext()
+        with entered(scope), settings, watching, known_as_unpacked(call.cache is not None):
             yield
 
     def finish(self, call: Prepared, finished: bool) -> None:
@@ -129,9 +141,13 @@ class Attachment:
         new = cache.get_seq_length() - call.seen
         if not finished or new == 1:
             return
+        check_prompt(cache, call.was_short, self.report)
         self._read_cache(cache)
         if self.config.budget_bytes is not None:
             self._check_bytes(self.config.budget_bytes)
+        if cache.shared.is_read:
+            self.refuse(f"{READS_KEYS}; {WAY_OUT}")
+            return
         if not self.report.layers:
             self.refuse(_why_nothing_is_stored(cache))
         whole = [i for i, layer in enumerate(self.report.layers) if self._is_too_long(layer)]
@@ -175,9 +191,8 @@ class Attachment:
         named = owner.named(args, kwargs)
         given = named["past_key_values"]
         tokens = tokens_of(named)
-        if self.config.is_uneven and tokens is not None and getattr(given, "is_uneven", False):
-            mask = _mask_for_one(model, tokens)
-            return Prepared(*owner.replacing("attention_mask", mask, args, kwargs), held=given)
+        if tokens is not None and isinstance(given, StarKVCache) and given.is_uneven:
+            return _with_uneven_layers(owner, given, tokens, args, kwargs)
         if tokens is not None and tokens.shape[1] == 1:
             return Prepared(args, kwargs, self._begin_step(model, named), given)
         if given is None and not owner.declared and not owner.innermost:
@@ -201,12 +216,13 @@ class Attachment:
         by_caller = isinstance(given, StarKVCache)
         cache = ready_cache(getattr(model, "config", None), given)
         assert cache is not None, "every other kind of cache was refused"
-        seen = cache.get_seq_length()
+        seen, was_short = cache.get_seq_length(), is_short(cache)
         drafts = begin_chunk(cache, model, named)
         cache.shared.mask_fits &= by_caller  # who passes such a cache knows how long masks must be
         if given is None:
             args, kwargs = owner.handing(cache, args, kwargs)
-        return Prepared(args, kwargs, None if drafts else cache, cache, seen=seen)
+        finishes = None if drafts else cache
+        return Prepared(args, kwargs, finishes, cache, seen=seen, was_short=was_short)
 
     def _begin_step(self, model: Any, named: dict[str, Any]) -> StarKVCache | None:
         """Returns the cache if the next token goes into buffers, else None."""
@@ -258,16 +274,27 @@ def _append(model: Any, named: dict[str, Any]) -> None:
         describe_chunk(cache, model, named)
 
 
-def _mask_for_one(model: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """A mask that fits layers of any length, as the one new token sees everything.
+def _with_uneven_layers(
+    owner: OwnerCalls, cache: StarKVCache, tokens: torch.Tensor, args: Any, kwargs: Any
+) -> Prepared:
+    """The call with a mask that fits layers of any length: the one new token sees everything.
+
+    A model that takes no such mask runs as it is, if it makes none.
 
     Raises:
-        CacheError: there are several tokens, which see different parts of each other.
+        CacheError: there are several tokens, which see different parts of each other, or padding.
     """
-    if tokens.shape[1] > 1:
+    model, mask = owner.module, owner.named(args, kwargs).get("attention_mask")
+    padded = isinstance(mask, torch.Tensor) and mask.dim() == 2 and not bool(mask.all())
+    if tokens.shape[1] > 1 or padded:
         raise CacheError(ONE_PROMPT)
-    dtype = next(model.parameters()).dtype
-    return torch.zeros(len(tokens), 1, 1, 1, dtype=dtype, device=tokens.device)
+    form = attention_implementation(model)
+    cache.shared.uneven = not owner.takes("attention_mask") or form not in ("sdpa", "eager")
+    if not cache.shared.uneven:
+        dtype = next(model.parameters()).dtype  # type: ignore[union-attr]
+        mask = torch.zeros(len(tokens), 1, 1, 1, dtype=dtype, device=tokens.device)
+        args, kwargs = owner.replacing("attention_mask", mask, args, kwargs)
+    return Prepared(args, kwargs, held=cache)
 
 
 def _limits() -> dict[str, int]:
@@ -295,7 +322,8 @@ def _why_unmarked(call: Prepared) -> str:
         return f"its keys and values are stored in a {kinds}, which stays as it is"
     return (
         "the cache of this call does not store its keys and values in the form in which the "
-        "attention reads them, [batch, KV heads, tokens, head dimension]"
+        "attention reads them, [batch, KV heads, tokens, head dimension], or the model reads what "
+        "is stored itself"
     )
 
 

@@ -18,13 +18,17 @@ _forwards: weakref.WeakSet[Function] = weakref.WeakSet()
 """The functions that stand in for the `forward` of modules."""
 
 
-def stand_in(module: torch.nn.Module, run: Function, compiler: Compiler) -> Callable[[], None]:
+def stand_in(
+    module: torch.nn.Module, run: Function, compiler: Compiler, is_running: Callable[[], bool]
+) -> Callable[[], None]:
     """Makes `module(...)` and `module.forward(...)` run `run(compiled, args, kwargs)`.
 
     Args:
         module: the module.
         run: gets the module's own function, compiled, and the arguments of a call.
         compiler: compiles a bound method of the module.
+        is_running: whether `run` is running. A graph that is traced meanwhile contains `forward`.
+            One that somebody else compiles breaks there, so that `run` runs.
 
     Returns:
         A function that undoes this, and does not keep the module alive.
@@ -43,7 +47,9 @@ def stand_in(module: torch.nn.Module, run: Function, compiler: Compiler) -> Call
 
     @functools.wraps(type(module).forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():  # the module's own call is compiled, and arrives here
+        if torch.compiler.is_compiling():
+            if is_foreign():
+                return outside(self, *args, **kwargs)
             return (
                 type(self).forward(self, *args, **kwargs) if own is None else own(*args, **kwargs)
             )
@@ -53,6 +59,12 @@ def stand_in(module: torch.nn.Module, run: Function, compiler: Compiler) -> Call
         elif not undone:
             return run(compiled(plain), args, kwargs)
         return plain(*args, **kwargs)
+
+    @torch._dynamo.assume_constant_result
+    def is_foreign() -> bool:
+        return not (undone or torch.compiler.is_exporting() or is_running())
+
+    outside = outside_graphs(forward)
 
     def undo() -> None:
         nonlocal undone

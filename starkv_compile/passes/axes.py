@@ -17,7 +17,7 @@ import torch
 from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from . import fx
+from . import fx, ops
 
 Group = tuple[int, ...]
 Dims = list[Group]
@@ -131,12 +131,12 @@ class Axes:
             for place, dim in enumerate(order):
                 result[dim] = dims[place]
             return result
-        if fx.is_op(node, fx.EXPAND):
+        if fx.is_op(node, ops.EXPAND):
             kept = dims[len(dims) - len(sizes) :]
             return [() if _is_one(size) else group for size, group in zip(sizes, kept, strict=True)]
-        if fx.is_op(node, fx.REPEAT):
+        if fx.is_op(node, ops.REPEAT):
             return self._before_repeat(node, dims, sizes)
-        if fx.is_op(node, fx.TILE):
+        if fx.is_op(node, ops.TILE):
             return self._before_tiles(node, dims, sizes)
         return self.regroup(dims, sizes) if _keeps_order(node) else None
 
@@ -182,9 +182,9 @@ class Axes:
 
     def product(self, node: Any) -> Product | None:
         """`node` as a product of two tensors."""
-        if fx.is_op(node, fx.EINSUM):
+        if fx.is_op(node, ops.EINSUM):
             return self._einsum(node)
-        sides = fx.operands(node) if fx.is_op(node, fx.MATMUL) else None
+        sides = fx.operands(node) if fx.is_op(node, ops.MATMUL) else None
         if sides is None or not all(isinstance(side, Node) for side in sides):
             return None
         left, right = (fx.shape(side) for side in sides)
@@ -262,9 +262,9 @@ def _keeps_order(node: Node) -> bool:
     if node.target is operator.getitem or node.target == "__getitem__":
         index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
         return all(i is None or i is ... or isinstance(i, slice) for i in index)
-    if fx.is_op(node, fx.SLICE):
+    if fx.is_op(node, ops.SLICE):
         return True  # of all elements, or their number does not fit
-    return fx.is_op(node, fx.RESHAPE + fx.UNSQUEEZE)
+    return fx.is_op(node, ops.RESHAPE + ops.UNSQUEEZE)
 
 
 def _is_one(size: Any) -> bool:

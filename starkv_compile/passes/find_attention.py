@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from . import forms, fx
+from . import forms, fx, ops
 from .base import Context, GraphPass
 from .sites import Attention, Site
 
@@ -79,4 +79,4 @@ def _is_one(queries: tuple[Any, ...]) -> bool:
 
 def _is_cached(key: Node) -> bool:
     """Whether a cache stores these keys. Then it is a prompt that sees all of itself."""
-    return any(fx.is_op(user, fx.CACHE_WRITE) for user in key.users)
+    return any(fx.is_op(user, ops.CACHE_WRITE) for user in key.users)

@@ -10,7 +10,7 @@ import torch
 from torch.fx import Node
 
 from ..policies import POLICIES
-from . import forms, fx
+from . import forms, fx, ops
 from .base import Context, GraphPass
 from .functional import changed
 from .markers import arguments_of, find_markers
@@ -47,6 +47,14 @@ MIXED = (
 )
 
 
+CROSS = "the keys belong to other tokens than the queries (cross-attention)"
+ONE_MASK = (
+    "another layer keeps every token, because starkv cannot read its attention, and a model has "
+    "one mask for all its layers; compute all of them with "
+    "torch.nn.functional.scaled_dot_product_attention"
+)
+
+
 class FindCacheWrites(GraphPass):
     """Finds a marker that `StarKVCache` left, or a key and a value that are graph outputs.
 
@@ -59,6 +67,7 @@ class FindCacheWrites(GraphPass):
         markers = [] if context.cache == "nobody" else find_markers(functional.graph)
         outputs = Outputs(functional.graph) if context.cache == "caller" else None
         written: set[Node] = set()
+        apart: set[Node | None] = set()  # markers of layers whose length is their own
         for site in list(context.sites):
             write = (
                 _marked(site, markers, context)
@@ -72,6 +81,7 @@ class FindCacheWrites(GraphPass):
             if write.key in written:
                 reason = "it reads another layer's keys and values, and that layer compresses them"
             if reason is not None:
+                apart |= {write.marker} if reason == CROSS else set()
                 context.refuse(reason, site.attention.node, site)
                 continue
             context.update(site, write=write)
@@ -79,6 +89,11 @@ class FindCacheWrites(GraphPass):
             self.matched += 1
         if outputs is not None:
             self._refuse_mixed(context, outputs)
+        if not self.config.is_uneven:
+            apart |= {site.write.marker for site in context.sites if site.write is not None}
+            if not {context.functional.given(marker) for marker in markers} <= apart:
+                for site in list(context.sites):
+                    context.refuse(ONE_MASK, site.attention.node, site)
 
     def _refuse_mixed(self, context: Context, outputs: Outputs) -> None:
         """Refuses sites whose keys and values are returned in one tensor with longer ones."""
@@ -107,7 +122,7 @@ class FindCacheWrites(GraphPass):
         if not given.mask_fits and (attention.mask is not None or attention.mask_function):
             return OWN_MASK
         if not bool(fx.shape(fx.newest(write.key))[2] == queries):
-            return "the keys belong to other tokens than the queries (cross-attention)"
+            return CROSS
         by_head = len(fx.shape(given.place)) == 3
         if by_head and not self.config.policy.per_head:
             return (
@@ -124,7 +139,7 @@ def _names_per_head() -> str:
 
 def _has_bias(mask: Node | None) -> bool:
     """Whether a mask, [B, H, S, L] or [H, S, L], holds different numbers for each head."""
-    while fx.is_op(mask, fx.EXPAND):
+    while fx.is_op(mask, ops.EXPAND):
         mask = fx.operand(mask)  # type: ignore[arg-type]
     tensor = fx.value(mask)
     if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
@@ -161,9 +176,20 @@ def _in_parts(context: Context, site: Site) -> str | None:
 
 def _written_into(node: Node) -> Node | None:
     """The tensor into which `node` writes, or of which it is a view or a copy."""
-    written = fx.INDEX_PUT + fx.SET_ITEM + fx.INDEX_COPY + fx.SLICE_SCATTER + fx.SELECT_SCATTER
-    views = fx.SLICE + fx.SELECT + fx.RESHAPE + fx.UNSQUEEZE + fx.EXPAND + fx.REPEAT
-    alike = fx.is_op(node, (changed, *written, *fx.OVERWRITE, *views, *fx.CAST, *fx.COPY, *fx.PAD))
+    written = ops.INDEX_PUT + ops.SET_ITEM + ops.INDEX_COPY + ops.SLICE_SCATTER + ops.SELECT_SCATTER
+    views = ops.SLICE + ops.SELECT + ops.RESHAPE + ops.UNSQUEEZE + ops.EXPAND + ops.REPEAT
+    alike = fx.is_op(
+        node,
+        (
+            changed,
+            *written,
+            *ops.OVERWRITE,
+            *views,
+            *ops.CAST,
+            *ops.COPY,
+            *ops.PAD,
+        ),
+    )
     source = fx.operand(node) if alike or fx.order_of_dims(node) else None
     return source if isinstance(source, Node) and fx.shape(source) else None
 
@@ -174,15 +200,15 @@ def _leaves_tokens(node: Node) -> bool:
     if node.target is changed:
         whole, part = fx.shape(node), fx.shape(node.args[1])
         return len(whole) == len(part) and all(map(fx.same, whole[:-1], part[:-1]))
-    if fx.is_op(node, fx.SET_ITEM):
+    if fx.is_op(node, ops.SET_ITEM):
         index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
         index = index if ... in index or len(index) == rank else (*index, ...)
         return all(entry is ... or entry == slice(None) for entry in index[:-1])
-    if fx.is_op(node, fx.SLICE_SCATTER):
+    if fx.is_op(node, ops.SLICE_SCATTER):
         return fx.bind(node, "input", "src", "dim").get("dim", 0) % rank == rank - 1
-    if fx.is_op(node, fx.PAD):
+    if fx.is_op(node, ops.PAD):
         return fx.see_through_padding(node) is not None
-    return not fx.is_op(node, fx.INDEX_PUT + fx.INDEX_COPY + fx.SELECT_SCATTER)
+    return not fx.is_op(node, ops.INDEX_PUT + ops.INDEX_COPY + ops.SELECT_SCATTER)
 
 
 def _marked(site: Site, markers: list[Node], context: Context) -> CacheWrite | None:

@@ -6,7 +6,7 @@ from collections import deque
 
 from torch.fx import Node
 
-from . import fx
+from . import fx, ops
 from .base import Context, GraphPass
 from .functional import is_intact
 from .sites import Refusal, Site
@@ -37,7 +37,7 @@ class FindHidden(GraphPass):
         batch = fx.shape(site.attention.query)[0]
         assert site.write is not None
         for node in _backwards(fx.newest(site.write.key)):
-            if not fx.is_op(node, fx.LINEAR):
+            if not fx.is_op(node, ops.LINEAR):
                 continue
             source = fx.operand(node)
             if node.target is fx.aten.addmm.default:
@@ -51,7 +51,7 @@ class FindHidden(GraphPass):
 
 def _before_view(node: Node) -> Node | None:
     """The [B, S, E] behind the [B * S, E] that ATen's linear layers read."""
-    return fx.operand(node) if fx.is_op(node, fx.RESHAPE) else None
+    return fx.operand(node) if fx.is_op(node, ops.RESHAPE) else None
 
 
 def _backwards(start: Node) -> list[Node]:

@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from ..kernels.ops import STARKV
 from ..kernels.reference.star import Layout
-from . import fx
+from . import fx, ops
 from .base import Context, GraphPass
 from .markers import arguments_of
 from .sites import Refusal, Site
@@ -72,7 +72,7 @@ def _positions(graph: torch.fx.Graph, batch: Any, tokens: Any) -> Node | None:
 def _image_mask(graph: torch.fx.Graph, batch: Any, tokens: Any) -> Node | None:
     """The mask that merges image embeddings, before it was widened: bool [B, S]."""
     for node in graph.nodes:
-        if not fx.is_op(node, fx.MASKED_SCATTER):
+        if not fx.is_op(node, ops.MASKED_SCATTER):
             continue
         mask = fx.bind(node, "input", "mask", "source")["mask"]
         for source in fx.through(mask, lambda n: next(iter(fx.producers(n)), None)):

@@ -9,233 +9,10 @@ from typing import Any
 import torch
 from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
-from torch.nn import functional as F
 
-from ..kernels.ops import STARKV
+from . import ops
 
 aten = torch.ops.aten
-
-# Each operation with all its names: torch functions, tensor methods, ATen overloads.
-SDPA = (F.scaled_dot_product_attention, aten.scaled_dot_product_attention.default)
-FLEX = (torch.ops.higher_order.flex_attention,)
-LINEAR = (F.linear, torch._C._nn.linear, aten.linear.default, aten.addmm.default, aten.mm.default)
-MATMUL = (
-    torch.matmul,
-    operator.matmul,
-    torch.bmm,
-    "matmul",
-    "bmm",
-    "__matmul__",
-    aten.matmul.default,
-    aten.bmm.default,
-)
-EINSUM = (torch.einsum, aten.einsum.default)
-BADDBMM = (torch.baddbmm, "baddbmm", aten.baddbmm.default)
-SOFTMAX = (
-    F.softmax,
-    torch.softmax,
-    "softmax",
-    aten.softmax.int,
-    aten._softmax.default,
-    aten._safe_softmax.default,
-)
-DROPOUT = (
-    F.dropout,
-    torch.dropout,
-    torch.dropout_,
-    "dropout",
-    aten.dropout.default,
-    aten.dropout_.default,
-)
-NAN_TO_NUM = (
-    torch.nan_to_num,
-    "nan_to_num",
-    "nan_to_num_",
-    aten.nan_to_num.default,
-    aten.nan_to_num_.default,
-)
-# Operations in place are here as well: `passes.functional` lets readers find their results.
-ADD = (
-    operator.add,
-    operator.iadd,
-    torch.add,
-    "add",
-    "add_",
-    "__add__",
-    "__iadd__",
-    aten.add.Tensor,
-    aten.add_.Tensor,
-)
-SUBTRACT = (
-    operator.sub,
-    operator.isub,
-    torch.sub,
-    torch.subtract,
-    "sub",
-    "sub_",
-    "__sub__",
-    "__isub__",
-    aten.sub.Tensor,
-    aten.sub_.Tensor,
-)
-REVERSE_SUBTRACT = (torch.rsub, aten.rsub.Scalar, aten.rsub.Tensor, "__rsub__")
-MULTIPLY = (
-    operator.mul,
-    operator.imul,
-    torch.mul,
-    torch.multiply,
-    "mul",
-    "mul_",
-    "multiply",
-    "__mul__",
-    "__imul__",
-    aten.mul.Tensor,
-    aten.mul.Scalar,
-    aten.mul_.Tensor,
-    aten.mul_.Scalar,
-)
-DIVIDE = (
-    operator.truediv,
-    operator.itruediv,
-    torch.div,
-    torch.divide,
-    "div",
-    "div_",
-    "divide",
-    "__truediv__",
-    "__itruediv__",
-    aten.div.Tensor,
-    aten.div.Scalar,
-    aten.div_.Tensor,
-    aten.div_.Scalar,
-)
-EXP = (torch.exp, "exp", aten.exp.default)
-SUM = (torch.sum, "sum", aten.sum.dim_IntList)
-MASKED_FILL = (
-    torch.masked_fill,
-    "masked_fill",
-    "masked_fill_",
-    aten.masked_fill.Scalar,
-    aten.masked_fill.Tensor,
-    aten.masked_fill_.Scalar,
-    aten.masked_fill_.Tensor,
-)
-INDEX_PUT = (
-    torch.index_put,
-    "index_put",
-    "index_put_",
-    aten.index_put.default,
-    aten.index_put_.default,
-)
-SET_ITEM = (operator.setitem, "__setitem__")
-OVERWRITE = ("copy_", aten.copy_.default, aten.copy.default)
-IS_NAN = (torch.isnan, "isnan", aten.isnan.default)
-EQUAL = (operator.eq, torch.eq, "eq", aten.eq.Scalar, aten.eq.Tensor)
-SELECT_SCATTER = (torch.select_scatter, aten.select_scatter.default)
-INDEX_COPY = (
-    torch.index_copy,
-    torch.scatter,
-    "index_copy",
-    "index_copy_",
-    "scatter",
-    "scatter_",
-    aten.index_copy.default,
-    aten.index_copy_.default,
-    aten.scatter.src,
-    aten.scatter_.src,
-)
-SLICE_SCATTER = (torch.slice_scatter, aten.slice_scatter.default)
-WHERE = (torch.where, "where", aten.where.self, aten.where.ScalarOther)
-SCALAR = (torch.tensor, torch.scalar_tensor, aten.scalar_tensor.default)
-FULL = (
-    *SCALAR,
-    torch.full,
-    torch.full_like,
-    torch.zeros_like,
-    aten.full.default,
-    aten.full_like.default,
-    aten.zeros_like.default,
-)
-CAST = (
-    "to",
-    "type",
-    "type_as",
-    "float",
-    "half",
-    "bfloat16",
-    "double",
-    aten.to.dtype,
-    aten._to_copy.default,
-    aten.to.dtype_layout,
-)
-COPY = (
-    "contiguous",
-    "clone",
-    "detach",
-    "detach_",
-    torch.clone,
-    torch.detach,
-    aten.clone.default,
-    aten.contiguous.default,
-    aten.detach.default,
-    aten.detach_.default,
-    aten.alias.default,
-    aten.lift_fresh_copy.default,
-)
-TRANSPOSE = (torch.transpose, torch.swapaxes, "transpose", "swapaxes", aten.transpose.int)
-PERMUTE = (torch.permute, "permute", aten.permute.default)
-MOVE_DIM = (torch.movedim, torch.moveaxis, "movedim", "moveaxis", aten.movedim.int)
-PAD = (F.pad, torch._C._nn.pad, aten.pad.default, aten.constant_pad_nd.default)
-SLICE = (operator.getitem, aten.slice.Tensor)
-EXPAND = (
-    torch.Tensor.expand,
-    torch.broadcast_to,
-    "expand",
-    "expand_as",
-    "broadcast_to",
-    aten.expand.default,
-)
-RESHAPE = (
-    "reshape",
-    "reshape_as",
-    "view",
-    "view_as",
-    "flatten",
-    "unflatten",
-    "squeeze",
-    torch.reshape,
-    torch.flatten,
-    torch.unflatten,
-    torch.squeeze,
-    aten.flatten.using_ints,
-    aten.unflatten.int,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.reshape.default,
-    aten.view.default,
-    aten._unsafe_view.default,
-)
-TILE = (torch.tile, "repeat", "tile", aten.repeat.default)
-STACK = (torch.stack, aten.stack.default)
-UNBIND = (torch.unbind, "unbind", aten.unbind.int)
-SELECT = (torch.select, "select", aten.select.int)
-WIDEN = ("unsqueeze", torch.unsqueeze, aten.unsqueeze.default)
-UNSQUEEZE = (*WIDEN, "__getitem__")
-SPLIT = (
-    torch.split,
-    torch.chunk,
-    "split",
-    "chunk",
-    aten.split.Tensor,
-    aten.split_with_sizes.default,
-    aten.chunk.default,
-)
-REPEAT = (torch.repeat_interleave, "repeat_interleave", aten.repeat_interleave.self_int)
-TANH = (torch.tanh, "tanh", aten.tanh.default)
-LOG_SUM_EXP = (torch.logsumexp, "logsumexp", aten.logsumexp.default, torch.logaddexp)
-CAT = (torch.cat, torch.concat, aten.cat.default)
-MASKED_SCATTER = ("masked_scatter", torch.masked_scatter, aten.masked_scatter.default)
-CACHE_WRITE = (STARKV.cache_write, STARKV.cache_write.default)
 
 
 def is_op(node: Any, names: tuple[Any, ...]) -> bool:
@@ -334,22 +111,22 @@ def through(node: Any, *steps: Callable[[Node], Node | None]) -> Iterator[Node]:
 
 def newest(tokens: Node) -> Node:
     """Of cached and new tokens joined, the new ones."""
-    if is_op(tokens, CAT) and len(producers(tokens)) > 1:
+    if is_op(tokens, ops.CAT) and len(producers(tokens)) > 1:
         return producers(tokens)[-1]
     return tokens
 
 
 def scaled(node: Node) -> tuple[Node, float] | None:
     """(x, factor) of `x * factor`, `factor * x` or `x / divisor`."""
-    sides = operands(node) if is_op(node, MULTIPLY + DIVIDE) else None
+    sides = operands(node) if is_op(node, ops.MULTIPLY + ops.DIVIDE) else None
     if sides is None:
         return None
     left, right = sides
-    if is_op(node, MULTIPLY) and isinstance(right, Node):
+    if is_op(node, ops.MULTIPLY) and isinstance(right, Node):
         left, right = right, left
     if not isinstance(left, Node) or not isinstance(right, (int, float)):
         return None
-    return left, float(right) if is_op(node, MULTIPLY) else 1.0 / right
+    return left, float(right) if is_op(node, ops.MULTIPLY) else 1.0 / right
 
 
 def order_of_dims(node: Node) -> list[int]:
@@ -357,18 +134,18 @@ def order_of_dims(node: Node) -> list[int]:
     order = list(range(len(shape(node))))
     if (node.target is getattr and node.args[1] == "mT") or node.target is aten.mT.default:
         return [*order[:-2], *order[:-3:-1]]
-    if is_op(node, MOVE_DIM) and all(isinstance(dim, int) for dim in node.args[1:]):
+    if is_op(node, ops.MOVE_DIM) and all(isinstance(dim, int) for dim in node.args[1:]):
         moved: Any = node.args[1:]
         source, place = (dim % len(order) for dim in moved)
         order.remove(source)
         order.insert(place, source)
         return order
-    if not is_op(node, TRANSPOSE + PERMUTE) or not order:
+    if not is_op(node, ops.TRANSPOSE + ops.PERMUTE) or not order:
         return []
     named = [dim for name, dim in node.kwargs.items() if name != "input"]
     given: Any = [*node.args[1:], *named]  # two to exchange, in either order; or all
     dims = [dim % len(order) for dim in (given if isinstance(given[0], int) else given[0])]
-    if is_op(node, PERMUTE):
+    if is_op(node, ops.PERMUTE):
         return dims
     order[dims[0]], order[dims[1]] = dims[1], dims[0]
     return order
@@ -376,15 +153,15 @@ def order_of_dims(node: Node) -> list[int]:
 
 def see_through_copies(node: Node) -> Node | None:
     """The source of a cast or copy."""
-    return operand(node) if is_op(node, CAST + COPY) else None
+    return operand(node) if is_op(node, ops.CAST + ops.COPY) else None
 
 
 def see_through_overwriting(node: Node) -> Node | None:
     """What a tensor was overwritten with, if with a tensor of its own shape."""
     source: Any = None
-    if is_op(node, OVERWRITE + SLICE_SCATTER):
+    if is_op(node, ops.OVERWRITE + ops.SLICE_SCATTER):
         source = node.args[1] if len(node.args) > 1 else node.kwargs.get("src")
-    elif is_op(node, SET_ITEM):
+    elif is_op(node, ops.SET_ITEM):
         index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
         source = node.args[2] if all(i is ... or isinstance(i, slice) for i in index) else None
     new, old = shape(node), shape(source)
@@ -394,7 +171,7 @@ def see_through_overwriting(node: Node) -> Node | None:
 
 def see_through_padding(node: Node) -> Node | None:
     """The source of vectors made longer by zeros, which no product notices."""
-    if not is_op(node, PAD):
+    if not is_op(node, ops.PAD):
         return None
     args = bind(node, "input", "pad", "mode", "value")
     if node.target is aten.constant_pad_nd.default:
@@ -410,12 +187,12 @@ def see_through_repeat_kv(node: Node) -> Node | None:
     [B, G, L, D] becomes [B, G, 1, L, D], [B, G, r, L, D], [B, G * r, L, D]. Heads laid out as whole
     sets one after another (from [B, 1, G, L, D]) are others: query head h reads h % G, not h // r.
     """
-    if is_op(node, REPEAT):
+    if is_op(node, ops.REPEAT):
         return _see_through_repeat(node)
-    if not is_op(node, RESHAPE) or len(shape(node)) != 4:
+    if not is_op(node, ops.RESHAPE) or len(shape(node)) != 4:
         return None
     copies = through(operand(node), see_through_copies)
-    expanded = next((n for n in copies if is_op(n, EXPAND) and len(shape(n)) == 5), None)
+    expanded = next((n for n in copies if is_op(n, ops.EXPAND) and len(shape(n)) == 5), None)
     if expanded is None:
         return None
     widened = operand(expanded)
@@ -444,5 +221,5 @@ def _see_through_widening(node: Node) -> Node | None:
         index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
         plain = all(i is None or i is ... or isinstance(i, slice) for i in index)
         return operand(node) if plain else None
-    whole = is_op(node, SLICE) and shape(node) == shape(operand(node))
-    return operand(node) if whole or is_op(node, UNSQUEEZE + RESHAPE + COPY) else None
+    whole = is_op(node, ops.SLICE) and shape(node) == shape(operand(node))
+    return operand(node) if whole or is_op(node, ops.UNSQUEEZE + ops.RESHAPE + ops.COPY) else None

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.fx import Graph, Node
 
-from . import fx
+from . import fx, ops
 
 Lengths = dict[Node, int]
 """Tensors that get fewer tokens, each with its dimension of tokens."""
@@ -19,14 +19,14 @@ Together = Callable[[Any, Any], Any]
 Half = tuple[Node, int, bool, int]
 """(whole, dimension, whether that dimension is of the two halves, which half)"""
 
-ALIKE = fx.CAST + fx.COPY
+ALIKE = ops.CAST + ops.COPY
 """Operations on each element by itself, which can as well be done to fewer tokens."""
 
 
 def is_stored(node: Node) -> bool:
     """Whether a cache stores `node`: a marker reads it, or a graph output is made of it."""
     for user in node.users:
-        if user.op == "output" or fx.is_op(user, fx.CACHE_WRITE):
+        if user.op == "output" or fx.is_op(user, ops.CACHE_WRITE):
             return True
         if _sources(user) and is_stored(user):
             return True
@@ -93,15 +93,15 @@ def _half_of(node: Node) -> Half | None:
         whole = fx.operand(source)
         if len(pieces) != 2 or not isinstance(whole, Node) or not fx.shape(whole):
             return None
-        is_stack = fx.is_op(source, fx.UNBIND)
-        if not is_stack and not fx.is_op(source, fx.SPLIT):
+        is_stack = fx.is_op(source, ops.UNBIND)
+        if not is_stack and not fx.is_op(source, ops.SPLIT):
             return None
         named = (
             fx.bind(source, "input", "dim") if is_stack else fx.bind(source, "input", "n", "dim")
         )
         dim = named.get("dim", 0) % len(fx.shape(whole))
         return whole, dim, is_stack, int(place)  # type: ignore[arg-type]
-    if fx.is_op(node, fx.SELECT):
+    if fx.is_op(node, ops.SELECT):
         args = fx.bind(node, "input", "dim", "index")
         dim, place = args["dim"] % len(fx.shape(source)), args["index"]
         of_two = isinstance(place, int) and fx.same(fx.shape(source)[dim], 2)
@@ -148,11 +148,11 @@ def _sources(node: Node) -> list[Node]:
     stacked = _stack(node)
     if stacked is not None:
         return stacked[0]
-    if fx.is_op(node, fx.CAT):
+    if fx.is_op(node, ops.CAT):
         tensors = fx.bind(node, "tensors", "dim").get("tensors")
         several = isinstance(tensors, (tuple, list)) and all(isinstance(t, Node) for t in tensors)
         return list(tensors) if several else []  # type: ignore[arg-type]
-    if fx.order_of_dims(node) or fx.is_op(node, ALIKE + fx.RESHAPE + fx.WIDEN):
+    if fx.order_of_dims(node) or fx.is_op(node, ALIKE + ops.RESHAPE + ops.WIDEN):
         source = fx.operand(node)
         return [source] if isinstance(source, Node) and fx.shape(source) else []
     return []
@@ -160,8 +160,8 @@ def _sources(node: Node) -> list[Node]:
 
 def _stack(node: Node) -> tuple[list[Node], int] | None:
     """(tensors, dimension) of a stack, in one call or decomposed into a cat and a reshape."""
-    join = fx.operand(node) if fx.is_op(node, fx.RESHAPE) else node
-    if not isinstance(join, Node) or not fx.is_op(join, fx.STACK if join is node else fx.CAT):
+    join = fx.operand(node) if fx.is_op(node, ops.RESHAPE) else node
+    if not isinstance(join, Node) or not fx.is_op(join, ops.STACK if join is node else ops.CAT):
         return None
     args = fx.bind(join, "tensors", "dim")
     tensors: Any = args.get("tensors")
@@ -193,7 +193,7 @@ def _tokens_of(node: Node, lengths: Lengths) -> int | None:
     stacked = _stack(node)
     if stacked is not None:
         return place + (stacked[1] <= place)
-    if fx.is_op(node, fx.CAT):
+    if fx.is_op(node, ops.CAT):
         return None if _joined_along(node) == place else place
     order = fx.order_of_dims(node)
     if order:
@@ -234,7 +234,7 @@ def _rebuilt(node: Node, lengths: Lengths, done: dict[Node, Any]) -> Any:
     stacked = _stack(node)
     if stacked is not None:
         result = torch.stack(proxies, dim=stacked[1])
-    elif fx.is_op(node, fx.CAT):
+    elif fx.is_op(node, ops.CAT):
         result = torch.cat(proxies, dim=_joined_along(node))
     elif order:
         result = proxies[0].permute(*order)

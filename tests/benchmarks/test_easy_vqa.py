@@ -121,6 +121,7 @@ def test_every_question_is_put_to_the_cache_of_its_image(package):
     assert sum(parts[kind].sum() for kind in ("yes or no", "shape", "colour")) == 48
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["default", slow("oracle"), slow("pyramidkv")])
 def test_a_compacted_cache_is_measured_at_its_budget(package, name):
     model = build_model(0).eval()

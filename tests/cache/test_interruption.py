@@ -61,6 +61,7 @@ def layers(model):
     return model.get_decoder().layers
 
 
+@pytest.mark.slow
 def test_a_graph_that_breaks_between_layers():
     model = compiled(budget=0.5)
     cache = StarKVCache(model.config)

@@ -24,12 +24,10 @@ FORMS = {
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """`make test` exports one form, the default policy's: tests of the others are slow."""
+    """`make test` writes no ONNX of a whole model: PyTorch runs what test_programs exports."""
     for item in items:
         if "exported" in getattr(item, "fixturenames", ()):
-            form = item.callspec.params.get("exported") if hasattr(item, "callspec") else None
-            if form != "novelty":
-                item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.slow)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from transformers.cache_utils import StaticCache
 
 from starkv_compile import StarKVCache, StarKVError
 from starkv_compile.export.capture.ports import Shapes
-from starkv_compile.export.runner import Runtime, load_model
+from starkv_compile.export.runner import load_model
+from starkv_compile.export.runtime import Runtime
 from starkv_compile.testing import VIDEO_TOKEN, TinyPrompt, generate, tiny_inputs, tiny_model
 
 FAMILY = "qwen3_vl"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from starkv_compile import StarKVError
-from starkv_compile.export import runner
+from starkv_compile.export import runner, runtime
 from starkv_compile.testing import TinyPrompt, generate, tiny_inputs
 
 PROMPTS = [
@@ -53,7 +53,8 @@ def test_bfloat16(exports, monkeypatch):
         runner.load_model(exported.folder)
     from tests.support.reference import ReferenceGraph
 
-    monkeypatch.setattr(runner, "open_graph", ReferenceGraph)
+    for module in (runner, runtime):
+        monkeypatch.setattr(module, "open_graph", ReferenceGraph)
     same, apart = compared(runner.load_model(exported.folder), exported)
     assert same >= 0.96
     assert apart < 0.02, "of logits up to 0.6"

@@ -10,13 +10,13 @@ import torch
 import starkv_compile
 from starkv_compile import OptionError, StarKVConfig, UnsupportedModel
 from starkv_compile.errors import MissingPackage
-from starkv_compile.export import runner
+from starkv_compile.export import runner, runtime
 from starkv_compile.export.capture.decoder import Decoder, describe
 from starkv_compile.export.graphs import open_graph
 from starkv_compile.export.onnx.manifest import Manifest
 from starkv_compile.export.tensorrt.programs import export_programs
 from starkv_compile.export.tensorrt.torch_trt import compile_program
-from starkv_compile.passes import fx
+from starkv_compile.passes import fx, ops
 from starkv_compile.testing import TinyPrompt, generate, tiny_inputs, tiny_model
 from tests.support.same import assert_same_cache
 from tests.support.trajectory import steps
@@ -62,7 +62,8 @@ def pair(model, programs, tmp_path, monkeypatch):
         found = programs.get(file.stem)
         return open_graph(file, provider) if found is None else ProgramGraph(found)
 
-    monkeypatch.setattr(runner, "open_graph", opened)
+    for module in (runner, runtime):
+        monkeypatch.setattr(module, "open_graph", opened)
     loaded = runner.load_model(tmp_path)
     starkv_compile.compile(model, budget=0.3, inner="eager")
     yield loaded, model
@@ -93,10 +94,10 @@ def test_steps_on_what_is_stored(pair):
 
 def test_heads_are_those_that_are_stored_and_numbers(programs):
     for program in programs.values():
-        attentions = [n for n in program.exported.graph.nodes if fx.is_op(n, fx.SDPA)]
+        attentions = [n for n in program.exported.graph.nodes if fx.is_op(n, ops.SDPA)]
         assert len(attentions) == 1
         assert [fx.shape(n)[1] for n in attentions[0].args[:3]] == [4, 2, 2]
-        reshapes = [n for n in program.exported.graph.nodes if fx.is_op(n, fx.RESHAPE)]
+        reshapes = [n for n in program.exported.graph.nodes if fx.is_op(n, ops.RESHAPE)]
         assert reshapes
         for node in reshapes:
             left = [n for n, told in zip(fx.shape(node), node.args[1], strict=True) if told == -1]

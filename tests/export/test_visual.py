@@ -50,6 +50,7 @@ def test_windows_of_all_sizes(windowed, sizes):
     torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_windows_keep_to_themselves(windowed):
     """A change in one window reaches others by the block that attends everywhere alone."""
     tower, _ = windowed

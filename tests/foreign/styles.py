@@ -268,8 +268,16 @@ class LibraryCache(PreTrainedModel, GenerationMixin, Core):
     def get_decoder(self):
         return self
 
+    def start(self, cache):
+        """The position of the next token."""
+        return cache.get_seq_length()
+
     def mask(self, cache, seen, n):
         """None: queries see what is at most as new as they are."""
+
+    def store(self, cache, k, v, i):
+        """Keys and values of all tokens, with the new ones."""
+        return cache.update(k, v, i)
 
     def attend(self, q, k, v, mask):
         causal = mask is None and (True if q.shape[2] > 1 else False)  # noqa: SIM210
@@ -278,11 +286,11 @@ class LibraryCache(PreTrainedModel, GenerationMixin, Core):
     def forward(self, input_ids=None, past_key_values: Cache | None = None, use_cache=True):
         if past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        seen, n, x = past_key_values.get_seq_length(), input_ids.shape[1], self.embed(input_ids)
+        seen, n, x = self.start(past_key_values), input_ids.shape[1], self.embed(input_ids)
         mask = self.mask(past_key_values, seen, n)
         for i, layer in enumerate(self.layers):
             q, k, v = layer.rotated(x, seen + torch.arange(n))
-            k, v = past_key_values.update(k, v, i)
+            k, v = self.store(past_key_values, k, v, i)
             x = layer.rest(x, self.attend(q, k, v, mask))
         return CausalLMOutputWithPast(logits=self.head(x), past_key_values=past_key_values)
 

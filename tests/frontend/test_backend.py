@@ -94,6 +94,7 @@ def test_report_reads_well():
     assert "frames taken as squares" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "inner"), [(1, "eager"), slow(2, "eager"), slow(1, "inductor")])
 def test_flex_attention_compresses_too(rows, inner):
     """Its mask is a function, evaluated for the window; with a padded row as well.

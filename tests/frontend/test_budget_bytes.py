@@ -92,6 +92,7 @@ def in_two_graphs():
     return starkv_compile.compile(model, budget_bytes=BUDGET, inner="eager")
 
 
+@pytest.mark.slow
 def test_layers_in_other_graphs_count():
     model = in_two_graphs()
     assert_spent(generate(model, tiny_inputs("llava"), 1).past_key_values, BUDGET, TOKEN)

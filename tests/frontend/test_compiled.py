@@ -96,6 +96,7 @@ def test_the_very_same_compilation_comes_back(way):
     assert starkv_compile.report(outer) is report
 
 
+@pytest.mark.slow
 def test_somebody_else_s_compilation_comes_back():
     model, calls = tiny_model("qwen2_vl"), []
 

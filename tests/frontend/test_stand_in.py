@@ -77,6 +77,34 @@ def test_a_hook_put_on_a_compiled_model_and_a_second_configuration():
     assert stored(model.generate) == HALF
 
 
+@pytest.mark.parametrize("backend", ["eager", "starkv"])
+def test_forward_inside_a_function_that_is_compiled_otherwise(backend):
+    model = compiled(own())
+    assert stored(torch.compile(lambda ids: model.forward(ids), backend=backend), PROMPT) == SHORT
+    starkv_compile.undo(model)
+    plain = torch.compile(lambda ids: model.forward(ids), backend="eager", fullgraph=True)
+    assert stored(plain, PROMPT) == WHOLE
+
+
+def test_models_that_share_a_decoder_are_not_both_compiled():
+    class Around(nn.Module):
+        def __init__(self, inside):
+            super().__init__()
+            self.inside = inside
+
+        def forward(self, ids):
+            return self.inside(ids)
+
+    first, second = Around(shared := own()), Around(shared)
+    compiled(first)
+    with pytest.warns(UserWarning, match=r"Around is no longer compiled.*give each its own copy"):
+        compiled(second, 0.5)
+    assert stored(second, PROMPT) == HALF
+    third = Around(copy.deepcopy(shared))
+    assert stored(compiled(third), PROMPT) == SHORT
+    assert stored(second, PROMPT) == HALF
+
+
 def test_a_pickled_model_is_not_compiled_and_can_be():
     twin = pickle.loads(pickle.dumps(compiled(llama())))
     assert stored(twin, PROMPT) == WHOLE

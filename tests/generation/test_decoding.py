@@ -93,6 +93,7 @@ def test_every_way_in(way):
     assert len(set(calls[1:])) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner", ["aot_eager", slow("inductor")])
 def test_writing_in_place_is_the_same_compiled(inner):
     """Of each compiler: the buffers' contents as well, since a lost write shows there first."""
@@ -109,6 +110,7 @@ def test_writing_in_place_is_the_same_compiled(inner):
         torch.testing.assert_close(ours.values, theirs.values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("attention", "beams"), [("eager", 1), ("sdpa", 3)])
 def test_batches_padded_on_the_left(attention, beams):
     def answer(room):
@@ -268,6 +270,7 @@ def test_bytes_count_the_free_slots():
     assert {layer.stored for layer in told} == {slots - 16}
 
 
+@pytest.mark.slow
 def test_a_step_that_fails_is_as_if_it_had_not_been():
     model = compiled("llava")
     inputs = tiny_inputs("llava")
@@ -293,6 +296,7 @@ def test_a_step_that_fails_is_as_if_it_had_not_been():
     assert cache.layers[0].filled is None, "written in place there would be no gradients"
 
 
+@pytest.mark.slow
 def test_a_model_no_longer_compiled_goes_on():
     """Nobody tells its masks of free slots: the tokens are taken out of the buffers."""
     inputs = tiny_inputs(FAMILY)
@@ -309,6 +313,7 @@ def test_a_model_no_longer_compiled_goes_on():
     assert cache.layers[0].filled is None
 
 
+@pytest.mark.slow
 def test_an_attention_without_a_mask_grows_instead_and_says_so():
     AttentionInterface.register("maskless", sdpa_attention_forward)
     inputs = tiny_inputs(FAMILY, TinyPrompt((), 40))

@@ -157,6 +157,7 @@ def _repository(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_the_runner_fetches_the_tag_and_runs_what_is_listed(repository, tmp_path):
     summary = tmp_path / "summary.json"
     done = run(

@@ -105,6 +105,7 @@ MODES = {
     "repetition penalty": {"repetition_penalty": 1.3},
     "chunks of the prompt": {"prefill_chunk_size": 32},
 }
+SLOW = ("several samples", "chunks of the prompt")
 
 
 def skip_where_transformers_fails(inputs, **options):
@@ -119,7 +120,7 @@ def skip_where_transformers_fails(inputs, **options):
         pytest.skip(f"transformers {transformers.__version__} itself: {error}")
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [slow(mode) if mode in SLOW else mode for mode in MODES])
 def test_one_prompt(mode):
     inputs = tiny_inputs(FAMILY)
     if "prefill_chunk_size" in MODES[mode]:
@@ -166,6 +167,7 @@ def test_drafts_beside_a_prompt_keep_it_whole_and_say_so(drafts):
     assert torch.equal(out.sequences, expected.sequences)
 
 
+@pytest.mark.slow
 def test_drafts_are_appended_to_a_compressed_cache_and_rolled_back():
     """As `generate` verifies them: a chunk whose every logit is wanted, then `crop`."""
     inputs = tiny_inputs("llava", TinyPrompt((), 40))
@@ -274,6 +276,7 @@ def test_streaming():
     assert [int(word) for text in streamer for word in text.split()] == expected
 
 
+@pytest.mark.slow
 def test_turns_on_one_cache():
     """What each turn dropped stays dropped in the next; turns may be shorter than the window."""
     inputs = tiny_inputs(FAMILY, TinyPrompt((), 40))

@@ -110,6 +110,7 @@ def test_attention_that_is_returned_is_over_what_is_stored():
             torch.testing.assert_close(layer.sum(-1), torch.ones(layer.shape[:-1]))
 
 
+@pytest.mark.slow
 def test_prompt_lookup_says_what_greedy_says(model):
     inputs = tiny_inputs(FAMILY, TEXT)
     inputs["input_ids"][:, 21:] = inputs["input_ids"][:, :21]

@@ -154,6 +154,7 @@ def test_a_model_keeps_the_same_tokens_as_with_sdpa(rows, flash_attention_2):
     assert library._is_packed_sequence.__module__ == library.__name__, "given back"
 
 
+@pytest.mark.slow
 def test_padded_batches_are_left_whole_with_the_way_out(flash_attention_2):
     inputs = inputs_of(TinyPrompt(), TinyPrompt(text=14, seed=1))
     expected = generate(model_with("flash_attention_2"), inputs)

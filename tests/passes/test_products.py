@@ -365,3 +365,37 @@ def test_decoding_is_counted_in_every_form(attend, monkeypatch):
         torch.compiler.reset()
         report = apply(capture(Step(None), *inputs, how=how), CONFIG)
         assert (report.found, report.decode_sites) == (0, 1), (how, str(report))
+
+
+class PairedRotary(torch.nn.Module):
+    """As many KV heads as query heads, whose elements are rotated in pairs, as in GPT-J."""
+
+    def __init__(self, attend):
+        super().__init__()
+        torch.manual_seed(0)
+        self.q, self.k, self.v = (torch.nn.Linear(X.shape[2], H * D) for _ in range(3))
+        self.attend = attend
+
+    def forward(self, x):
+        q, k, v = (f(x).unflatten(-1, (H, D)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        turn = torch.arange(S)[:, None] * torch.arange(D // 2)
+        q, k = (paired(t, turn.cos(), turn.sin()) for t in (q, k))
+        return self.attend(q, k, v), k, v
+
+
+def paired(x, cos, sin):
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
+
+
+def spelled(q, k, v):
+    return (q @ k.mT * D**-0.5).masked_fill(LATER, float("-inf")).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_queries_are_told_from_heads_where_pairs_of_elements_are_rotated(how):
+    (_, *ours), report = rewrite(PairedRotary(spelled), how)
+    assert report.rewritten == 1, str(report)
+    by_sdpa = PairedRotary(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, ~LATER))
+    (_, *theirs), _ = rewrite(by_sdpa, how)
+    assert all(map(torch.equal, ours, theirs))

@@ -35,6 +35,7 @@ def test_the_page_shows_a_whole_policy_in_thirty_lines(value_norm):
         value_norm(screen_weight=2)
 
 
+@pytest.mark.slow
 def test_every_way_in_takes_it(value_norm):
     by_api, by_backend, in_place = (tiny_model("qwen2_vl") for _ in range(3))
     policy = value_norm(screen_weight=0.25)

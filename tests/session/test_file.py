@@ -59,6 +59,7 @@ def loaded(data, path, saved, agent):
     return True
 
 
+@pytest.mark.slow
 def test_a_saved_session_goes_on_where_it_was(agent, tmp_path):
     model, processor = agent
     starkv_compile.compile(model, budget=0.3, inner="eager")

@@ -111,6 +111,7 @@ def test_agent_session_equals_prefilling_it_all_again(agent):
     assert torch.equal(rebuilt, ids)
 
 
+@pytest.mark.slow
 def test_frames_out_of_the_history_leave_the_cache_whole(agent):
     model, processor = agent
     starkv_compile.compile(model, budget=0.5, policy="starkv", boost=0.0, inner="eager")
@@ -220,6 +221,7 @@ def _store(cache, turn):
         cache.update(keys, keys, layer)
 
 
+@pytest.mark.slow
 def test_text_and_screens_have_their_shares_of_a_session_however_long(agent):
     """Of what is stored text would have a larger share at each step, as screens lose more."""
     model, processor = agent
@@ -302,6 +304,7 @@ def test_a_fork_goes_its_own_way(agent):
         assert torch.equal(left.keys, right.keys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "call"),
     [(RuntimeError, 1), (KeyboardInterrupt, 3)],

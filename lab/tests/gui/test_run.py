@@ -70,6 +70,7 @@ def records(out, shard="0-of-1"):
     return [json.loads(line) for line in lines[1:]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [slow(1.0), 0.2])
 def test_the_agent_on_every_benchmark(data, tmp_path, budget):
     """All in one test: what Dynamo traced for the first serves the others."""

@@ -8,6 +8,7 @@ import starkv_compile
 from lab.tests.support.inspection_prompts import tiny_prompt
 from starkv_compile import StarKVCache, StarKVConfig, UnsupportedModel
 from starkv_compile.policies import ScreenNovelty
+from tests.support.crossing import slow
 
 SHARES = (0.5, 0.1)  # at the second the window is clipped
 
@@ -26,8 +27,8 @@ def compressed(prompt, config):
     [
         ("qwen2_vl", StarKVConfig()),
         ("qwen3_vl", StarKVConfig(policy="gui_kv")),  # a set a head, scores by capacity
-        ("qwen2_vl", StarKVConfig(policy="pyramidkv")),  # a budget a layer
-        ("llava", StarKVConfig(policy="tova")),  # a window of its own
+        slow("qwen2_vl", StarKVConfig(policy="pyramidkv")),  # a budget a layer
+        slow("llava", StarKVConfig(policy="tova")),  # a window of its own
     ],
     ids=lambda value: value if isinstance(value, str) else value.policy,
 )
@@ -53,6 +54,7 @@ def test_kept_sets_and_bytes_are_the_compiled_caches(family, config):
             assert torch.equal(getattr(inspection, name), getattr(layout, name)[0])
 
 
+@pytest.mark.slow
 def test_ranks_are_those_of_the_final_score():
     inspection = collect(tiny_prompt("qwen2_vl"), StarKVConfig(), SHARES)
     budget, final = inspection.budgets[0], inspection.axes[-1]

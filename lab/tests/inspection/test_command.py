@@ -35,6 +35,7 @@ def data_of(out):
     return json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL).group(1))
 
 
+@pytest.mark.slow
 def test_the_shipped_agent_on_an_episode(capsys, tmp_path):
     out = tmp_path / "new" / "page.html"
     code, printed, _ = run(

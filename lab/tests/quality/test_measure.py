@@ -23,6 +23,7 @@ def test_the_full_cache_is_the_reference(bench):
     assert cell.right.mean() > 0.97
 
 
+@pytest.mark.slow
 def test_an_oracle_loses_nothing_at_its_size_and_more_the_less_it_keeps(bench):
     """12 elements, the question and the window are less than a quarter of these prompts."""
     full = bench.measure(FULL, 1.0)
@@ -32,6 +33,7 @@ def test_an_oracle_loses_nothing_at_its_size_and_more_the_less_it_keeps(bench):
     assert cells[1].right[:, 2:].mean() < 0.7, "what others need is not all kept"
 
 
+@pytest.mark.slow
 def test_policies_keep_as_many_bytes_and_less_of_the_answers(bench):
     paper, random = (bench.measure(VARIANTS[name], 0.25) for name in ("paper", "random"))
     oracle = bench.measure(VARIANTS["oracle"], 0.25)

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from ...passes import fx
+from ...passes import fx, ops
 
 SIZE = (torch.ops.aten.sym_size.int,)
-JOINING = fx.CAT + (torch.ops.aten.slice.Tensor,)
+JOINING = ops.CAT + (torch.ops.aten.slice.Tensor,)
 """Joins of cached and new tokens. Both parts compute them, which costs less than to pass them on;
 duplicates are removed later."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.fx import Graph, Node
 
-from ...passes import fx
+from ...passes import fx, ops
 
 
 def share_heads(graph: Graph) -> None:
@@ -14,7 +14,7 @@ def share_heads(graph: Graph) -> None:
     `translations.attention` know groups, as SDPA does, so the repeats are not needed.
     """
     for node in graph.nodes:
-        if not fx.is_op(node, fx.SDPA):
+        if not fx.is_op(node, ops.SDPA):
             continue
         query, key, value = node.args[:3]
         stored_key, stored_value = (fx.see_through_repeat_kv(n) for n in (key, value))
@@ -27,6 +27,6 @@ def share_heads(graph: Graph) -> None:
 
 def _whole(node: Node) -> Node:
     """The source of slices that take all of it. Runtimes would copy such a slice."""
-    while fx.is_op(node, fx.SLICE) and fx.shape(node) == fx.shape(fx.operand(node)):
+    while fx.is_op(node, ops.SLICE) and fx.shape(node) == fx.shape(fx.operand(node)):
         node = fx.operand(node)
     return node

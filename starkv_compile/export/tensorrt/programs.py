@@ -19,7 +19,7 @@ from torch.fx.graph import CodeGen
 from ...config import StarKVConfig
 from ...errors import UnsupportedModel
 from ...kernels.reference.capacity import every_length
-from ...passes import fx
+from ...passes import fx, ops
 from ..capture.capture import bodies, cut_graph, export_program, port_names, put_in_place
 from ..capture.decoder import Decode, Decoder, Prefill, describe, traceable
 from ..capture.grouped import share_heads
@@ -158,7 +158,7 @@ def _say_lengths(graph: Graph) -> None:
     TensorRT reads -1 as a length that varies, and refuses attention whose query heads vary.
     """
     for node in graph.nodes:
-        if not fx.is_op(node, fx.RESHAPE) or -1 not in node.args[1]:
+        if not fx.is_op(node, ops.RESHAPE) or -1 not in node.args[1]:
             continue
         place = node.args[1].index(-1)
         length = fx.shape(node)[place]

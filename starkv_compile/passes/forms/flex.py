@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from .. import fx
+from .. import fx, ops
 from ..sites import Attention
 from .operands import SDPA_WAY_OUT, as_given, read_sides, scale_of
 
 
 def read(node: Node) -> Attention | None:
     """`node` as an attention if it calls flex_attention, whose mask is a function of places."""
-    if not fx.is_op(node, fx.FLEX):
+    if not fx.is_op(node, ops.FLEX):
         return None
     arguments: Any = node.args
     query, key, value, score, block_mask, scale, _, _, inputs = arguments
@@ -38,7 +38,7 @@ def read(node: Node) -> Attention | None:
 
 def why_not(node: Node) -> str | None:
     """A score function, or a sink made of the log-sum-exp."""
-    if fx.is_op(node, fx.FLEX):
+    if fx.is_op(node, ops.FLEX):
         return f"flex_attention with a score_mod or a sink is not supported; {SDPA_WAY_OUT}"
     return None
 
@@ -56,8 +56,8 @@ def _has_sink(node: Node) -> bool:
     queue = [user for user in node.users if user.args[1:] == (1,)]
     while queue:
         user = queue.pop()
-        if fx.is_op(user, fx.CAT + fx.LOG_SUM_EXP):
+        if fx.is_op(user, ops.CAT + ops.LOG_SUM_EXP):
             return True
-        if user.target is operator.getitem or fx.is_op(user, fx.CAST + fx.UNSQUEEZE):
+        if user.target is operator.getitem or fx.is_op(user, ops.CAST + ops.UNSQUEEZE):
             queue += user.users
     return False

@@ -23,7 +23,8 @@ NO_BIAS = (
 )
 NO_VALUES = (
     "the graph has no example values; capture it with torch.export or torch.compile, or run "
-    "torch.fx.passes.fake_tensor_prop.FakeTensorProp on it"
+    "torch.fx.passes.fake_tensor_prop.FakeTensorProp on it, with "
+    "FakeTensorMode(allow_non_fake_inputs=True)"
 )
 
 
@@ -79,7 +80,8 @@ def read_operands(
         if of_batch is None:
             continue
         groups = tuple(axis for axis in shared if axis not in of_batch)
-        heads = merged | _merged(axes, chains[:1], set(groups)) | _next_to(axes, chains[0], groups)
+        heads = merged | _merged(axes, chains[:1], set(groups))
+        heads |= _next_to(axes, chains[0], groups, width)
         asked = _queries_of([axes.whole(group) for group in queries], heads, masked, first)
         if asked is None:
             continue
@@ -198,14 +200,17 @@ def _merged(axes: Axes, chains: list[list[Step]], some: Collection[int]) -> set[
     return found - set(some)
 
 
-def _next_to(axes: Axes, steps: list[Step], groups: Group) -> set[int]:
-    """The axes of the dimension after the KV heads', in [B, G, r, S, D]."""
+def _next_to(axes: Axes, steps: list[Step], groups: Group, width: Group) -> set[int]:
+    """The axes of the dimension after the KV heads', in [B, G, r, S, D].
+
+    The elements of a vector may take several dimensions, as where rotary positions pair them.
+    """
     found: set[int] = set()
     for step in steps:
-        dims = [group for group in map(axes.whole, step.dims) if group]
+        dims = [group for group in map(axes.whole, step.dims) if set(group) - set(width)]
         places = [i for i, group in enumerate(dims) if groups and group[-1] == groups[-1]]
-        if places and len(dims) > 4:
-            found.update(dims[places[0] + 1])
+        if places and len(dims) > 3:
+            found.update(*dims[places[0] + 1 : places[0] + 2])
     return found
 
 

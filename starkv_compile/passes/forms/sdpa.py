@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from .. import fx
+from .. import fx, ops
 from ..sites import Attention
 from .operands import as_given, read_sides, scale_of
 
 
 def read(node: Node) -> Attention | None:
     """`node` as an attention if it calls scaled_dot_product_attention."""
-    if not fx.is_op(node, fx.SDPA):
+    if not fx.is_op(node, ops.SDPA):
         return None
     args = fx.bind(
         node, "query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"

@@ -1,0 +1,92 @@
+"""Notices a model that reads the stored keys and values itself, as if their number were a place."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.cache_utils import DynamicLayer
+
+from ..errors import CacheError
+from .state import SharedState
+
+if TYPE_CHECKING:
+    from .cache import StarKVCache
+
+READS_KEYS = (
+    "the model reads the keys or values of a layer before it has stored the new tokens there. "
+    "Their length is the number of tokens stored, which is no position once the cache is shortened"
+)
+WAY_OUT = "take positions from cache.get_seq_length(), and mask lengths from cache.get_mask_sizes()"
+
+
+class WatchedLayer(DynamicLayer):
+    """A layer that notices who reads its keys or values in a call, before it stores new tokens.
+
+    Attributes:
+        keys: [B, G, slots, D]; None before the first token.
+        values: [B, G, slots, D]; None before the first token.
+        seen: tokens of the stream.
+        filled: how many slots hold a token; None: all.
+        awaits: whether a call is in progress that has not stored its tokens in this layer yet.
+    """
+
+    shared: SharedState
+    seen: int
+    filled: int | None
+    awaits = False
+    _keys: Any
+    _values: Any
+
+    @property
+    def stored(self) -> int:
+        """Number of tokens stored."""
+        if not self.is_initialized or self._keys.numel() == 0:
+            return 0
+        return self._keys.shape[-2] if self.filled is None else self.filled
+
+    @property
+    def keys(self) -> Any:
+        self._note_reading()
+        return self._keys
+
+    @keys.setter
+    def keys(self, keys: torch.Tensor | None) -> None:
+        self._keys = keys
+
+    @property
+    def values(self) -> Any:
+        self._note_reading()
+        return self._values
+
+    @values.setter
+    def values(self, values: torch.Tensor | None) -> None:
+        self._values = values
+
+    def _note_reading(self) -> None:
+        """Makes the cache keep every token, if that is still possible.
+
+        Raises:
+            CacheError: the cache is shortened already, or another layer has stored tokens that will
+                be.
+        """
+        if not self.awaits or self.shared.is_read:
+            return
+        if self.shared.compacts or self.stored != self.seen:
+            raise CacheError(f"{READS_KEYS}. To compress this model, {WAY_OUT}")
+        self.shared.is_read = True
+
+
+@contextlib.contextmanager
+def watched(cache: StarKVCache) -> Iterator[None]:
+    """Surrounds one call of a model with `cache`, in which its layers notice who reads them."""
+    cache.shared.compacts = False
+    for layer in cache.compressed_layers:
+        layer.awaits = True
+    try:
+        yield
+    finally:
+        for layer in cache.compressed_layers:
+            layer.awaits = False
