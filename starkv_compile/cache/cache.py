@@ -225,6 +225,7 @@ class StarKVCache(DynamicCache):
         """Forgets everything. The cache then holds a new session."""
         super().reset()
         self.shared.layout = self.shared.chunk = self.shared.stopped_at = None
+        self.shared.padding = None
         self.shared.appending = self.shared.stepping = False
         self.shared.is_read = self.shared.uneven = False
 
@@ -251,23 +252,16 @@ class StarKVCache(DynamicCache):
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)
-        self._select_layout(beam_idx)
+        self.shared.select_rows(beam_idx)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         super().batch_select_indices(indices)
-        self._select_layout(indices)
+        self.shared.select_rows(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
-        layout, self.shared.chunk = self.shared.layout, None
-        if layout is not None:
-            rows = torch.arange(len(layout.frame), device=layout.frame.device)
-            layout.select(rows.repeat_interleave(repeats))
-
-    def _select_layout(self, rows: torch.Tensor) -> None:
-        layout, self.shared.chunk = self.shared.layout, None
-        if layout is not None:
-            layout.select(rows.to(layout.frame.device))
+        rows = next((len(layer.keys) for layer in self.compressed_layers if layer.stored), 0)
+        self.shared.select_rows(torch.arange(rows // repeats).repeat_interleave(repeats))
 
 
 def ready_cache(config: PreTrainedConfig, given: Any) -> StarKVCache | None:

@@ -11,6 +11,7 @@ from ..errors import CacheError
 from ..vision.describe import Seen, describe, tokens_of
 from ..vision.layout import VisionLayout
 from .open_frame import open_chunk
+from .padding import check_padding, padding_of
 
 if TYPE_CHECKING:
     from .cache import StarKVCache
@@ -80,10 +81,11 @@ def describe_chunk(cache: StarKVCache, model: Any, named: Mapping[str, Any]) -> 
     Raises:
         CacheError: the attention mask has padding that a compacted cache cannot hide.
     """
-    seen = cache.get_seq_length()
+    seen, shared, mask = cache.get_seq_length(), cache.shared, named.get("attention_mask")
     if not _is_square(named):
-        check_padding(named.get("attention_mask"), seen)
-    shared = cache.shared
+        check_padding(mask, seen)
+        tokens = tokens_of(named)
+        shared.padding = None if tokens is None else padding_of(mask, seen + tokens.shape[1])
     coming, last = Seen.of(getattr(model, "config", None), named), shared.chunk
     before = None if last is None or shared.layout is None else last.before(coming, seen)
     whole = coming if before is None else before.followed_by(coming)
@@ -111,28 +113,6 @@ def _is_square(named: Mapping[str, Any]) -> bool:
     if not isinstance(mask, torch.Tensor) or tokens is None:
         return False
     return len(tokens) == 1 and len(mask) > 1 and len(mask) == mask.shape[-1]
-
-
-def check_padding(mask: Any, seen: int) -> None:
-    """Raises `CacheError` for padding that a compacted cache cannot hide."""
-    if not isinstance(mask, torch.Tensor) or mask.dim() != 2 or bool(mask.all()):
-        return
-    if not bool(mask[:, -1].all()):
-        raise CacheError(
-            "attention_mask ends in zeros for some row: right-padded prompts cannot be compressed "
-            "(the scoring window would be padding); tokenize with padding_side='left'"
-        )
-    if bool((mask[:, 1:] < mask[:, :-1]).any()):
-        raise CacheError(
-            "attention_mask has zeros after ones, but a compressed cache cannot hide padding "
-            "between tokens; pad on the left, or leave those tokens out"
-        )
-    if seen and not bool(mask[:, seen:].all()):
-        raise CacheError(
-            "attention_mask pads the new tokens of a later turn, but a compressed cache cannot "
-            "hide padding there. Give all rows new prompts of one length, or each row a cache of "
-            "its own"
-        )
 
 
 def _real(named: Mapping[str, Any], seen: int, frame: torch.Tensor) -> torch.Tensor | None:

@@ -244,7 +244,7 @@ class StarKVLayer(WatchedLayer):
                 "before a prompt that you may want to undo, or start a new one"
             )
         self.settle()
-        super().crop(tokens_to_remove)
+        self.hold(self._keys[:, :, :-remove], self._values[:, :, :-remove])
         self.seen -= remove
         if self.kept is not None:
             self.kept = self.kept[..., : self.stored]

@@ -1,4 +1,4 @@
-"""Notices a model that reads the stored keys and values itself, as if their number were a place."""
+"""Notices who reads the stored keys as if their number were a place, and who changes it."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class WatchedLayer(DynamicLayer):
     seen: int
     filled: int | None
     awaits = False
-    _keys: Any
-    _values: Any
+    _keys: Any = None
+    _values: Any = None
 
     @property
     def stored(self) -> int:
@@ -54,6 +54,7 @@ class WatchedLayer(DynamicLayer):
 
     @keys.setter
     def keys(self, keys: torch.Tensor | None) -> None:
+        _check_length(self._keys, keys)
         self._keys = keys
 
     @property
@@ -63,7 +64,12 @@ class WatchedLayer(DynamicLayer):
 
     @values.setter
     def values(self, values: torch.Tensor | None) -> None:
+        _check_length(self._values, values)
         self._values = values
+
+    def hold(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Puts keys and values of any length in place. The caller says which tokens they are."""
+        self._keys, self._values = keys, values
 
     def _note_reading(self) -> None:
         """Makes the cache keep every token, if that is still possible.
@@ -77,6 +83,17 @@ class WatchedLayer(DynamicLayer):
         if self.shared.compacts or self.stored != self.seen:
             raise CacheError(f"{READS_KEYS}. To compress this model, {WAY_OUT}")
         self.shared.is_read = True
+
+
+def _check_length(before: Any, after: Any) -> None:
+    """Raises `CacheError` if somebody puts another number of tokens into a layer."""
+    old, new = (0 if t is None or t.dim() < 4 else t.shape[-2] for t in (before, after))
+    if old and after is not None and new != old:
+        raise CacheError(
+            f"keys or values of {new} tokens were put into a layer that stores {old}, and the "
+            "cache would count on as before. Remove the last tokens with cache.crop(-n), and rows "
+            "with cache.batch_select_indices"
+        )
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ class SharedState:
         slot: [1] int64, the place of that token in the buffers.
         mask_fits: whether the masks of the call have as many columns as the cache has tokens: the
             model asked the cache for that number, or the caller passed a mask for each head.
+        padding: [B] int64, how many tokens each row's mask hid in the last prompt; None: unknown.
         uneven: whether no mask of the call in progress fits all layers.
         stopped_at: how many tokens each layer has seen, if a call stopped between layers.
     """
@@ -37,12 +38,22 @@ class SharedState:
         self.stepping = False
         self.slot: torch.Tensor | None = None
         self.mask_fits = True
+        self.padding: torch.Tensor | None = None
         self.uneven = False
         self.stopped_at: dict[int, int] | None = None
+
+    def select_rows(self, rows: torch.Tensor) -> None:
+        """Keeps, repeats or reorders batch rows of what is known about the tokens."""
+        self.chunk = None
+        if self.layout is not None:
+            self.layout.select(rows.to(self.layout.frame.device))
+        if self.padding is not None:
+            self.padding = self.padding[rows.to(self.padding.device)]
 
     def fork(self) -> SharedState:
         twin = SharedState()
         twin.layout = None if self.layout is None else replace(self.layout)
         twin.chunk, twin.stopped_at = self.chunk, self.stopped_at
+        twin.padding, twin.uneven = self.padding, self.uneven
         twin.is_read, twin.mask_fits = self.is_read, self.mask_fits
         return twin

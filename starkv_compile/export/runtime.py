@@ -191,7 +191,7 @@ class Runtime:
             present = fields_of("present", i, found)
             state = State(*(present[name] for name in State._fields))
             pattern = state.pattern[..., : layout.current.shape[1]]
-            layer.keys, layer.values = present["key"], present["value"]
+            layer.hold(present["key"], present["value"])
             layer.kept, layer.novelty = present["kept"], present["novelty"]
             layer.state = tuple(state._replace(pattern=pattern))
             layer.seen = layout.seen
@@ -232,7 +232,7 @@ class Runtime:
                 for dim in (shape.key_dim, shape.value_dim)
             )
             layer.lazy_initialization(key, value)
-            layer.keys, layer.values = key, value
+            layer.hold(key, value)
             layer.kept = torch.zeros(batch, 0, dtype=torch.int64)
             zero = torch.zeros(batch, dtype=torch.int64)
             layer.state = tuple(
@@ -256,7 +256,7 @@ class Runtime:
         else:
             found = self._decode(feeds)
         for i, layer in enumerate(layers):
-            layer.keys, layer.values = found[f"present.{i}.key"], found[f"present.{i}.value"]
+            layer.hold(found[f"present.{i}.key"], found[f"present.{i}.value"])
             layer.seen += 1
             if layer.filled is not None:
                 layer.filled += 1

@@ -20,6 +20,7 @@ from ..cache.cache import StarKVCache, ready_cache
 from ..cache.chunk import begin_chunk, describe_chunk
 from ..cache.interruption import whole_call
 from ..cache.layer import ONE_PROMPT, StarKVLayer
+from ..cache.padding import check_later_call
 from ..cache.reading import READS_KEYS, WAY_OUT, watched
 from ..cache.size import layer_stats
 from ..config import StarKVConfig
@@ -191,6 +192,8 @@ class Attachment:
         named = owner.named(args, kwargs)
         given = named["past_key_values"]
         tokens = tokens_of(named)
+        if tokens is not None and is_short(given):
+            check_later_call(given, named, tokens)
         if tokens is not None and isinstance(given, StarKVCache) and given.is_uneven:
             return _with_uneven_layers(owner, given, tokens, args, kwargs)
         if tokens is not None and tokens.shape[1] == 1:

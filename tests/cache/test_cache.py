@@ -25,7 +25,7 @@ def feed(cache, tokens, batch=2, seed=0):
 def compact(cache, kept):
     """What the graph pass does, by hand: keep places `kept` of every layer."""
     for layer in cache.compressed_layers:
-        layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
+        layer.hold(layer.keys[:, :, kept], layer.values[:, :, kept])
         layer.kept = layer.kept[:, kept]
 
 
@@ -136,3 +136,17 @@ def test_sliding_window_layers_stay_the_librarys_own():
     kinds = [type(layer) for layer in cache.layers]
     assert kinds[0] is kinds[2] is DynamicSlidingWindowLayer
     assert len(cache.compressed_layers) == 2
+
+
+def test_somebody_who_cuts_keys_by_hand_is_told_to_crop(cache):
+    feed(cache, 10)
+    layer = cache.layers[0]
+    with pytest.raises(CacheError, match=r"of 7 tokens were put into a layer that stores 10.*crop"):
+        layer.keys = layer.keys[:, :, :7]
+    with pytest.raises(CacheError, match="of 11 tokens"):
+        layer.values = torch.cat([layer.values, layer.values[:, :, :1]], 2)
+    assert layer.stored == 10
+    layer.keys = layer.keys.double()
+    assert layer.keys.dtype == torch.float64
+    cache.crop(-3)  # the way out
+    assert [layer.stored for layer in cache.layers] == [7] * LAYERS

@@ -136,7 +136,7 @@ def by_head(seen=20, sets=((0, 3, 6, 9, 17, 18), (1, 2, 5, 14, 17, 19))):
     kept_sets = torch.tensor([sets])
     for layer in cache.compressed_layers:
         rows = kept_sets[..., None].expand(-1, -1, -1, 16)
-        layer.keys, layer.values = layer.keys.gather(2, rows), layer.values.gather(2, rows)
+        layer.hold(layer.keys.gather(2, rows), layer.values.gather(2, rows))
         layer.kept, layer.novelty = kept_sets.clone(), None
     layout = VisionLayout.empty(1, torch.device("cpu"))
     frame, row, column, _ = frames(seen, (2, 8), (9, 15))

@@ -99,7 +99,7 @@ class Reader:
             worth[:, : length - window], None, length, config.window, config.capacity(length)
         )
         for layer in cache.compressed_layers:
-            layer.keys, layer.values = STARKV.gather_kv(layer.keys, layer.values, kept, None)
+            layer.hold(*STARKV.gather_kv(layer.keys, layer.values, kept, None))
             layer.kept, layer.novelty = kept, None
         return cache
 

@@ -175,7 +175,8 @@ def _stored_layer(cache: StarKVCache, past: Tensors, seen: int) -> StarKVLayer:
     """A layer that holds keys and values of the past."""
     layer = StarKVLayer(cache.shared)
     layer.lazy_initialization(past["key"], past["value"])
-    layer.keys, layer.values, layer.seen = past["key"], past["value"], seen
+    layer.hold(past["key"], past["value"])
+    layer.seen = seen
     return layer
 
 
