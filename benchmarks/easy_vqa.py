@@ -24,13 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 from starkv_lab.agent.vocabulary import IMAGE
-from starkv_lab.quality.arguments import names, percents
+from starkv_lab.quality.arguments import names
 from starkv_lab.quality.cells import Cell
 from starkv_lab.quality.command import BenchOptions, chosen, run_cells
 from starkv_lab.quality.prompts import Prompts
 from starkv_lab.quality.readers import Reader, Seen
 from starkv_lab.quality.variants import Variant
 
+from starkv_compile.cli import shares_of
 from starkv_compile.errors import OptionError
 
 from .easy_vqa_data import (
@@ -212,7 +213,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--policies", type=names, metavar="A,B", default="policy", help="as in `bench quality`")
-    add("--budgets", metavar="P,Q", default="40,20,10,5", help="percent of the tokens: 20 or 20%%")
+    add(
+        "--budgets",
+        metavar="P,Q",
+        default="40%,20%,10%,5%",
+        help="shares of the tokens: 0.2 or 20%%",
+    )
     add("--images", type=int, metavar="N", default=500, help="number of test images, at most 1,000")
     add("--seed", type=int, default=0, help="seed of the model and of the first questions")
     add("--threads", type=int, default=1)
@@ -221,7 +227,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     design = EasyVqa(args.images, args.seed)
     options = BenchOptions(
-        policies=args.policies, budgets=percents(args.budgets), threads=args.threads, out=args.out
+        policies=args.policies, budgets=shares_of(args.budgets), threads=args.threads, out=args.out
     )
     variants = chosen(options.policies)
     folder = args.out / f"model-{args.seed}"

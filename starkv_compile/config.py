@@ -12,6 +12,9 @@ from .errors import OptionError
 from .validation import check_fields, choice, flag, integer, is_number, number
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .options import Options
     from .policies import Policy
 
 INNER_BACKENDS = ("inductor", "aot_eager", "eager", "tensorrt")
@@ -155,7 +158,7 @@ class StarKVConfig:
             )
 
     @classmethod
-    def paper(cls, **changes: Any) -> StarKVConfig:
+    def paper(cls, **changes: Unpack[Options]) -> StarKVConfig:
         """Returns STaR-KV as its authors released it (arXiv 2606.01790).
 
         Args:

@@ -8,7 +8,8 @@ import torch
 
 import starkv_compile
 from starkv_compile import OptionError, StarKVConfig
-from starkv_compile.policies import ScreenNovelty, StarKV
+from starkv_compile.options import Options
+from starkv_compile.policies import POLICIES, ScreenNovelty, StarKV
 from starkv_compile.testing import tiny_model
 
 BAD_BUDGETS = (0, -0.1, float("nan"), float("inf"), 1.5, "20", "0.2", True, None)
@@ -53,6 +54,37 @@ def test_budget_hints_name_the_way_out():
 def test_impossible_value(name, value):
     with pytest.raises(OptionError, match=f"{name}="):
         StarKVConfig.from_options({name: value})
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({"compression_ratio": 0.8}, "budget=0.2"),
+        ({"keep_ratio": 0.3}, "budget=0.3"),
+        ({"max_capacity_prompts": 512}, "budget_tokens=512"),
+        ({"window_size": 16}, "window=16"),
+        ({"kernel_size": 7}, "pool=7"),
+    ],
+)
+def test_options_of_other_libraries_are_told_by_our_names(theirs, ours):
+    with pytest.raises(OptionError, match=f"Here it is {ours}$"):
+        StarKVConfig.from_options(theirs)
+    name, value = ours.split("=")
+    StarKVConfig.from_options({name: float(value) if "." in value else int(value)})
+
+
+def test_typed_options_are_those_of_the_configuration_and_the_policies():
+    """Type checkers read `Options`; each name and type is that of a field."""
+    fields = [f for c in (StarKVConfig, *POLICIES.values()) for f in dataclasses.fields(c)]
+    wanted = {field.name: field.type for field in fields}
+    wanted |= {"policy": "Policy | str"}
+    typed = {name: kind.__forward_arg__ for name, kind in Options.__annotations__.items()}
+    assert typed == wanted
+
+
+def test_a_model_that_is_not_loaded_yet():
+    with pytest.raises(TypeError, match=r"compile got 'UI-TARS'.*load it first, with transformers"):
+        starkv_compile.compile("UI-TARS")
 
 
 def test_unknown_option_lists_the_known_ones():

@@ -90,6 +90,7 @@ ORDER = (
     "session",
     "passes",
     "config",
+    "options",
     "cache",
     "policies",
     "vision",
@@ -99,6 +100,7 @@ ORDER = (
     "validation",
     "lazy",
     "optional",
+    "files",
     "errors",
 )
 """Rooms of the compiler, top to bottom: each may import those below it."""

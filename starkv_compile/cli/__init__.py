@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .command_line import main
-from .options import add_method, config_of, share_of
+from .options import add_method, config_of, share_of, shares_of
 
-__all__ = ["add_method", "config_of", "main", "share_of"]
+__all__ = ["add_method", "config_of", "main", "share_of", "shares_of"]

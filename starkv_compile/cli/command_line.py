@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 
 from ..errors import MissingPackage, StarKVError
 from .export import add_export
@@ -24,7 +26,8 @@ OF_THE_LAB = ("demo", "inspect", "models", "bench")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code.
 
-    A `StarKVError` becomes one sentence on stderr and exit code 2.
+    A `StarKVError`, or a file that cannot be written, becomes one sentence on stderr and exit code
+    2; Ctrl-C one with exit code 130.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     installed = {point.name: point for point in entry_points(group=GROUP)}
@@ -39,6 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StarKVError as error:
         print(f"starkv: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output has ended, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"starkv: {place}{error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("starkv: interrupted", file=sys.stderr)
+        return 130
 
 
 def _parser(installed: dict[str, EntryPoint], asked: str) -> argparse.ArgumentParser:
@@ -53,6 +66,7 @@ def _parser(installed: dict[str, EntryPoint], asked: str) -> argparse.ArgumentPa
     parser = argparse.ArgumentParser(
         prog="starkv", description="KV-cache compression for vision-language models."
     )
+    parser.add_argument("--version", action="version", version=_versions())
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name in sorted(installed, key=_lab_first):
         fault = _add(installed[name], commands)
@@ -62,6 +76,15 @@ def _parser(installed: dict[str, EntryPoint], asked: str) -> argparse.ArgumentPa
     add_export(commands)
     parser.epilog = " ".join(notes) or None
     return parser
+
+
+def _versions() -> str:
+    """The installed distributions of this project, with their versions."""
+    found = []
+    for name in ("starkv-compile", "starkv-lab"):
+        with contextlib.suppress(PackageNotFoundError):
+            found.append(f"{name} {version(name)}")
+    return ", ".join(found)
 
 
 def _lab_first(name: str) -> tuple[int, str]:

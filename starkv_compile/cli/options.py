@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any
 
 from ..config import StarKVConfig
 from ..errors import OptionError
@@ -24,28 +24,37 @@ def add_method(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def share_of(text: str, plain: Literal["share", "percent"] = "share") -> float:
-    """A budget on the command line, as a share of the tokens: "20%" is 0.2 in every command.
-
-    Args:
-        text: a number, or a percentage such as "20%".
-        plain: what a number without % means in this command: a "share" (0.2) or "percent" (20).
+def share_of(text: str) -> float:
+    """A budget on the command line, as a share of the tokens: 0.2, or "20%", which is the same.
 
     Returns:
-        The share, rounded once. Its range is not checked.
+        The share, rounded once.
 
     Raises:
-        OptionError: the text is neither.
+        OptionError: the text is neither, or a number above 1, which could be meant as a percentage.
     """
     number, per_cent, rest = text.strip().partition("%")
     try:
-        value = Fraction(number) / (100 if per_cent or plain == "percent" else 1)
-        if not rest:
-            return float(value)
+        value = Fraction(number) / (100 if per_cent else 1)
     except (ValueError, ArithmeticError):
-        pass
-    expected = {"share": "a share such as 0.2", "percent": "a percentage such as 20"}[plain]
-    raise OptionError(f"budget {text.strip()!r}: expected {expected}, or with a percent sign 20%")
+        value = Fraction(-1)
+    if rest or value < 0:
+        raise OptionError(f"budget {text.strip()!r}: expected a share such as 0.2, or 20%")
+    if value > 1:
+        meant = f"; for {number} percent write {number}%" if not per_cent and value <= 100 else ""
+        raise OptionError(
+            f"budget {text.strip()!r}: expected a share of the tokens, at most 1 or 100%{meant}"
+        )
+    return float(value)
+
+
+def shares_of(text: str) -> list[float]:
+    """Several budgets, separated by commas: "0.2,10%" is [0.2, 0.1].
+
+    Raises:
+        OptionError: as `share_of`.
+    """
+    return [share_of(number) for number in text.split(",")]
 
 
 def config_of(policy: str | None, paper: bool, **options: Any) -> StarKVConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -17,6 +17,11 @@ from .attachment import attach, attached, detach, set_aside
 from .backend import decoder_backend
 from .scope import last_graphs
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..options import Options
+
 Model = TypeVar("Model", bound=torch.nn.Module)
 
 
@@ -25,7 +30,7 @@ def compile(
     config: StarKVConfig | None = None,
     *,
     observer: Observer | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Model:
     """Compresses the KV cache of a Hugging Face model from now on. Returns the same model.
 
@@ -42,11 +47,17 @@ def compile(
             `budget=0.2, policy="snapkv", pool=7`.
 
     Raises:
-        TypeError: both a config and options are given.
+        TypeError: both a config and options are given, or the model is no module.
         OptionError: an option is unknown or impossible.
         UnsupportedModel: there is no such language model in it.
         MissingPackage: `inner="tensorrt"` without torch-tensorrt.
     """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(
+            f"compile got {model!r:.60}: expected a model; load it first, with "
+            "transformers.AutoModelForImageTextToText.from_pretrained(name), or "
+            "AutoModelForCausalLM for a text model"
+        )
     if config is not None and options:
         raise TypeError("both a config and options were given; put all values into one of them")
     config = config or StarKVConfig.from_options(options)
@@ -84,7 +95,7 @@ def compiled(
     config: StarKVConfig | None = None,
     *,
     observer: Observer | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Iterator[Model]:
     """Compresses inside a block only: `with starkv_compile.compiled(model, budget=0.2): ...`.
 

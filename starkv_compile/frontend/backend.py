@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 from ..config import StarKVConfig
 from ..errors import OptionError, StarKVError
 from ..passes import Pipeline
+from ..passes.examples import record_examples
 from ..reporting import GraphReport
 from .inner import compile_inner
 from .scope import current_scope
@@ -68,7 +69,7 @@ def rewrite(module: GraphModule, pipeline: Pipeline) -> GraphModule:
     `module` itself."""
     rewritten = GraphModule(module, copy.deepcopy(module.graph))
     rewritten.meta = module.meta
-    scope = current_scope()
+    captured, scope = set(rewritten.graph.nodes), current_scope()
     by_caller = pipeline.config.shorten_outputs and scope.cache == "nobody"
     try:
         report = pipeline.run(
@@ -77,6 +78,8 @@ def rewrite(module: GraphModule, pipeline: Pipeline) -> GraphModule:
             layers=scope.layers,
             unmarked=scope.unmarked,
         )
+        if pipeline.config.inner == "inductor":
+            record_examples(rewritten, captured)
     except StarKVError:
         raise
     except Exception as error:  # a fault in the passes must not cost the user the model

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from ..errors import OptionError, did_you_mean
+from ..validation import is_number
 from .age_decay import AgeDecay
 from .base import Policy
 from .current_frame import CurrentFrame
@@ -55,6 +56,18 @@ POLICIES: Mapping[str, type[Policy]] = {
     )
 }
 """The policies of this package."""
+
+
+ELSEWHERE: dict[str, tuple[str, Callable[[float], float]]] = {
+    "compression_ratio": ("budget", lambda ratio: 1 - ratio),  # kvpress: what leaves
+    "keep_ratio": ("budget", lambda ratio: ratio),
+    "retention_ratio": ("budget", lambda ratio: ratio),
+    "max_capacity_prompt": ("budget_tokens", lambda tokens: tokens),
+    "max_capacity_prompts": ("budget_tokens", lambda tokens: tokens),
+    "window_size": ("window", lambda tokens: tokens),
+    "kernel_size": ("pool", lambda tokens: tokens),
+}
+"""Options of other libraries: their names here, and how values become ours."""
 
 
 def policy_names() -> tuple[str, ...]:
@@ -139,6 +152,12 @@ def _check_options_are_read(
                 f"{name}={value!r} does nothing with policy={policy.name!r}, whose options are "
                 f"{reads}; leave it out, or choose a policy that reads it: "
                 f"{', '.join(map(repr, readers))}"
+            )
+        if name in ELSEWHERE and is_number(value):
+            ours, convert = ELSEWHERE[name]
+            raise OptionError(
+                f"{name}={value!r} is no option of backend 'starkv'. Here it is "
+                f"{ours}={round(convert(value), 6):g}"
             )
         known = (*others, *policy.options())
         everywhere = (*known, *(option for cls in POLICIES.values() for option in cls.options()))

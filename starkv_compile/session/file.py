@@ -7,11 +7,8 @@ and the contents as a tree in which {"tensor": name} stands for a tensor.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,6 +16,7 @@ from typing import Any, NoReturn
 import torch
 
 from ..errors import SessionFileError
+from ..files import replace_file
 
 FORMAT, VERSION = "starkv session", 1
 
@@ -61,9 +59,7 @@ def write_session(file: Path | str, contents: Any, model: Any, processor: Any) -
             "tensors": _sum_of_tensors(tensors),
         }
     )
-    _replace(
-        Path(os.path.realpath(file)), save(tensors, {_HEADER: header, _CHECKSUM: _sum(header)})
-    )
+    replace_file(Path(file), save(tensors, {_HEADER: header, _CHECKSUM: _sum(header)}))
 
 
 def read_session(file: Path | str, model: Any, processor: Any) -> dict[str, Any]:
@@ -201,39 +197,3 @@ def _sum_of_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
         total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
-
-
-def _replace(file: Path, data: bytes) -> None:
-    """Writes `data` to a new file next to `file`, and puts it in its place when it is on the disk.
-
-    A crash at any time leaves the old file or the new one.
-    """
-    mode = file.stat().st_mode & 0o777 if file.exists() else 0o666 & ~_umask()
-    number, name = tempfile.mkstemp(prefix=f"{file.name}.", suffix=".tmp", dir=file.parent)
-    try:
-        with open(number, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(number)
-        os.chmod(name, mode)
-        os.replace(name, file)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    _sync_folder(file.parent)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    """Puts a new name on the disk, where the system can do so."""
-    with contextlib.suppress(OSError):
-        number = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)

@@ -1,7 +1,11 @@
 """`starkv` with and without the packages that add commands to it."""
 
+import subprocess
+import sys
+
 import pytest
 
+import starkv_compile
 from starkv_compile.cli import main
 from starkv_compile.cli.command_line import GROUP, OF_THE_LAB
 
@@ -32,6 +36,66 @@ def test_without_the_laboratory_one_sentence_says_what_to_install(name, installe
         f"starkv: {name!r} is a command of the laboratory: pip install starkv-lab (from a clone "
         "of starkv-compile: pip install ./lab)\n"
     )
+
+
+def failing(error):
+    def load():
+        def run(args):
+            raise error
+
+        return lambda commands: commands.add_parser("fails").set_defaults(run=run)
+
+    return Point("fails", load)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "starkv: interrupted\n"),
+        (OSError(28, "No space left on device", "a.html"), 2, "a.html: No space left on device\n"),
+        (OSError("a disk that fails"), 2, "starkv: a disk that fails\n"),
+    ],
+)
+def test_what_ends_a_command_is_one_sentence(installed, capsys, error, code, said):
+    installed(failing(error))
+    assert main(["fails"]) == code
+    shown = capsys.readouterr()
+    assert shown.err.endswith(said)
+    assert (shown.err.count("\n"), shown.out) == (1, "")
+
+
+def test_a_reader_that_has_seen_enough():
+    command = [sys.executable, "-c", READER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 1
+
+
+READER = """
+import sys
+from starkv_compile.cli import command_line
+
+def add(commands):
+    def run(args):
+        for number in range(100000):
+            print(number)
+    commands.add_parser("counts").set_defaults(run=run)
+
+class Point:
+    dist, name, value, load = None, "counts", "", staticmethod(lambda: add)
+
+command_line.entry_points = lambda group: [Point]
+sys.exit(command_line.main(["counts"]))
+"""
+
+
+def test_versions(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith(f"starkv-compile {starkv_compile.__version__}")
 
 
 def test_help_names_what_the_laboratory_would_add(installed, capsys):

@@ -52,6 +52,8 @@ assert_type(
 assert_type(starkv_compile.policies.POLICIES["starkv"], type[Policy])
 starkv_compile.export.OnnxSession("folder")
 
+starkv_compile.compile(net, buget=0.2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+starkv_compile.compile(net, budget="20%")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 starkv_compile.compile("net")  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
 StarKVConfig(0.2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 StarKVConfig(budgt=0.2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from starkv_compile import StarKVError
+from starkv_compile.files import check_writable
 from starkv_compile.optional import needs
 
 from ..agent.checkpoints import agent_folder
@@ -80,7 +81,7 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> list[Measu
         raise StarKVError(
             "--exported needs --runtime onnx: it names the folder of the exported graphs"
         )
-    _make_folder(options.out)
+    check_writable(options.out / "kept.png", "--out")
     with tempfile.TemporaryDirectory() as temporary:
         results = _measure_all(chosen, turns, options, console, Path(temporary))
     console.print(answer_table(turns, results))
@@ -94,16 +95,6 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> list[Measu
     for path in _draw_all(turns, results, options.out):
         console.print("Picture of the kept tokens:", path, markup=False, soft_wrap=True)
     return results
-
-
-def _make_folder(folder: Path) -> None:
-    """Runs before the work, so that a bad folder does not cost a minute."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StarKVError(
-            f"{folder} cannot be the output folder ({error}); give another --out"
-        ) from error
 
 
 def _measure_all(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from rich.table import Table
 
 from starkv_compile import StarKVError
+from starkv_compile.files import replace_file
 
 from ..statistics import Bootstrap, wilson
 from .benchmarks import dataset_of
@@ -62,9 +62,8 @@ class Summary:
     def write(self, folder: Path) -> Path:
         """Writes `summary.json` in one step, because shards may end at the same time."""
         path = folder / FILE
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        return temporary.replace(path)
+        replace_file(path, (json.dumps(asdict(self), indent=1) + "\n").encode())
+        return path
 
 
 def summarise(folder: Path) -> Summary:

@@ -39,8 +39,8 @@ def add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add("--prompt", metavar="TEXT", default=argparse.SUPPRESS,
         help="text that follows the screenshots in the prompt of --model")
     add_method(inspect)
-    add("--budget", metavar="P,Q", default="40,20,10,5",
-        help="percent of the tokens that stay: 20 or 20%%; the page offers each of them")
+    add("--budget", metavar="P,Q", default="40%,20%,10%,5%",
+        help="shares of the tokens that stay: 0.2 or 20%%; the page offers each of them")
     add("--reply", type=int, metavar="N", default=argparse.SUPPRESS,
         help="length in tokens of the replies from the full cache and at each budget; 0 asks for "
         "no replies (default: 12 for the agent, and 0 with --model, where each reply costs another "

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from starkv_compile import OptionError, StarKVConfig, StarKVError
+from starkv_compile import OptionError, StarKVConfig
 from starkv_compile.cli import config_of, share_of
+from starkv_compile.files import check_writable, replace_file
 
 from ..demo.ways import MAX_REPLY
 from .collect import collect
@@ -22,9 +23,9 @@ FRAMES = 4  # screenshots of a generated episode
 class InspectOptions:
     """Holds the options of the command line.
 
-    budgets: percentages, separated by commas. reply: length of the replies in tokens. None means
-    the longest reply of the agent, and no replies with `model`, whose prompt would be computed
-    once more for each budget.
+    budgets: shares such as 0.2 or 20%, separated by commas. reply: length of the replies in tokens.
+    None means the longest reply of the agent, and no replies with `model`, whose prompt would be
+    computed once more for each budget.
     """
 
     images: Sequence[Path] = ()
@@ -36,7 +37,7 @@ class InspectOptions:
     prompt: str | None = None
     policy: str | None = None
     paper: bool = False
-    budgets: str = "40,20,10,5"
+    budgets: str = "40%,20%,10%,5%"
     reply: int | None = None
     out: Path = Path("inspect.html")
 
@@ -94,11 +95,11 @@ class InspectOptions:
 
 
 def _share(text: str) -> float:
-    share = share_of(text, "percent")
+    share = share_of(text)
     if not 0.01 <= share < 1:
         raise OptionError(
-            f"--budget {text.strip()!r}: expected at least 1 and less than 100 percent of the "
-            "tokens, such as --budget 40,20,10,5"
+            f"--budget {text.strip()!r}: expected at least 1% and less than 100% of the tokens, "
+            "such as --budget 40%,20%,10%,5%"
         )
     return share
 
@@ -112,19 +113,12 @@ def run_inspect(options: InspectOptions) -> Path:
     """
     options.check()
     config, shares = options.config(), options.shares()
-    if options.out.is_dir():
-        raise StarKVError(f"{options.out} is a folder; give a file, such as inspect.html")
+    check_writable(options.out, "--out, such as inspect.html")
     _quiet_loading()
     prompt = options.load()
     inspection = collect(prompt, config, shares)
     page = render(inspection, replies(prompt, config, shares, options.reply_tokens()))
-    try:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise StarKVError(
-            f"{options.out} cannot be written ({error}); give another --out"
-        ) from error
+    replace_file(options.out, page.encode())
     return options.out
 
 

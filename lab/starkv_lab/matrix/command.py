@@ -10,6 +10,7 @@ import transformers
 
 from starkv_compile import OptionError
 from starkv_compile.errors import did_you_mean
+from starkv_compile.files import check_writable, replace_file
 
 from .exports import probe_export, table
 from .markdown import line, markdown
@@ -55,9 +56,11 @@ def _run(
     table: Callable[[list[Any]], str],
 ) -> int:
     rows = []
+    if out is not None:
+        check_writable(out, "--out")
     for name in names:
         rows.append(probe(name))
         print(line(rows[-1]), flush=True)
     if out is not None:
-        out.write_text(table(rows))
+        replace_file(out, table(rows).encode())
     return int(any(row.verdict == "WRONG" for row in rows))

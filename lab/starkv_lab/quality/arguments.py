@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from starkv_compile.cli import share_of
+from starkv_compile.cli import shares_of
 
 
 def add_quality(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -20,7 +20,7 @@ def add_quality(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "interruption.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    _add_common(quality, budgets="40,20,10,5,3")
+    _add_common(quality, budgets="40%,20%,10%,5%,3%")
     add = quality.add_argument
     add(
         "--questions",
@@ -48,7 +48,7 @@ def add_trajectories(kinds: argparse._SubParsersAction[argparse.ArgumentParser])
         "each policy and budget. A second run skips the lines that are there.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    _add_common(trajectories, budgets="40,20,10")
+    _add_common(trajectories, budgets="40%,20%,10%")
     add = trajectories.add_argument
     add("--trajectories", type=int, metavar="N", default=50, help="number of trajectories")
     add("--steps", type=int, metavar="N", default=20, help="steps of each trajectory")
@@ -70,7 +70,7 @@ def _add_common(parser: argparse.ArgumentParser, budgets: str) -> None:
         "--budgets",
         metavar="P,Q",
         default=budgets,
-        help="percent of the tokens seen that stay cached: 20 or 20%%",
+        help="shares of the tokens seen that stay cached: 0.2 or 20%%",
     )
     add("--seed", type=int, default=0, help="seed of screens and questions")
     add("--threads", type=int, default=1, help="threads of torch")
@@ -103,7 +103,7 @@ def _trajectories(args: argparse.Namespace) -> int:
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the given values under the names of the options' fields."""
     given = {name: value for name, value in vars(args).items() if name != "run"}
-    return {**given, "budgets": percents(args.budgets)}
+    return {**given, "budgets": shares_of(args.budgets)}
 
 
 def add_plot(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -135,12 +135,3 @@ def names(text: str) -> list[str]:
 
 def numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
-
-
-def percents(text: str) -> list[float]:
-    """Returns budgets as shares of the tokens: "20,10%" gives [0.2, 0.1].
-
-    Raises:
-        OptionError: a budget is no number.
-    """
-    return [share_of(number, "percent") for number in text.split(",")]

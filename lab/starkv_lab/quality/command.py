@@ -20,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from starkv_compile import OptionError
+from starkv_compile import OptionError, StarKVConfig
 from starkv_compile.errors import did_you_mean
 from starkv_compile.policies import POLICIES, policy_names
 
@@ -79,10 +79,13 @@ class TrajectoryOptions(BenchOptions):
 def chosen(names: Sequence[str]) -> list[Variant]:
     """Returns the variants that `names` mean, in the order of `VARIANTS`, without the full cache.
 
+    The variant `default` is also found by the name of the default policy.
+
     Raises:
         OptionError: a name is unknown.
     """
     registered = [name for name in policy_names() if name not in POLICIES]
+    names = ["default" if name == StarKVConfig.policy else name for name in names]
     for name in names:
         if name not in VARIANTS and name not in GROUPS and name not in registered:
             known = [*VARIANTS, *registered]

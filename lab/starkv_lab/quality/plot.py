@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from starkv_compile import MissingPackage
+from starkv_compile.files import check_writable
 
 from .cells import Cell, read_cells
 from .design import Design, Trajectories
@@ -66,7 +67,7 @@ def draw_plots(folder: Path, out: Path) -> list[Path]:
     matplotlib.use("Agg")
     design = Design(**{**head["design"], "frames": tuple(head["design"]["frames"])})
     comparison = Comparison(design, cells)
-    out.mkdir(parents=True, exist_ok=True)
+    check_writable(out / "quality-tables.md", "--out")
     paths = [out / "quality-tables.md", out / "quality.png"]
     paths[0].write_text(markdown(comparison, _trajectories(folder / Trajectories.file)))
     _draw_policies(comparison, paths[1])

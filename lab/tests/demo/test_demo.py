@@ -161,12 +161,12 @@ def test_default_question_is_in_the_agents_words(tmp_path):
     [
         (["--image", "nowhere.png"], "nowhere.png: there is no such file"),
         (["--image", __file__], "not an image that can be read"),
-        (["--budget", "1.5"], "budget=1.5: expected a number"),
+        (["--budget", "1.5"], "at most 1 or 100%"),
         (["--budget", "0"], "budget=0.0: expected a number"),
         (["--budget", "1"], "keeps everything"),
         (["--budget", "100%"], "keeps everything"),
-        (["--budget", "150%"], "budget=1.5: expected a number"),
-        (["--budget", "x"], "budget 'x': expected a share such as 0.2, or with a percent sign 20%"),
+        (["--budget", "150%"], "at most 1 or 100%"),
+        (["--budget", "x"], "budget 'x': expected a share such as 0.2, or 20%"),
         (["--frames", "0"], "1 to 8 screenshots"),
         (
             ["--question", "click step 1 red star"],
@@ -204,7 +204,9 @@ def test_output_folder_that_is_a_file(agent, capsys, tmp_path):
     (tmp_path / "file").touch()
     code = main(["demo", "--agent", str(agent), "--out", str(tmp_path / "file")])
     assert code == 2
-    assert "cannot be the output folder" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "cannot be written (" in said
+    assert said.endswith("give another --out\n")
 
 
 def test_pictures_the_agent_cannot_take(tmp_path):

@@ -162,11 +162,12 @@ def test_a_checkpoint_with_a_true_grid(capsys, tmp_path, monkeypatch):
     [
         (["--image", "nowhere.png"], "nowhere.png: there is no such file"),
         (["--image", __file__], "not an image that can be read"),
-        (["--budget", "20,x"], "budget 'x': expected a percentage such as 20"),
-        (["--budget", "100"], "--budget '100': expected at least 1 and less than 100 percent"),
-        (["--budget", "0"], "--budget '0': expected at least 1 and less than 100 percent"),
-        (["--budget", "0.2"], "--budget '0.2': expected at least 1 and less than 100 percent"),
-        (["--budget", ""], "budget '': expected a percentage such as 20"),
+        (["--budget", "0.2,x"], "budget 'x': expected a share such as 0.2, or 20%"),
+        (["--budget", "20"], "for 20 percent write 20%"),
+        (["--budget", "100%"], "--budget '100%': expected at least 1% and less than 100%"),
+        (["--budget", "0"], "--budget '0': expected at least 1% and less than 100%"),
+        (["--budget", "0.2%"], "--budget '0.2%': expected at least 1% and less than 100%"),
+        (["--budget", ""], "budget '': expected a share such as 0.2, or 20%"),
         (["--reply", "-1"], "--reply -1: expected a number of tokens"),
         (
             ["--policy", "best"],
@@ -207,4 +208,4 @@ def test_a_folder_is_no_file_and_no_checkpoint(capsys, tmp_path):
 
 
 def test_budgets_are_exact_and_sorted():
-    assert InspectOptions(budgets="5, 20,7%,20").shares() == [0.2, 0.07, 0.05]
+    assert InspectOptions(budgets="5%, 0.2,7%,20%").shares() == [0.2, 0.07, 0.05]

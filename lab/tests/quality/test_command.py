@@ -75,11 +75,13 @@ def test_every_variant_is_a_configuration(variant):
 
 def test_from_the_command_line(tmp_path, measured, capsys):
     arguments = ["bench", "quality", "--out", str(tmp_path), "--frames", "1", "--questions", "1"]
-    assert main([*arguments, "--policies", "paper", "--budgets", "20,3%"]) == 0
+    assert main([*arguments, "--policies", "paper", "--budgets", "0.2,3%"]) == 0
     assert measured == [("full", 1.0), ("paper", 0.2), ("paper", 0.03)]
+    assert main([*arguments, "--policies", "screen_novelty", "--budgets", "0.2"]) == 0
+    assert measured[-1] == ("default", 0.2)
     assert main([*arguments, "--policies", "papre"]) == 2
     assert "'papre'" in capsys.readouterr().err
-    assert main([*arguments, "--budgets", "100"]) == 2
+    assert main([*arguments, "--budgets", "100%"]) == 2
     assert "full cache" in capsys.readouterr().err
-    assert main([*arguments, "--budgets", "20,x"]) == 2
-    assert "budget 'x': expected a percentage such as 20" in capsys.readouterr().err
+    assert main([*arguments, "--budgets", "0.2,x"]) == 2
+    assert "budget 'x': expected a share such as 0.2" in capsys.readouterr().err
