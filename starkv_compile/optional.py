@@ -22,6 +22,11 @@ TORCH_TENSORRT_SETTINGS: dict[str, Any] = {
 """Settings that every call of torch-tensorrt needs, both as a backend and for exported programs."""
 
 
+def extra(name: str) -> str:
+    """The command that installs an extra of this package: from PyPI, or in a clone."""
+    return f"pip install 'starkv-compile[{name}]' (in a clone: pip install '.[{name}]')"
+
+
 def needs(name: str) -> Any:
     """Returns the module `name`.
 
@@ -31,9 +36,7 @@ def needs(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise MissingPackage(
-            f"{name} is not installed: pip install 'starkv-compile[export]' ({error})"
-        ) from error
+        raise MissingPackage(f"{name} is not installed ({error}): {extra('export')}") from error
 
 
 def needs_tensorrt(name: str) -> Any:
@@ -63,7 +66,7 @@ def _how_to_get_tensorrt() -> str:
 
 
 def _pip_line(release: str) -> str:
-    return f"pip install 'starkv-compile[tensorrt-{release.replace('.', '-')}]'"
+    return extra(f"tensorrt-{release.replace('.', '-')}")
 
 
 __all__ = ["needs", "needs_tensorrt"]

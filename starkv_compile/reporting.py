@@ -78,17 +78,24 @@ class LayerStats:
         seen: tokens that the layer has seen.
         nbytes: bytes of the storages that hold its keys and values.
         token_bytes: bytes of one token in all batch rows.
+        left: how many of the tokens seen have left the session, with their frame or its turn.
     """
 
     stored: int
     seen: int
     nbytes: int
     token_bytes: int
+    left: int = 0
+
+    @property
+    def in_session(self) -> int:
+        """Tokens that the session still has: budgets that are a share count these."""
+        return self.seen - self.left
 
     @property
     def full_nbytes(self) -> int:
-        """Bytes that the layer would take if it stored every token seen."""
-        return self.seen * self.token_bytes
+        """Bytes that the layer would take if it stored every token of the session."""
+        return self.in_session * self.token_bytes
 
 
 @dataclass
@@ -137,13 +144,17 @@ class Report:
             lines.append(f"vision layout: {_LAYOUTS[self.layout]}")
             lines.append("layer   tokens kept / seen        bytes / uncompressed")
             lines += [
-                f"{i:5d}  {s.stored:8d} / {s.seen:<8d}  {s.nbytes:12,d} / {s.full_nbytes:<12,d}"
-                for i, s in enumerate(self.layers)
+                f"{i:5d}  {x.stored:8d} / {x.in_session:<8d}  "
+                f"{x.nbytes:12,d} / {x.full_nbytes:<12,d}"
+                for i, x in enumerate(self.layers)
             ]
             now, full = self.nbytes, sum(layer.full_nbytes for layer in self.layers)
             lines.append(
                 f"total                        {now:13,d} / {full:<12,d} ({now / full:.1%})"
             )
+            left = max(layer.left for layer in self.layers)
+            if left:
+                lines.append(f"{left:,d} more tokens have left the session, with their frames")
             if self.budget_bytes is not None:
                 lines.append(
                     f"budget {self.budget_bytes:19,d} bytes; a token takes {self.token_bytes:,d}"

@@ -54,7 +54,7 @@ def full_bytes(layers: Iterable[StarKVLayer]) -> int:
 def layer_stats(layers: Iterable[StarKVLayer]) -> list[LayerStats]:
     """The numbers of each layer that stores tokens."""
     return [
-        LayerStats(layer.stored, layer.seen, layer_bytes(layer), token_bytes(layer))
+        LayerStats(layer.stored, layer.seen, layer_bytes(layer), token_bytes(layer), layer.retired)
         for layer in layers
         if layer.stored
     ]

@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 
 from ..errors import MissingPackage, StarKVError
+from .doctor import add_doctor
 from .export import add_export
+from .memory import add_memory
 
 Commands = argparse._SubParsersAction  # of what `add_subparsers` returns
 AddCommand = Callable[["Commands[argparse.ArgumentParser]"], None]
@@ -18,7 +20,8 @@ AddCommand = Callable[["Commands[argparse.ArgumentParser]"], None]
 GROUP = "starkv.commands"
 """Entry points of this group name a function that adds one command to argparse's subparsers."""
 
-OWN = "export"
+OWN: dict[str, AddCommand] = {"export": add_export, "memory": add_memory, "doctor": add_doctor}
+"""The commands of this package, in the order of the help."""
 
 OF_THE_LAB = ("demo", "inspect", "models", "bench")
 
@@ -70,10 +73,11 @@ def _parser(installed: dict[str, EntryPoint], asked: str) -> argparse.ArgumentPa
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name in sorted(installed, key=_lab_first):
         fault = _add(installed[name], commands)
-        if fault and name == asked != OWN:
+        if fault and name == asked and name not in OWN:
             raise StarKVError(fault)
         notes += [f"Note: {fault}."] if fault else []
-    add_export(commands)
+    for add_command in OWN.values():
+        add_command(commands)
     parser.epilog = " ".join(notes) or None
     return parser
 
@@ -94,8 +98,8 @@ def _lab_first(name: str) -> tuple[int, str]:
 def _add(point: EntryPoint, commands: Commands) -> str:
     """Adds the command of an entry point; returns why that is impossible, or ""."""
     package = point.dist.name if point.dist else point.value
-    if point.name == OWN:
-        return f"{package} adds a command {OWN!r}, which starkv has already"
+    if point.name in OWN:
+        return f"{package} adds a command {point.name!r}, which starkv has already"
     try:
         add_command: AddCommand = point.load()
         add_command(commands)

@@ -14,6 +14,7 @@ from ..errors import OptionError, StarKVError
 from ..passes import Pipeline
 from ..passes.examples import record_examples
 from ..reporting import GraphReport
+from .announce import announce
 from .inner import compile_inner
 from .scope import current_scope
 
@@ -91,6 +92,8 @@ def rewrite(module: GraphModule, pipeline: Pipeline) -> GraphModule:
         )
         rewritten, report = module, GraphReport(failure=reason)
     scope.file(report)
+    if pipeline.config.inner == "inductor":
+        announce(report)
     if scope.report is None or by_caller:
         _warn_of_refusals(report)
     return rewritten

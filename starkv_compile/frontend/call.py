@@ -169,9 +169,9 @@ class Attachment:
             return over and layer.stored == layer.seen
         if self.config.is_uneven:
             layers = self.report.layers
-            over = sum(x.stored - max(2, self.config.capacity(x.seen)) for x in layers) > 0
+            over = sum(x.stored - max(2, self.config.capacity(x.in_session)) for x in layers) > 0
             return over and layer.stored == layer.seen
-        return layer.stored > max(2, self.config.capacity(layer.seen))
+        return layer.stored > max(2, self.config.capacity(layer.in_session))
 
     def _check_bytes(self, budget: int) -> None:
         """Raises `OptionError` for a budget without room for 2 tokens."""

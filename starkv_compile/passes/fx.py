@@ -20,6 +20,17 @@ def is_op(node: Any, names: tuple[Any, ...]) -> bool:
     return isinstance(node, Node) and node.op.startswith("call_") and node.target in names
 
 
+def is_pointwise(node: Node) -> bool:
+    """Whether a call computes each element of its result from those at the same place."""
+    target: Any = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        name = target if isinstance(target, str) else getattr(target, "__name__", "")
+        packet = getattr(aten, name.rstrip("_"), None) if name else None
+        overloads = packet.overloads() if isinstance(packet, torch._ops.OpOverloadPacket) else []
+        target = getattr(packet, overloads[0]) if overloads else None
+    return target is not None and torch.Tag.pointwise in target.tags
+
+
 def value(node: Any) -> Any:
     """The example value of a node (`example_value` by Dynamo, `val` by export) or a `Computed`."""
     if not isinstance(node, Node):

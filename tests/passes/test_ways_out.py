@@ -49,8 +49,13 @@ def scored_in_flex(q, k, v):
     )
 
 
+def rooted_weights(q, k, v):
+    return weighted((logits(q, k) + LOW).softmax(-1).sqrt(), v)
+
+
 BY_SDPA = {
     changed_weights: "the weights are changed between softmax and values",
+    rooted_weights: "the weights are changed between softmax and values (sqrt",
     clamped_logits: "the logits are more than a scaled product and masks",
     scored_in_flex: "flex_attention with a score_mod or a sink is not supported",
 }

@@ -195,7 +195,8 @@ def test_a_missing_runtime_is_one_sentence(capsys, tmp_path, monkeypatch):
     code = main(["demo", "--runtime", "onnx", "--out", str(tmp_path / "out")])
     captured = capsys.readouterr()
     assert code == 2
-    assert captured.err.startswith("starkv: onnxruntime is not installed: pip install")
+    assert captured.err.startswith("starkv: onnxruntime is not installed (")
+    assert "pip install '.[export]'" in captured.err
     assert captured.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 

@@ -87,7 +87,7 @@ def softmax_behind(weights: Any) -> tuple[Node | None, Node | None]:
         passed = _see_through_weights(node)
         if passed is not None:
             queue.append((passed, between))
-        elif fx.is_op(node, ARITHMETIC + ops.WHERE):
+        elif fx.is_op(node, ARITHMETIC + ops.WHERE) or fx.is_pointwise(node):
             queue += [(source, between or node) for source in reversed(fx.producers(node))]
     return None, None
 

@@ -1,0 +1,105 @@
+"""`starkv memory`: what a model takes, computed from its configuration. No weights are read."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from ..errors import OptionError
+from .options import share_of
+
+CHUNK = 2048
+"""Tokens of a chunk that the table shows: `generate(..., prefill_chunk_size=2048)`."""
+
+
+def add_memory(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    memory = commands.add_parser(
+        "memory",
+        help="compute the bytes of weights, cache and prompt from a config file",
+        description="Computes from config.json what a model takes with a number of screenshots: "
+        "weights, the cache in full and compressed, and the peak of reading the prompt. The model "
+        "is built without contents, so this takes seconds and no memory. Peaks are those of eager "
+        "PyTorch.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = memory.add_argument
+    add("checkpoint", type=Path, metavar="CHECKPOINT", help="a folder, or a config.json")
+    add("--screens", type=int, metavar="N", default=5, help="screenshots in the prompt")
+    add("--size", metavar="WxH", default="1920x1080", help="pixels of a screenshot")
+    add("--text", type=int, metavar="N", default=500, help="tokens of text beside them")
+    add("--budget", default="0.2", help="share of the tokens that stays cached: 0.2 or 20%%")
+    add(
+        "--dtype",
+        choices=("bfloat16", "float16", "float32"),
+        default="bfloat16",
+        help="type of weights and cache",
+    )
+    add(
+        "--max-pixels",
+        type=int,
+        metavar="N",
+        default=argparse.SUPPRESS,
+        help="pixels of a screenshot after resizing (default: the processor's limit)",
+    )
+    add(
+        "--tokens-per-screen",
+        type=int,
+        metavar="N",
+        default=argparse.SUPPRESS,
+        help="tokens of a screenshot, if the checkpoint does not say",
+    )
+    memory.set_defaults(run=_memory)
+
+
+def _memory(args: argparse.Namespace) -> int:
+    import torch
+
+    from ..config import StarKVConfig
+    from ..hf.checkpoints import check_folder, read_config
+    from ..hf.screens import screen_tokens
+    from ..hf.sizes import ModelSize
+
+    width, height = _pixels(args.size)
+    for name in ("screens", "text"):
+        if getattr(args, name) < 0:
+            raise OptionError(f"--{name} {getattr(args, name)}: expected 0 or more")
+    kept = StarKVConfig(budget=share_of(args.budget))
+    folder = args.checkpoint.parent if args.checkpoint.is_file() else args.checkpoint
+    check_folder(folder)
+    config = read_config(folder)
+    a_screen = getattr(args, "tokens_per_screen", None) or screen_tokens(
+        folder, config, width, height, getattr(args, "max_pixels", None)
+    )
+    tokens = args.screens * a_screen + args.text
+    if tokens < 2:
+        raise OptionError("a prompt has at least 2 tokens: give --screens or --text")
+    size = ModelSize(config, getattr(torch, args.dtype))
+    stored = max(2, kept.capacity(tokens))
+    chunk, share = min(CHUNK, tokens), f"{kept.budget:.0%}"
+    for what, value in (
+        (f"weights, {args.dtype}", _bytes(size.weights)),
+        (f"a screenshot of {width} x {height}", f"{a_screen:,} tokens"),
+        ("its cache, full", _bytes(size.cache_bytes(a_screen))),
+        (f"the prompt: {args.screens} screenshots, {args.text} of text", f"{tokens:,} tokens"),
+        ("its cache, full", _bytes(size.cache_bytes(tokens))),
+        (f"its cache at {share}", _bytes(size.cache_bytes(tokens, stored))),
+        ("peak of reading it at once, cache included", _bytes(size.prompt_bytes(tokens))),
+        (
+            f"the same at {share}, in chunks of {chunk:,}",
+            _bytes(size.prompt_bytes(chunk, min(stored, tokens - chunk))),
+        ),
+    ):
+        print(f"{what:<46} {value:>14}")
+    return 0
+
+
+def _pixels(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    if found is None or "0" in found.groups():
+        raise OptionError(f"--size {text!r}: expected width and height, such as 1920x1080")
+    return int(found[1]), int(found[2])
+
+
+def _bytes(number: int) -> str:
+    return f"{number / 2**30:,.2f} GiB" if number >= 2**30 else f"{number / 2**20:,.1f} MiB"

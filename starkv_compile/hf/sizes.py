@@ -1,0 +1,138 @@
+"""Bytes that a model takes: its weights, its cache and the peak of a prompt. Allocates nothing.
+
+Models are built of fake tensors, which have shapes but no contents. So the numbers come from the
+model's own code, for every family, and need no formula.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from ..errors import UnsupportedModel
+from .cache_argument import with_cache
+
+
+@dataclass(frozen=True)
+class LayerSize:
+    """The cache of one layer.
+
+    token_bytes: bytes of one token's keys and values, one row. window: tokens that a sliding window
+    keeps; None: all. shortened: whether starkv compresses it.
+    """
+
+    token_bytes: int
+    window: int | None
+    shortened: bool
+
+    def nbytes(self, tokens: int, kept: int) -> int:
+        """Bytes after a prompt of `tokens`, of which a compressed layer keeps `kept`."""
+        stored = kept if self.shortened else tokens
+        return self.token_bytes * (stored if self.window is None else min(stored, self.window))
+
+
+class ModelSize:
+    """A model without contents.
+
+    Args:
+        config: configuration of transformers.
+        dtype: type of weights and cache.
+
+    Raises:
+        UnsupportedModel: it cannot be built, or its decoder does not run on embeddings.
+    """
+
+    def __init__(self, config: Any, dtype: torch.dtype) -> None:
+        from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+        self._mode, self.dtype = FakeTensorMode(allow_non_fake_inputs=True), dtype
+        self._text = config.get_text_config(decoder=True)
+        has_images = config is not self._text or hasattr(config, "vision_config")
+        kind = AutoModelForImageTextToText if has_images else AutoModelForCausalLM
+        try:
+            with torch.device("meta"):  # where nothing is initialised
+                model = kind.from_config(config, dtype=dtype, attn_implementation="sdpa").eval()
+            with self._mode:
+                model.to_empty(device="cpu")
+                self._decoder = model.get_decoder()
+                self.weights = sum(p.numel() * p.element_size() for p in model.parameters())
+                self.layers = self._layers()
+        except Exception as error:  # of the library, by what is wrong
+            why = str(error).strip().split("\n")[0]
+            raise UnsupportedModel(
+                f"a {config.model_type} cannot be measured without its weights ({why})"
+            ) from error
+
+    def cache_bytes(self, tokens: int, kept: int | None = None) -> int:
+        """Bytes of the cache after a prompt of `tokens`; kept: of a compressed layer. None: all."""
+        kept = tokens if kept is None else min(kept, tokens)
+        return sum(layer.nbytes(tokens, kept) for layer in self.layers)
+
+    def prompt_bytes(self, tokens: int, past: int = 0) -> int:
+        """Peak bytes of tensors while the decoder reads `tokens`, without weights, with the cache.
+
+        The decoder runs eagerly; a compiled one needs less. Logits are those of the last token.
+
+        past: tokens that the cache holds already.
+        """
+        with self._mode:
+            cache = DynamicCache(config=self._text)
+            if past:
+                self._read(past, cache)
+                for layer in cache.layers:  # what reading them took is not counted
+                    layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
+            held = sum(t.nbytes for x in cache.layers for t in (x.keys, x.values)) if past else 0
+            with Peak() as peak:
+                self._read(tokens, cache)
+        return peak.nbytes + held
+
+    def _layers(self) -> list[LayerSize]:
+        cache = DynamicCache(config=self._text)
+        self._read(2, cache)
+        found = []
+        for layer in cache.layers:
+            keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+            if not isinstance(layer, DynamicLayer) or keys is None or values is None:
+                continue  # linear attention keeps a state of one size
+            sliding = isinstance(layer, DynamicSlidingWindowLayer)
+            window = layer.sliding_window if sliding else None
+            nbytes = keys.nbytes + values.nbytes
+            found.append(LayerSize(nbytes // 2, window, type(layer) is DynamicLayer))
+        return found
+
+    @torch.no_grad()
+    def _read(self, tokens: int, cache: Any) -> None:
+        embedded = torch.empty(1, tokens, self._text.hidden_size, dtype=self.dtype)
+        self._decoder(inputs_embeds=embedded, use_cache=True, **with_cache(cache))
+
+
+class Peak(TorchDispatchMode):
+    """Counts the bytes of the storages that live at once, of tensors made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nbytes = 0
+        self._live: dict[StorageWeakRef, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {StorageWeakRef(t.untyped_storage()) for t in _tensors((args, kwargs))}
+        result = func(*args, **(kwargs or {}))
+        self._live = {ref: size for ref, size in self._live.items() if not ref.expired()}
+        for tensor in _tensors(result):
+            ref = StorageWeakRef(tensor.untyped_storage())
+            if ref not in given:
+                self._live[ref] = tensor.untyped_storage().nbytes()
+        self.nbytes = max(self.nbytes, sum(self._live.values()))
+        return result
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]

@@ -1,0 +1,58 @@
+"""`starkv doctor` says what works, and for the rest what to do."""
+
+import pytest
+
+from starkv_compile.cli import doctor, main
+
+
+@pytest.fixture
+def found(monkeypatch):
+    """Pretends that exactly these imports fail, and returns the findings by purpose."""
+
+    def of(**faults):
+        monkeypatch.setattr(doctor, "_import_fault", lambda module: faults.get(module, ""))
+        return {finding.purpose: finding for finding in doctor.findings()}
+
+    return of
+
+
+def test_on_this_machine(capsys):
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    for name in ("Python 3.", "starkv-compile", "transformers", "GPU", "export", "TensorRT"):
+        assert name in out
+    assert "models                   yes" in out
+
+
+def test_a_torchvision_that_does_not_fit(found, capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "installed", lambda name: "0.28.0")
+    nms = "RuntimeError: operator torchvision::nms does not exist"
+    by_purpose = found(torchvision=nms, **{"transformers.models.llama.modeling_llama": nms})
+    for purpose in ("models", "images (torchvision)"):
+        assert nms in by_purpose[purpose].what
+        assert not by_purpose[purpose].works
+    assert main(["doctor"]) == 1
+    assert "pip install --force-reinstall torch==" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("torch", "cuda", "command"),
+    [
+        ("2.13.0+cpu", None, f"torch==2.13.0 torchvision==0.28.0 --index-url {doctor.CPU_INDEX}"),
+        ("2.11.0+cu130", "13.0", "torch==2.11.0 torchvision==0.26.0"),
+        ("2.14.1", "13.0", "torch==2.14.1 torchvision==0.29.1"),
+    ],
+)
+def test_the_torchvision_for_a_torch(torch, cuda, command):
+    assert doctor._torchvision_advice(torch, cuda).endswith(command)
+
+
+def test_what_is_missing_is_named(found, monkeypatch):
+    monkeypatch.setattr(doctor, "installed", lambda name: "")
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    by_purpose = found()
+    assert not by_purpose["export"].works
+    assert "starkv-compile[export]" in by_purpose["export"].advice
+    assert 'inner="eager"' in by_purpose["Inductor on a CPU"].advice
+    assert "./lab" in by_purpose["laboratory (starkv demo)"].advice
+    assert by_purpose["models"].works

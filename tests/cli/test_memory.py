@@ -1,0 +1,146 @@
+"""`starkv memory`: the numbers are those of real models and real prompts."""
+
+import json
+
+import pytest
+import torch
+from transformers import DynamicCache, MistralConfig, MistralForCausalLM
+
+from starkv_compile.cache.size import cache_bytes
+from starkv_compile.cli import main
+from starkv_compile.hf.cache_argument import with_cache
+from starkv_compile.hf.screens import screen_tokens
+from starkv_compile.hf.sizes import ModelSize, Peak
+from starkv_compile.testing import tiny_model
+
+SLIDING = MistralConfig(
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    sliding_window=16,
+    vocab_size=100,
+)
+MODELS = {
+    "qwen2_5_vl": lambda: tiny_model("qwen2_5_vl"),
+    "llava": lambda: tiny_model("llava"),
+    "sliding windows": lambda: MistralForCausalLM(SLIDING),
+}
+
+
+def read(model, tokens, cache):
+    text = model.config.get_text_config(decoder=True)
+    with torch.no_grad():
+        model.get_decoder()(
+            inputs_embeds=torch.zeros(1, tokens, text.hidden_size),
+            use_cache=True,
+            **with_cache(cache),
+        )
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def pair(request):
+    """(a real model, its size)."""
+    model = MODELS[request.param]().eval()
+    return model, ModelSize(model.config, torch.float32)
+
+
+def test_weights_and_cache_are_those_of_the_model(pair):
+    model, size = pair
+    assert size.weights == sum(p.numel() * p.element_size() for p in model.parameters())
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    read(model, 29, cache)
+    read(model, 1, cache)  # only then a sliding window lets go of what left it
+    assert size.cache_bytes(30) == cache_bytes(cache)
+    compressed = [layer.token_bytes for layer in size.layers if layer.shortened]
+    assert size.cache_bytes(30, 6) == size.cache_bytes(30) - 24 * sum(compressed)
+    assert size.cache_bytes(30, 31) == size.cache_bytes(30)
+
+
+@pytest.mark.parametrize("past", [0, 25])
+def test_the_peak_is_that_of_the_real_decoder(pair, past):
+    model, size = pair
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    if past:
+        read(model, past, cache)
+    for layer in cache.layers if past else ():
+        layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
+    held = cache_bytes(cache)
+    with Peak() as peak:
+        read(model, 40, cache)
+    assert size.prompt_bytes(40, past) == peak.nbytes + held
+
+
+def test_a_peak_counts_what_lives_at_once():
+    with Peak() as peak:
+        a = torch.zeros(1000)
+        b = a + 1
+        del a
+        c = (b.view(10, 100) * 2).add_(1)
+    assert peak.nbytes == 8000
+    assert c.shape == (10, 100)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    tiny_model("qwen2_5_vl").config.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"min_pixels": 64}')
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("patch", "pixels", "size", "tokens"),
+    [
+        (14, {}, (1920, 1080), 2691),  # 1932 x 1092 pixels in squares of 28
+        (16, {}, (1920, 1080), 2040),  # 1920 x 1088 in squares of 32
+        (14, {"max_pixels": 1003520}, (1920, 1080), 1222),  # 1316 x 728
+        (14, {"size": {"longest_edge": 1003520, "shortest_edge": 3136}}, (1920, 1080), 1222),
+        (14, {"min_pixels": 313600}, (280, 140), 435),  # 812 x 420
+        (14, {}, (10, 10), 4),
+    ],
+)
+def test_tokens_of_a_screenshot(checkpoint, patch, pixels, size, tokens):
+    (checkpoint / "preprocessor_config.json").write_text(json.dumps(pixels))
+    config = tiny_model("qwen2_5_vl").config
+    config.vision_config.patch_size, config.vision_config.spatial_merge_size = patch, 2
+    assert screen_tokens(checkpoint, config, *size, most=None) == tokens
+
+
+def model_side(checkpoint):
+    vision = json.loads((checkpoint / "config.json").read_text())["vision_config"]
+    return vision["patch_size"] * vision["spatial_merge_size"]
+
+
+def test_the_command(checkpoint, capsys):
+    arguments = ["memory", str(checkpoint / "config.json"), "--size", "56x56", "--text", "96"]
+    assert main([*arguments, "--dtype", "float32"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    side = model_side(checkpoint)
+    tokens = (56 // side) ** 2
+    assert lines[1].split()[-2:] == [str(tokens), "tokens"]
+    assert lines[3].split()[-2:] == [str(5 * tokens + 96), "tokens"]
+    assert "at 20%" in lines[5]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--size", "1920"], "--size '1920': expected width and height, such as 1920x1080"),
+        (["--screens", "-1"], "--screens -1: expected 0 or more"),
+        (["--screens", "0", "--text", "1"], "at least 2 tokens"),
+        (["--budget", "20"], "for 20 percent write 20%"),
+    ],
+)
+def test_mistakes(checkpoint, capsys, arguments, said):
+    assert main(["memory", str(checkpoint), *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_folder_without_a_model_and_one_that_does_not_say(tmp_path, capsys):
+    assert main(["memory", str(tmp_path)]) == 2
+    assert "config.json is missing" in capsys.readouterr().err
+    tiny_model("llava").config.save_pretrained(tmp_path)
+    assert main(["memory", str(tmp_path)]) == 2
+    assert "give --tokens-per-screen" in capsys.readouterr().err
+    assert main(["memory", str(tmp_path), "--tokens-per-screen", "16"]) == 0
