@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import starkv_compile
 from starkv_compile import CacheError, StarKVCache, StarKVError
+from starkv_compile.frontend.attachment import attached
 from starkv_compile.policies import POLICIES
 from tests.foreign.core import filled, rotate
 
@@ -383,7 +384,7 @@ def _talk(case: Case, module: Any, model: Model, entry: Any, plain: Plain, said:
             rows = torch.arange(case.rows).flip(0)
             cache.batch_select_indices(rows)
             plain.select(rows)
-        elif step == "interrupt" and module is model and isinstance(cache, StarKVCache):
+        elif step == "interrupt" and attached(model) and isinstance(cache, StarKVCache):
             _interrupt(said, entry, model, case, cache)
         elif step == "recompile":
             entry = _quietly(said, enter, case, module)

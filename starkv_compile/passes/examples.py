@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from torch._guards import detect_fake_mode
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
@@ -24,13 +24,19 @@ def record_examples(module: GraphModule, known: Collection[Node]) -> None:
 
     It decides nothing about symbolic lengths.
     """
-    mode = detect_fake_mode([fx.value(node) for node in module.graph.nodes])
+    mode = next((m for m in map(_mode_of, module.graph.nodes) if m is not None), None)
     if mode is None:
         return
     with mode, no_new_guards(mode.shape_env):
         for node in module.graph.nodes:
             if node not in known and node.op.startswith("call_"):
                 node.meta[EXAMPLE] = _run(module, node)
+
+
+def _mode_of(node: Node) -> FakeTensorMode | None:
+    """The mode of a node's example. Dynamo gives a backend another one for its own examples."""
+    example = fx.value(node)
+    return example.fake_mode if isinstance(example, FakeTensor) else None
 
 
 def _run(module: GraphModule, node: Node) -> Any:
