@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from starkv_lab.environment import environment
+from starkv_lab.environment import environment, peak_bytes
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 import starkv_compile
 from starkv_compile import StarKVConfig
 from starkv_compile.cache.size import cache_bytes
 from starkv_compile.cli import share_of
-from starkv_compile.testing import peak_bytes
 
 from .layers import SCREENS, TEXT
 

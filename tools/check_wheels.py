@@ -9,6 +9,7 @@ laboratory the demo must run. The command prints both sizes. The compiler's size
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,8 @@ def build(folder: Path) -> tuple[Path, Path]:
     """Builds the compiler's wheel and the laboratory's."""
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(folder)]
     for source in (".", "./lab"):
+        # An old one would put modules into the wheel that no longer exist.
+        shutil.rmtree(ROOT / source / "build", ignore_errors=True)
         subprocess.run([*command, source], cwd=ROOT, check=True)
     return next(folder.glob("starkv_compile-*.whl")), next(folder.glob("starkv_lab-*.whl"))
 

@@ -3,7 +3,7 @@
     python tools/run_hf_suite.py --budget 1.0 --summary summary.json
 
 The command fetches only the `tests` folder of the installed version's tag, without history, and
-runs the files of `SUITE` with `starkv_compile.testing.hf_suite`. At budget 1.0 all tests have to
+runs the files of `SUITE` with `tools.hf_suite`. At budget 1.0 all tests have to
 pass. Below it the caches are shorter and the answers differ, so the command runs only the tests of
 the shape and the end of what `generate` returns. The exit code is 2 if the suite could not be
 fetched, else pytest's.
@@ -23,6 +23,8 @@ from starkv_compile.cli import share_of
 
 SOURCE = "https://github.com/huggingface/transformers"
 FAMILIES = ("llama", "mistral", "gemma3", "llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+ROOT = Path(__file__).parents[1]
+
 SUITE = (
     "tests/utils/test_cache_utils.py",
     *(f"tests/models/{family}/test_modeling_{family}.py" for family in FAMILIES),
@@ -79,7 +81,8 @@ def run_suite(
         return CANNOT_FETCH
     environment = {
         **os.environ,
-        "TRANSFORMERS_TEST_BACKEND": "starkv_compile.testing.hf_suite",
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+        "TRANSFORMERS_TEST_BACKEND": "tools.hf_suite",
         "TRANSFORMERS_TEST_DEVICE": os.environ.get("TRANSFORMERS_TEST_DEVICE", "cpu"),
         "STARKV_TEST_BUDGET": str(budget),
         "STARKV_TEST_INNER": inner,

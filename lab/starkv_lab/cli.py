@@ -11,9 +11,10 @@ from starkv_compile.config import INNER_BACKENDS
 
 from .gui.arguments import add_gui
 from .inspection.arguments import add_inspect
+from .memory.command import add_memory
 from .quality.arguments import add_plot, add_quality, add_trajectories
 
-__all__ = ["add_bench", "add_demo", "add_inspect", "add_models"]  # the entry points
+__all__ = ["add_bench", "add_demo", "add_inspect", "add_memory", "add_models"]  # the entry points
 
 
 def add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -1,12 +1,15 @@
-"""Describes the machine and the versions that a measured number depends on."""
+"""The machine and the versions that a measured number depends on, and the memory of a run."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from . import __version__
 
@@ -57,3 +60,20 @@ def _cpu() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return named[0] if named else platform.processor()
+
+
+def peak_bytes(run: Callable[[], Any]) -> int:
+    """Returns the most bytes that tensors allocated during `run` held at once, on a CPU.
+
+    torch's own records are the source. The process's resident set would not show it, because it is
+    mostly Python, torch and the compiler.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as records:
+        run()
+    result = records.profiler.kineto_results
+    changes = [e for e in result.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(changes, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak

@@ -12,7 +12,6 @@ from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, v
 from ..errors import MissingPackage, StarKVError
 from .doctor import add_doctor
 from .export import add_export
-from .memory import add_memory
 
 Commands = argparse._SubParsersAction  # of what `add_subparsers` returns
 AddCommand = Callable[["Commands[argparse.ArgumentParser]"], None]
@@ -20,10 +19,10 @@ AddCommand = Callable[["Commands[argparse.ArgumentParser]"], None]
 GROUP = "starkv.commands"
 """Entry points of this group name a function that adds one command to argparse's subparsers."""
 
-OWN: dict[str, AddCommand] = {"export": add_export, "memory": add_memory, "doctor": add_doctor}
+OWN: dict[str, AddCommand] = {"export": add_export, "doctor": add_doctor}
 """The commands of this package, in the order of the help."""
 
-OF_THE_LAB = ("demo", "inspect", "models", "bench")
+OF_THE_LAB = ("demo", "memory", "inspect", "models", "bench")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -49,9 +49,8 @@ def add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     doctor = commands.add_parser(
         "doctor",
         help="say what is installed, what fits together, and what is missing",
-        description="Prints versions and what works with them: models, compilation, GPU, export, "
-        "TensorRT, laboratory. Put its output into a bug report. The exit code is 1 if models "
-        "cannot run.",
+        description="Prints versions and what works with them. Put its output into a bug report. "
+        "The exit code is 1 if models cannot run.",
     )
     doctor.set_defaults(run=_doctor)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,9 +15,13 @@ from ..errors import OptionError, StarKVError
 from ..passes import Pipeline
 from ..passes.examples import record_examples
 from ..reporting import GraphReport
-from .announce import announce
 from .inner import compile_inner
 from .scope import current_scope
+
+log = logging.getLogger("starkv")
+
+_said: set[str] = set()
+"""What this process has announced that it compiles."""
 
 
 def starkv_backend(
@@ -93,7 +98,7 @@ def rewrite(module: GraphModule, pipeline: Pipeline) -> GraphModule:
         rewritten, report = module, GraphReport(failure=reason)
     scope.file(report)
     if pipeline.config.inner == "inductor":
-        announce(report)
+        _announce(report)
     if scope.report is None or by_caller:
         _warn_of_refusals(report)
     return rewritten
@@ -105,3 +110,15 @@ def _warn_of_refusals(report: GraphReport) -> None:
     if reasons:
         text = "; ".join(reasons)
         warnings.warn(f"starkv left a compiled graph uncompressed: {text}", stacklevel=4)
+
+
+def _announce(report: GraphReport) -> None:
+    """Logs a line before Inductor compiles the first graph of its kind. report: of that graph."""
+    kind = "a prompt" if report.found else "decoding" if report.decode_sites else ""
+    if kind and kind not in _said:
+        _said.add(kind)
+        log.warning(
+            "starkv: Inductor compiles the model for %s, once. This takes from seconds to minutes; "
+            'later processes find most of it in the cache on disk. inner="eager" starts at once.',
+            kind,
+        )

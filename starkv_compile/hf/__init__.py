@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-from .cache_argument import cache_argument, pop_cache, with_cache
+from .cache_argument import pop_cache, with_cache
 from .checkpoints import check_folder, load_pretrained, read_config
-from .packed_rows import is_packed, known_as_unpacked
 
-__all__ = [
-    "cache_argument",
-    "check_folder",
-    "is_packed",
-    "known_as_unpacked",
-    "load_pretrained",
-    "pop_cache",
-    "read_config",
-    "with_cache",
-]
+__all__ = ["check_folder", "load_pretrained", "pop_cache", "read_config", "with_cache"]

@@ -1,14 +1,8 @@
-"""Tiny random models of real architectures, and inputs for them. For tests and examples.
-
-`starkv_compile.testing.hf_suite` runs the test suite of transformers through this package.
-transformers imports it if an environment variable names it.
-"""
+"""Tiny random models of real architectures, and inputs for them. For tests and examples."""
 
 from __future__ import annotations
 
-from .greedy import generate
-from .inputs import TinyPrompt, tiny_inputs
-from .memory import peak_bytes
+from .inputs import TinyPrompt, generate, tiny_inputs
 from .models import (
     FAMILIES,
     IMAGE_TOKEN,
@@ -32,7 +26,6 @@ __all__ = [
     "VOCABULARY",
     "TinyPrompt",
     "generate",
-    "peak_bytes",
     "tiny_inputs",
     "tiny_model",
 ]

@@ -1,9 +1,10 @@
-"""Prompts of frames and text for tiny models, in the form that a processor gives."""
+"""Prompts of frames and text for tiny models, as a processor gives them, and `generate` on them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -52,3 +53,22 @@ def tiny_inputs(family: str, *prompts: TinyPrompt) -> dict[str, torch.Tensor]:
         inputs["pixel_values"] = torch.cat(patches)
         inputs["image_grid_thw"] = torch.tensor([[1, 2 * r, 2 * c] for r, c in grids])
     return inputs
+
+
+def generate(model: Any, inputs: dict[str, torch.Tensor], tokens: int = 4, **more: Any) -> Any:
+    """Calls `generate`, greedily. Returns tokens, logits and the cache.
+
+    Args:
+        inputs: arguments of the model.
+        tokens: how many tokens to generate.
+        more: further arguments of `generate`.
+    """
+    with torch.no_grad():
+        return model.generate(
+            **inputs,
+            max_new_tokens=tokens,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+            **more,
+        )

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from starkv_lab.environment import peak_bytes as most_held
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 import starkv_compile
 from starkv_compile import StarKVConfig
-from starkv_compile.testing import peak_bytes as most_held
 
 LENGTH, HEADS, DIM = 2000, 8, 64
 WHOLE_LAYER = 2 * HEADS * DIM * LENGTH * 4  # bytes of one layer's keys and values

@@ -103,7 +103,7 @@ def test_help_names_what_the_laboratory_would_add(installed, capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "Install starkv-lab for the commands demo, inspect, models, bench." in shown
+    assert "Install starkv-lab for the commands demo, memory, inspect, models, bench." in shown
     assert "export" in shown
 
 

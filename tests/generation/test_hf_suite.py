@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from starkv_compile import OptionError
-from starkv_compile.testing.hf_suite import config_from
 from tests.support.injected_calls import MODES, outputs
+from tools.hf_suite import config_from
 
 ROOT = Path(__file__).parents[2]
 COMPILED = len(MODES) + 4  # images, a batch, and two turns
@@ -41,7 +41,7 @@ def run(command, **environment):
 def injected(tmp_path, budget):
     done = run(
         ["-m", "tests.support.injected_calls", tmp_path / "out.pt"],
-        TRANSFORMERS_TEST_BACKEND="starkv_compile.testing.hf_suite",
+        TRANSFORMERS_TEST_BACKEND="tools.hf_suite",
         STARKV_TEST_BUDGET=str(budget),
         STARKV_TEST_SUMMARY=str(tmp_path / "summary.json"),
     )

@@ -14,8 +14,8 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 from starkv_compile import AgentSession, OptionError, StarKVCache, StarKVConfig
-from starkv_compile.testing import peak_bytes
 
+from ..environment import peak_bytes
 from .runtimes import in_onnx, in_torch
 from .turns import Turn
 

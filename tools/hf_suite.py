@@ -3,7 +3,7 @@
 Before any test, `transformers.testing_utils` imports the module that TRANSFORMERS_TEST_BACKEND
 names. The import of this one wraps `generate` of every model. Nothing else imports it.
 
-    TRANSFORMERS_TEST_BACKEND=starkv_compile.testing.hf_suite pytest tests/models/llama
+    TRANSFORMERS_TEST_BACKEND=tools.hf_suite pytest tests/models/llama
 
     STARKV_TEST_BUDGET   share of the tokens that stays; the default 1.0 changes no result
     STARKV_TEST_INNER    inner backend; with the default "eager" a suite takes minutes
@@ -30,10 +30,10 @@ from typing import Any
 import torch
 from transformers.generation import GenerationMixin
 
-from ..config import INNER_BACKENDS, StarKVConfig
-from ..errors import OptionError, StarKVError
-from ..frontend import api, backend
-from ..frontend.attachment import attached
+from starkv_compile.config import INNER_BACKENDS, StarKVConfig
+from starkv_compile.errors import OptionError, StarKVError
+from starkv_compile.frontend import api, backend
+from starkv_compile.frontend.attachment import attached
 
 MODELS = 8
 """Dynamo drops its graphs after this many models: models of a class share a limit of graphs."""

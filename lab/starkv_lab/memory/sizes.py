@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from ..errors import UnsupportedModel
-from .cache_argument import with_cache
+from starkv_compile import UnsupportedModel
+from starkv_compile.hf import with_cache
 
 
 @dataclass(frozen=True)

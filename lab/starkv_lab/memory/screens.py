@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..errors import OptionError
+from starkv_compile import OptionError
 
 DEFAULT_LIMITS = (56 * 56, 16384 * 28 * 28)
 """Pixels that the processors of Qwen-VL allow if a checkpoint says nothing."""

@@ -6,8 +6,8 @@ import argparse
 import re
 from pathlib import Path
 
-from ..errors import OptionError
-from .options import share_of
+from starkv_compile import OptionError
+from starkv_compile.cli import share_of
 
 CHUNK = 2048
 """Tokens of a chunk that the table shows: `generate(..., prefill_chunk_size=2048)`."""
@@ -55,10 +55,11 @@ def add_memory(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _memory(args: argparse.Namespace) -> int:
     import torch
 
-    from ..config import StarKVConfig
-    from ..hf.checkpoints import check_folder, read_config
-    from ..hf.screens import screen_tokens
-    from ..hf.sizes import ModelSize
+    from starkv_compile import StarKVConfig
+    from starkv_compile.hf import check_folder, read_config
+
+    from .screens import screen_tokens
+    from .sizes import ModelSize
 
     width, height = _pixels(args.size)
     for name in ("screens", "text"):

@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
+from starkv_lab.memory.screens import screen_tokens
+from starkv_lab.memory.sizes import ModelSize, Peak
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM
 
 from starkv_compile.cache.size import cache_bytes
 from starkv_compile.cli import main
 from starkv_compile.hf.cache_argument import with_cache
-from starkv_compile.hf.screens import screen_tokens
-from starkv_compile.hf.sizes import ModelSize, Peak
 from starkv_compile.testing import tiny_model
 
 SLIDING = MistralConfig(
