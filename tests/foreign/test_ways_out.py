@@ -344,3 +344,22 @@ def test_a_copy_is_not_compiled_and_says_so():
     )
     output, texts = said(starkv_compile.compile(twin, **OPTIONS), input_ids=PROMPT)
     assert (stored(output), texts) == ([KEPT] * LAYERS, [])
+
+
+def test_a_cache_that_holds_a_set_for_each_head():
+    ids = PROMPT[:, :20].contiguous()
+    model = starkv_compile.compile(llama(), policy="snapkv", **OPTIONS)
+    output, texts = said(model, PROMPT, past_key_values=StarKVCache(model.config))
+    assert not texts
+    cache = output.past_key_values
+    starkv_compile.compile(model, policy="snapkv_mean", **OPTIONS)
+    output, (text,) = said(model, ids, past_key_values=cache.fork())
+    assert "begin a new cache, or continue with a policy that keeps a set for each head" in text
+    assert stored(output) == [KEPT + 20] * len(cache.layers)
+    _, texts = said(model, PROMPT, past_key_values=(new := StarKVCache(model.config)))
+    assert not texts
+    assert [layer.stored for layer in new.layers] == [KEPT] * len(cache.layers)
+    starkv_compile.compile(model, policy="mixkv", **OPTIONS)
+    output, texts = said(model, ids, past_key_values=cache)
+    assert not texts
+    assert stored(output) == [(PROMPT.shape[1] + 20) * 3 // 10] * len(cache.layers)
