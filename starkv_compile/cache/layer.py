@@ -116,7 +116,7 @@ class StarKVLayer(WatchedLayer):
         More than one new token is a prompt, unless the cache is `appending` or `is_read`. What is
         stored of a prompt goes through the marker op, which the graph pass replaces.
         """
-        self.awaits = False
+        self._check_reading()
         if self.shared.stepping:
             return self._write(key_states, value_states)
         self.settle()

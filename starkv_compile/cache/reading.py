@@ -31,12 +31,13 @@ class WatchedLayer(DynamicLayer):
         seen: tokens of the stream.
         filled: how many slots hold a token; None: all.
         awaits: whether a call is in progress that has not stored its tokens in this layer yet.
+        was_read: whether somebody has read keys or values meanwhile.
     """
 
     shared: SharedState
     seen: int
     filled: int | None
-    awaits = False
+    awaits = was_read = False
     _keys: Any = None
     _values: Any = None
 
@@ -72,13 +73,20 @@ class WatchedLayer(DynamicLayer):
         self._keys, self._values = keys, values
 
     def _note_reading(self) -> None:
-        """Makes the cache keep every token, if that is still possible.
+        if self.awaits:
+            self.was_read = True
+
+    def _check_reading(self) -> None:
+        """Before an update: makes the cache keep every token if somebody has read this layer.
+
+        A layer that is read and not updated in a call is cross-attention's: that is no harm.
 
         Raises:
             CacheError: the cache is shortened already, or another layer has stored tokens that will
                 be.
         """
-        if not self.awaits or self.shared.is_read:
+        self.awaits, was_read, self.was_read = False, self.was_read, False
+        if not was_read or self.shared.is_read:
             return
         if self.shared.compacts or self.stored != self.seen:
             raise CacheError(f"{READS_KEYS}. To compress this model, {WAY_OUT}")
@@ -106,4 +114,4 @@ def watched(cache: StarKVCache) -> Iterator[None]:
         yield
     finally:
         for layer in cache.compressed_layers:
-            layer.awaits = False
+            layer.awaits = layer.was_read = False

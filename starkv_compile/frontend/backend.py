@@ -14,6 +14,7 @@ from ..config import StarKVConfig
 from ..errors import OptionError, StarKVError
 from ..passes import Pipeline
 from ..passes.examples import record_examples
+from ..passes.markers import read_past_markers
 from ..reporting import GraphReport
 from .inner import compile_inner
 from .scope import current_scope
@@ -78,6 +79,7 @@ def rewrite(module: GraphModule, pipeline: Pipeline) -> GraphModule:
     captured, scope = set(rewritten.graph.nodes), current_scope()
     by_caller = pipeline.config.shorten_outputs and scope.cache == "nobody"
     try:
+        read_past_markers(rewritten.graph)
         report = pipeline.run(
             rewritten,
             cache="caller" if by_caller else scope.cache,

@@ -102,7 +102,9 @@ class Attachment:
             call = self.prepare(owner, args, kwargs)
             finished = False
             try:
-                with self.reporting(call):
+                # A model of the library may look at the keys; it never counts by their length.
+                of_library = type(owner.module).__module__.startswith("transformers.")
+                with self.reporting(call, watch=not of_library):
                     output = compiled(*call.args, **call.kwargs)
                 finished = True
             except RuntimeError as error:
@@ -113,8 +115,11 @@ class Attachment:
         return output
 
     @contextlib.contextmanager
-    def reporting(self, call: Prepared) -> Iterator[None]:
-        """Graphs compiled inside are reported here, and traced with Dynamo's settings for VLMs."""
+    def reporting(self, call: Prepared, watch: bool = True) -> Iterator[None]:
+        """Graphs compiled inside are reported here, and traced with Dynamo's settings for VLMs.
+
+        watch: whether the layers of the cache notice who reads them.
+        """
         scope = CompileScope(
             report=self.report,
             cache="marked",
@@ -124,7 +129,8 @@ class Attachment:
             left_alone=call.left_alone,
         )
         settings = torch._dynamo.config.patch({**SETTINGS, **_limits()})
-        watching = watched(call.held) if isinstance(call.held, StarKVCache) else nullcontext()
+        watches = watch and isinstance(call.held, StarKVCache)
+        watching = watched(call.held) if watches else nullcontext()
         with entered(scope), settings, watching, known_as_unpacked(call.cache is not None):
             yield
 

@@ -31,7 +31,6 @@ from .find_hidden import FindHidden
 from .find_layout import FindLayout
 from .insert_compaction import InsertCompaction, StripMarkers
 from .insert_scores import InsertScores
-from .markers import read_past_markers
 from .share_log_sum_exp import ShareLogSumExp
 from .summary import summarize
 
@@ -76,7 +75,6 @@ class Pipeline:
         every_length: bool = False,
     ) -> GraphReport:
         """Rewrites `module` in place and returns the report. Arguments are as in `base.Context`."""
-        read_past_markers(module.graph)
         context = Context(module, self.config, cache, unmarked, layers, every_length, self.observer)
         folder = os.environ.get(DUMP_VARIABLE)
         for step in self.passes:

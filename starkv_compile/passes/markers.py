@@ -21,7 +21,8 @@ def arguments_of(marker: Node) -> WriteArguments:
 def read_past_markers(graph: Graph) -> None:
     """Makes all but the graph's outputs read what a marker was given, which is what it returns.
 
-    Attention reads the results where a model takes its keys from the layer of the cache.
+    Attention reads the results where a model takes its keys from the layer of the cache. It is for
+    graphs of Dynamo: an exported graph may put the results into buffers before it returns them.
     """
     for marker in find_markers(graph):
         given = arguments_of(marker).unchanged

@@ -28,7 +28,7 @@ def run(capsys, *arguments):
     [
         (["nowhere"], "nowhere: there is no checkpoint (config.json is missing)"),
         ([SHIPPED, "--budget", "1.0"], "budget=1.0 keeps everything"),
-        ([SHIPPED, "--budget", "20"], "budget=20.0"),
+        ([SHIPPED, "--budget", "20"], "for 20 percent write 20%"),
         ([SHIPPED, "--budget", "100%"], "budget=1.0 keeps everything"),
         ([SHIPPED, "--budget", "x"], "budget 'x': expected a share such as 0.2"),
         ([SHIPPED, "--max-seq", "4"], "max_seq=4: expected at least 16"),

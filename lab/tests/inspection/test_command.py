@@ -39,7 +39,7 @@ def data_of(out):
 def test_the_shipped_agent_on_an_episode(capsys, tmp_path):
     out = tmp_path / "new" / "page.html"
     code, printed, _ = run(
-        capsys, out, "--frames", 2, "--seed", 3, "--budget", "12.5", "--reply", 4
+        capsys, out, "--frames", 2, "--seed", 3, "--budget", "12.5%", "--reply", 4
     )
     assert code == 0
     assert str(out) in printed
@@ -200,7 +200,7 @@ def test_mistakes_are_one_sentence_and_exit_code_2(arguments, message, capsys, t
 
 def test_a_folder_is_no_file_and_no_checkpoint(capsys, tmp_path):
     code, _, err = run(capsys, tmp_path)
-    assert (code, "is a folder; give a file" in err) == (2, True)
+    assert (code, "it is a folder" in err) == (2, True)
     Image.new("RGB", (30, 30)).save(tmp_path / "a.png")
     arguments = ("--model", tmp_path, "--image", tmp_path / "a.png", "--prompt", "x")
     code, _, err = run(capsys, tmp_path / "page.html", *arguments)

@@ -37,12 +37,13 @@ class SlotLayer(StarKVLayer):
     ) -> None:
         super().__init__(shared)
         self.lazy_initialization(keys, values)
-        self.keys, self.values, self.slot = keys, values, slot
+        self.hold(keys, values)
+        self.slot = slot
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Writes the token into its slot. Returns the full buffers."""
-        self.keys = write_slots(self.keys, key_states, self.slot)
-        self.values = write_slots(self.values, value_states, self.slot)
-        return self.keys, self.values
+        self._keys = write_slots(self._keys, key_states, self.slot)
+        self._values = write_slots(self._values, value_states, self.slot)
+        return self._keys, self._values
