@@ -13,10 +13,9 @@ from torch.fx import GraphModule
 from ..config import StarKVConfig
 from ..errors import OptionError, StarKVError
 from ..passes import Pipeline
-from ..passes.examples import record_examples
 from ..passes.markers import read_past_markers
 from ..reporting import GraphReport
-from .inner import compile_inner
+from .inner import compile_inner, record_examples
 from .scope import current_scope
 
 log = logging.getLogger("starkv")
