@@ -56,6 +56,11 @@ class StarKVCache(DynamicCache):
         lengths = self._lengths()
         return len(lengths) > len({seen for seen, _ in lengths})
 
+    @property
+    def short_layer(self) -> StarKVLayer | None:
+        """The first layer that has dropped tokens; None while every token is stored."""
+        return next((x for x in self.compressed_layers if x.stored < x.seen), None)
+
     def _lengths(self) -> set[tuple[int, int]]:
         """(tokens seen, tokens stored) of the layers. Cross-attention sees other tokens."""
         return {(layer.seen, layer.stored) for layer in self.compressed_layers if layer.stored}

@@ -45,7 +45,8 @@ def padding_of(mask: Any, tokens: int) -> torch.Tensor | None:
 def check_later_call(cache: StarKVCache, named: Mapping[str, Any], tokens: torch.Tensor) -> None:
     """Raises `CacheError` if a call counts tokens by what a short cache stores, or hides others.
 
-    Reading a mask or a position waits for the device once, as `generate` does after each token.
+    Reading a mask waits for the device once, and so does reading a position, as `generate` does
+    after each token.
 
     Args:
         cache: a cache that has dropped tokens.
@@ -53,7 +54,8 @@ def check_later_call(cache: StarKVCache, named: Mapping[str, Any], tokens: torch
         tokens: [B, n] the call's new tokens, or [B, n, ...] their embeddings.
     """
     rows, new = tokens.shape[:2]
-    layer = next(layer for layer in cache.compressed_layers if layer.stored < layer.seen)
+    layer = cache.short_layer
+    assert layer is not None
     mask, positions = named.get("attention_mask"), named.get("position_ids")
     if isinstance(mask, torch.Tensor) and mask.shape == (rows, layer.stored + new):
         raise CacheError(
@@ -78,9 +80,10 @@ def _same_padding(known: torch.Tensor | None, mask: Any, seen: int, rows: int, n
     before: Any = 0 if known is None or len(known) != rows else known
     if hidden is None:
         return before
-    check_padding(mask, seen)
     before = before if isinstance(before, int) else before.to(hidden.device)
-    if bool((hidden != before).any()):
+    gaps = (mask[:, 1:] < mask[:, :-1]).any()
+    if bool(gaps | (hidden != before).any()):
+        check_padding(mask, seen)
         raise CacheError(
             f"attention_mask hides {hidden.tolist()} tokens at the left, but the mask of the last "
             "prompt did not hide as many, and a compressed cache cannot hide others later; keep "

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from importlib.metadata import EntryPoint, entry_points
 
 from ..errors import MissingPackage, StarKVError
-from .doctor import add_doctor
+from .doctor import add_doctor, installed
 from .export import add_export
 
 Commands = argparse._SubParsersAction  # of what `add_subparsers` returns
@@ -83,11 +82,8 @@ def _parser(installed: dict[str, EntryPoint], asked: str) -> argparse.ArgumentPa
 
 def _versions() -> str:
     """The installed distributions of this project, with their versions."""
-    found = []
-    for name in ("starkv-compile", "starkv-lab"):
-        with contextlib.suppress(PackageNotFoundError):
-            found.append(f"{name} {version(name)}")
-    return ", ".join(found)
+    names = ("starkv-compile", "starkv-lab")
+    return ", ".join(f"{name} {installed(name)}" for name in names if installed(name))
 
 
 def _lab_first(name: str) -> tuple[int, str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -130,7 +129,7 @@ class Attachment:
         )
         settings = torch._dynamo.config.patch({**SETTINGS, **_limits()})
         watches = watch and isinstance(call.held, StarKVCache)
-        watching = watched(call.held) if watches else nullcontext()
+        watching = watched(call.held) if watches else contextlib.nullcontext()
         with entered(scope), settings, watching, known_as_unpacked(call.cache is not None):
             yield
 
@@ -198,7 +197,8 @@ class Attachment:
         named = owner.named(args, kwargs)
         given = named["past_key_values"]
         tokens = tokens_of(named)
-        if tokens is not None and is_short(given):
+        was_short = is_short(given)
+        if tokens is not None and was_short:
             check_later_call(given, named, tokens)
         if tokens is not None and isinstance(given, StarKVCache) and given.is_uneven:
             return _with_uneven_layers(owner, given, tokens, args, kwargs)
@@ -225,7 +225,7 @@ class Attachment:
         by_caller = isinstance(given, StarKVCache)
         cache = ready_cache(getattr(model, "config", None), given)
         assert cache is not None, "every other kind of cache was refused"
-        seen, was_short = cache.get_seq_length(), is_short(cache)
+        seen = cache.get_seq_length()
         drafts = begin_chunk(cache, model, named)
         cache.shared.mask_fits &= by_caller  # who passes such a cache knows how long masks must be
         if given is None:

@@ -15,9 +15,7 @@ _OF_SIZES = re.compile(r"must match|broadcast", re.IGNORECASE)
 
 def is_short(cache: Any) -> bool:
     """Whether it is a `StarKVCache` that has dropped tokens."""
-    return isinstance(cache, StarKVCache) and any(
-        layer.stored < layer.seen for layer in cache.compressed_layers
-    )
+    return isinstance(cache, StarKVCache) and cache.short_layer is not None
 
 
 def check_failure(cache: Any, error: RuntimeError) -> None:
@@ -42,7 +40,8 @@ def check_prompt(cache: StarKVCache, was_short: bool, report: Report) -> None:
 
 
 def _text(cache: StarKVCache, has: str) -> str:
-    layer = next(layer for layer in cache.compressed_layers if layer.stored < layer.seen)
+    layer = cache.short_layer
+    assert layer is not None
     return (
         f"the mask of this call {has} a column for each token seen, but the cache stores "
         f"{layer.stored} of {layer.seen}. The model made the mask without asking the cache, and "
