@@ -13,6 +13,7 @@ from tests.support.written import (
     LATER,
     LOW,
     R,
+    TwoLayers,
     Written,
     assert_kept,
     assert_left,
@@ -276,21 +277,6 @@ def test_halves_of_one_tensor(name, how):
         kept = [int((key == k).all((-1, -2)).nonzero()) for k in kv[0, row].transpose(0, 1)]
         assert kept == sorted(set(kept))
         assert torch.equal(kv[1, row].transpose(0, 1), value[kept])
-
-
-class TwoLayers(Written):
-    """Two layers whose keys and values are in one tensor [layers, 2, B, G, S, D]."""
-
-    def __init__(self, second):
-        super().__init__(None)
-        self.second = second
-
-    def forward(self, x):
-        q, k, v = (f(x).view(2, S, -1, D).transpose(1, 2) for f in (self.q, self.k, self.v))
-        y = F.scaled_dot_product_attention(q, k, v, ~LATER, enable_gqa=True)
-        keys, values = k * 2.0, v.sin()
-        y = y + self.second(q, keys, values)
-        return y, torch.stack([torch.stack([k, v]), torch.stack([keys, values])])
 
 
 def again(q, k, v):

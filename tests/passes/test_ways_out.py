@@ -11,8 +11,8 @@ from torch.nn.attention.flex_attention import flex_attention
 from starkv_compile.passes import apply
 from tests.support.one_layer import CONFIG, D, E, G, S, X
 from tests.support.written import (
-    LATER,
     LOW,
+    TwoLayers,
     Written,
     assert_kept,
     assert_left,
@@ -77,23 +77,14 @@ def test_keys_and_values_that_are_not_returned():
 
 
 def test_a_layer_that_stays_whole_in_one_tensor_with_another():
-    class Both(Written):
-        def __init__(self, together):
-            super().__init__(None)
-            self.together = together
+    def unread(q, k, v):
+        return q
 
-        def forward(self, x):
-            q, k, v = (f(x).view(2, S, -1, D).transpose(1, 2) for f in (self.q, self.k, self.v))
-            y = F.scaled_dot_product_attention(q, k, v, ~LATER, enable_gqa=True)
-            layers = (k, v), (k * 2.0, v.sin())  # nothing attends to the second
-            return y, self.together(layers)
-
-    _, report = rewrite(
-        Both(lambda layers: torch.stack([torch.stack(x) for x in layers])), "export"
-    )
+    _, report = rewrite(TwoLayers(unread), "export")
     assert report.rewritten == 0
     assert "let it return each layer's by themselves" in report.sites[0].reason
-    (_, stored), report = rewrite(Both(lambda layers: [torch.stack(x) for x in layers]), "export")
+    apart = TwoLayers(unread, lambda layers: [torch.stack(pair) for pair in layers])
+    (_, stored), report = rewrite(apart, "export")
     assert report.rewritten == 1
     assert [tuple(x.shape) for x in stored] == [(2, 2, G, S // 2, D), (2, 2, G, S, D)]
 

@@ -34,6 +34,29 @@ class Written(nn.Module):
         return (y, *self.store(k, v)) if self.store else y
 
 
+def in_one_tensor(layers):
+    """[layers, 2, B, G, S, D]."""
+    return torch.stack([torch.stack(pair) for pair in layers])
+
+
+class TwoLayers(Written):
+    """Two layers that return their keys and values together.
+
+    second: attention of the second layer. together: makes what is returned of both pairs.
+    """
+
+    def __init__(self, second, together=in_one_tensor):
+        super().__init__(None)
+        self.second, self.together = second, together
+
+    def forward(self, x):
+        q, k, v = (f(x).view(2, S, -1, D).transpose(1, 2) for f in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v, ~LATER, enable_gqa=True)
+        keys, values = k * 2.0, v.sin()
+        y = y + self.second(q, keys, values)
+        return y, self.together([(k, v), (keys, values)])
+
+
 def heads_first(*tensors):
     return [t.transpose(1, 2) for t in tensors]
 
