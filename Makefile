@@ -39,7 +39,7 @@ demo: venv
 	$(BIN)/starkv demo
 
 # By file: what a file's tests share is made once.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 test: venv
 	$(PYTEST) -m "not slow"
 

@@ -1,6 +1,7 @@
 """Shared fixtures: poisoned memory, a fresh Dynamo, quiet warnings made loud."""
 
 import sys
+from collections import Counter
 
 import pytest
 import torch
@@ -9,6 +10,13 @@ from starkv_compile.kernels.compiling import in_process
 
 THREADS = 1
 """In every test, as in `make test`: Dynamo fails if the number changes while it traces."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that no process ends with them alone."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(autouse=True)

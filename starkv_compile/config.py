@@ -100,6 +100,11 @@ class StarKVConfig:
     """Backend that compiles the rewritten graph: "inductor", "aot_eager", "eager", or "tensorrt"
     (torch-tensorrt)."""
 
+    regional_compilation: bool = flag(True)
+    """Inductor compiles layers that are alike once, and a graph calls the result for each of them.
+    The time to compile then hardly depends on the number of layers. False: each graph is compiled
+    as a whole, as without a budget (1.0), with Inductor's modes, and for `caching_precompile`."""
+
     shorten_outputs: bool = flag(False)
     """Shortens keys and values that a graph returns, for code that keeps its own cache. Your code
     then counts positions on from the uncompressed length, and makes masks as long as the cache.

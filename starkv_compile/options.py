@@ -23,6 +23,7 @@ class Options(TypedDict, total=False):
     window: int
     policy: Policy | str
     inner: str
+    regional_compilation: bool
     shorten_outputs: bool
     debug: bool
 

@@ -2,14 +2,17 @@
 
 import importlib.util
 import re
+import subprocess
+import sys
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from transformers import BatchFeature
+from transformers import BatchFeature, LlamaConfig, LlamaForCausalLM
 
+from starkv_compile import StarKVConfig
 from starkv_compile.testing import TinyPrompt, tiny_inputs, tiny_model
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -105,3 +108,31 @@ def check_agent_output(out, steps):
     assert all(stored < total / 2 for stored, total in counts)
     assert "rewritten" in out
     assert "left uncompressed" not in out
+
+
+@pytest.mark.slow
+def test_an_export_runs_without_pytorch(tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    from starkv_compile.export.onnx.package import ExportOptions, export_model
+    from starkv_compile.export.runner import load_model
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 99}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, **heads)).eval()
+    model.generation_config.eos_token_id = None
+    model.config.save_pretrained(tmp_path)
+    options = ExportOptions(
+        checkpoint=tmp_path, out=tmp_path / "out", config=StarKVConfig(budget=0.3), max_seq=200
+    )
+    folder = export_model(model, options, lambda name: None)
+    prompt = torch.randint(99, (1, 50))
+    program = EXAMPLES / "numpy_onnxruntime.py"
+    without = f"import sys, runpy; sys.modules['torch'] = None; runpy.run_path({str(program)!r}, "
+    command = [sys.executable, "-c", without + "run_name='__main__')", str(folder)]
+    words = map(str, prompt[0].tolist())
+    done = subprocess.run([*command, *words], capture_output=True, text=True, check=True)
+    assert "15 of 50 tokens stay cached" in done.stderr
+    expected = load_model(folder).generate(prompt, max_new_tokens=16, do_sample=False)
+    assert [int(word) for word in done.stdout.split()] == expected[0, 50:].tolist()

@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from starkv_compile.cli import share_of
+from starkv_compile.cli import importing, share_of
 from starkv_compile.config import INNER_BACKENDS
 
 from .gui.arguments import add_gui
@@ -94,6 +94,7 @@ def _demo(args: argparse.Namespace) -> int:
     # Torch reads these when it is imported. Without them its profiler prints messages of its own.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    importing()
     from .demo.demo import DemoOptions, run_demo  # imports torch, which --help should not
 
     run_demo(
@@ -116,20 +117,26 @@ def _demo(args: argparse.Namespace) -> int:
 def add_models(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     models = commands.add_parser(
         "models",
-        help="try every model family of the installed transformers",
-        description="Builds a tiny random model of each family, and runs it with a full and with a "
-        "compressed cache. The command prints which families are compressed, and for the others "
-        "the reason. All families take about ten minutes. The exit code is 1 if a family gives "
-        "wrong results.",
+        help="say whether a model can be compressed; without a name, try every family",
+        description="Builds a tiny random model of a family, and runs it with a full and with a "
+        "compressed cache. The command says whether the family is compressed, and if not, the "
+        "reason. Without a name it tries every family of the installed transformers, which takes "
+        "about ten minutes. The exit code is 1 if a family gives wrong results.",
     )
     add = models.add_argument
-    add("families", nargs="*", metavar="FAMILY", help="try only these families, such as qwen2_5_vl")
+    add(
+        "families",
+        nargs="*",
+        metavar="MODEL",
+        help="a family such as qwen2_5_vl, a checkpoint folder, or a name such as UI-TARS-1.5-7B",
+    )
     add("--out", type=Path, metavar="FILE", help="write the table to this file, as Markdown")
     add("--exports", action="store_true", help="try the export of each family instead")
     models.set_defaults(run=_models)
 
 
 def _models(args: argparse.Namespace) -> int:
+    importing()
     from .matrix.command import run_models  # imports torch, which --help should not
 
     return run_models(args.families, args.out, args.exports)

@@ -33,7 +33,8 @@ def wilson(right: int, of: int) -> tuple[float, float]:
     share = right / of
     centre = share + Z * Z / (2 * of)
     half = Z * (share * (1 - share) / of + Z * Z / (4 * of * of)) ** 0.5
-    return (centre - half) / (1 + Z * Z / of), (centre + half) / (1 + Z * Z / of)
+    low, high = (centre - half) / (1 + Z * Z / of), (centre + half) / (1 + Z * Z / of)
+    return max(0.0, low), min(1.0, high)  # rounding may leave -1e-17
 
 
 class Bootstrap:

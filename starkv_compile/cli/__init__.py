@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from .command_line import main
-from .options import add_method, config_of, share_of, shares_of
+from .options import add_method, config_of, importing, progress, share_of, shares_of
 
-__all__ = ["add_method", "config_of", "main", "share_of", "shares_of"]
+__all__ = [
+    "add_method",
+    "config_of",
+    "importing",
+    "main",
+    "progress",
+    "share_of",
+    "shares_of",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import add_method, config_of, share_of
+from .options import add_method, config_of, importing, share_of
 
 
 def add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -68,6 +68,7 @@ def add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _export(args: argparse.Namespace) -> int:
+    importing()
     from ..export.onnx.package import ExportOptions, export_checkpoint
 
     config = config_of(

@@ -1,8 +1,9 @@
-"""Options that several commands share: the budget, and how tokens are scored. Imports no torch."""
+"""What several commands share: budget, policy, words on progress. Imports no torch."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from fractions import Fraction
 from typing import Any
 
@@ -16,8 +17,8 @@ def add_method(parser: argparse.ArgumentParser) -> None:
         "--policy",
         metavar="NAME",
         default=argparse.SUPPRESS,
-        help=f"policy that scores the tokens, a name in docs/guides/policies.md (default: "
-        f"{StarKVConfig.policy})",
+        help=f"policy that scores the tokens; any unknown name makes an error that lists them all "
+        f"(default: {StarKVConfig.policy})",
     )
     parser.add_argument(
         "--paper", action="store_true", help="use STaR-KV as its authors released it"
@@ -71,3 +72,14 @@ def config_of(policy: str | None, paper: bool, **options: Any) -> StarKVConfig:
     if policy is not None:
         options["policy"] = policy
     return StarKVConfig.paper(**options) if paper else StarKVConfig(**options)
+
+
+def importing() -> None:
+    """Says so before a command imports PyTorch, which takes seconds in a new process."""
+    if "torch" not in sys.modules:
+        progress("importing PyTorch and transformers")
+
+
+def progress(text: str) -> None:
+    """Says on stderr what a command does now, so that its results can go through a pipe."""
+    print(f"starkv: {text} ...", file=sys.stderr, flush=True)

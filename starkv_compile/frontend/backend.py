@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch.fx import GraphModule
 
 from ..config import StarKVConfig
@@ -61,13 +62,18 @@ def decoder_backend(
 def _compile(
     module: GraphModule, example_inputs: Sequence[Any], pipeline: Pipeline, mode: str | None
 ) -> Callable[..., Any]:
-    inner = pipeline.config.inner
+    config = pipeline.config
+    inner = config.inner
     if mode is not None and inner != "inductor":
         raise OptionError(
             f"mode={mode!r} with inner={inner!r}: only Inductor has modes; leave out mode, or use "
             'inner="inductor"'
         )
-    return compile_inner(rewrite(module, pipeline), example_inputs, inner, mode)
+    # Dynamo can store what one call of Inductor returned, but no graph of several.
+    stored = torch._dynamo.config.caching_precompile
+    whole = mode is not None or config.keeps_everything or stored
+    regional = config.regional_compilation and not whole
+    return compile_inner(rewrite(module, pipeline), example_inputs, inner, mode, regional)
 
 
 def rewrite(module: GraphModule, pipeline: Pipeline) -> GraphModule:

@@ -13,6 +13,7 @@ from torch.fx.node import map_arg
 from ..kernels.compiling import in_process, no_new_guards
 from ..optional import TORCH_TENSORRT_SETTINGS, needs_tensorrt
 from ..passes import fx
+from .regions import compile_by_region
 
 TENSORRT = "torch_tensorrt"
 """The package. Its import registers its backend under the same name."""
@@ -25,9 +26,16 @@ def check_inner(name: str) -> None:
 
 
 def compile_inner(
-    module: GraphModule, example_inputs: Sequence[Any], inner: str, mode: str | None
+    module: GraphModule,
+    example_inputs: Sequence[Any],
+    inner: str,
+    mode: str | None = None,
+    regional: bool = False,
 ) -> Callable[..., Any]:
-    """Compiles with "inductor", "aot_eager" or "tensorrt"; "eager" runs the graph as it is."""
+    """Compiles with "inductor", "aot_eager" or "tensorrt"; "eager" runs the graph as it is.
+
+    regional: whether Inductor compiles equal layers once.
+    """
     if inner == "eager":
         return module.forward
     if inner == "aot_eager":
@@ -43,9 +51,15 @@ def compile_inner(
     from torch._inductor.compile_fx import compile_fx
 
     patches = torch._inductor.list_mode_options(mode) if mode else None
-    with in_process():
-        compiled: Any = compile_fx(module, example_inputs, config_patches=patches)
-    return compiled
+
+    def compile_one(part: GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
+        with in_process():
+            compiled: Any = compile_fx(part, examples, config_patches=patches)
+        return compiled
+
+    if regional:
+        return compile_by_region(module, example_inputs, compile_one)
+    return compile_one(module, example_inputs)
 
 
 EXAMPLE = "example_value"

@@ -20,7 +20,7 @@ import torch
 from torch._guards import detect_fake_mode
 
 from ..errors import NonFiniteScores
-from . import cpp, reference
+from . import cpp, reference, shapes
 from .compiling import no_new_guards, record_source, runs_cpp
 from .marker import Written
 from .reference import layout, novelty
@@ -35,12 +35,19 @@ BODIES: dict[str, Callable[..., Any]] = {}
 """The function that each op below runs, with the op's name as key. An exporter calls it instead."""
 
 
-def op(function: Callable[..., Any]) -> Callable[..., Any]:
+def op(
+    function: Callable[..., Any] | None = None, *, shape: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
     """Decorator: registers a function on tensors as `torch.ops.starkv.NAME`, with its own name.
 
     Its parameters need annotations that `torch.library.infer_schema` knows. Compiled code depends
     on its source, so a changed body is compiled again.
+
+    shape: takes the same arguments and returns empty tensors like the results. None: the function
+    itself tells the shapes, which takes longer.
     """
+    if function is None:
+        return functools.partial(op, shape=shape)
     BODIES[function.__name__] = function
     record_source(function.__name__, function)
     log = logging.getLogger("torch._library.triton")
@@ -51,12 +58,12 @@ def op(function: Callable[..., Any]) -> Callable[..., Any]:
         registered = torch.library.triton_op(name, mutates_args={})(function)
     finally:
         log.setLevel(level)
-    registered.register_fake(_for_shapes(function))
+    registered.register_fake(_for_shapes(shape or function))
     return registered
 
 
 def _for_shapes(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` for a graph in which the op stays whole, which only asks for the result's shape.
+    """`function` for a graph in which the op stays whole, which only asks for the results' shapes.
 
     Such a graph may be exported and serve all lengths. So minima stay in the shape, and what the
     body decides about strides on its way is no condition on the lengths.
@@ -80,7 +87,7 @@ def _kernels(tensor: Tensor) -> Any:
     return triton
 
 
-@op
+@op(shape=shapes.window_attention)
 def window_attention(
     query: Tensor,
     key: Tensor,
@@ -171,7 +178,7 @@ def score_after_each_axis(counting: Counting, *arguments: Any) -> star_reference
     )
 
 
-@op
+@op(shape=shapes.novelty)
 def spatial_novelty(
     key: Tensor, frame: Tensor, row: Tensor, column: Tensor, earlier: Tensor
 ) -> Tensor:
@@ -179,7 +186,7 @@ def spatial_novelty(
     return novelty.spatial_novelty(key, frame, row, column, earlier)
 
 
-@op
+@op(shape=shapes.novelty)
 def temporal_novelty(
     key: Tensor, frame: Tensor, row: Tensor, column: Tensor, current: Tensor, stored: int
 ) -> Tensor:
@@ -187,13 +194,13 @@ def temporal_novelty(
     return novelty.temporal_novelty(key, frame, row, column, current, stored)
 
 
-@op
+@op(shape=shapes.novelty)
 def key_novelty(key: Tensor, among: Tensor) -> Tensor:
     """See `reference.novelty.key_novelty`."""
     return novelty.key_novelty(key, among)
 
 
-@op
+@op(shape=shapes.select_tokens)
 def select_tokens(
     scores: Tensor, real: Tensor | None, length: int, window: int, capacity: int
 ) -> Tensor:
@@ -211,7 +218,7 @@ def select_tokens(
     return rows.unflatten(0, (-1, heads))
 
 
-@op
+@op(shape=shapes.gather_kv)
 def gather_kv(
     key: Tensor, value: Tensor, kept: Tensor, real: Tensor | None
 ) -> tuple[Tensor, Tensor]:

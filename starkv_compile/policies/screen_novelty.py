@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from ..kernels import shapes
 from ..kernels.ops import STARKV, op
 from ..kernels.reference import novelty
 from ..kernels.reference.attention import pool
@@ -18,7 +19,7 @@ from .key_novelty import share
 Tensor = torch.Tensor
 
 
-@op
+@op(shape=shapes.scores)
 def novelty_scores(
     attention: Tensor,
     spatial: Tensor,
@@ -50,7 +51,7 @@ def novelty_scores(
     return torch.where(visual, spatial[:, :past] * temporal[:, :past] * attended, text)
 
 
-@op
+@op(shape=shapes.scores)
 def share_out(
     scores: Tensor,
     real: Tensor | None,

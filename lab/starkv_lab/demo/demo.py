@@ -16,10 +16,11 @@ from starkv_compile.files import check_writable
 from starkv_compile.optional import needs
 
 from ..agent.checkpoints import agent_folder
+from ..printing import print_table
 from .kept import frame_grids, kept_by_layer
 from .picture import Shot, draw_kept
 from .runtimes import export_agent
-from .tables import NOTES, answer_table, cost_table
+from .tables import NOTES, QUESTIONS, answer_table, cost_table
 from .turns import Turn, episode_turns, image_turns
 from .ways import RUNS, Measured, Way, measure, ways
 
@@ -84,13 +85,14 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> list[Measu
     check_writable(options.out / "kept.png", "--out")
     with tempfile.TemporaryDirectory() as temporary:
         results = _measure_all(chosen, turns, options, console, Path(temporary))
-    console.print(answer_table(turns, results))
+    print_table(console, answer_table(turns, results))
+    console.print(QUESTIONS, style="dim", highlight=False)
     if options.images:
         console.print(
             "The agent is tiny and knows only its own generated screens. On your screenshots its "
             "answers mean nothing. The kept tokens and the costs are real."
         )
-    console.print(cost_table(results))
+    print_table(console, cost_table(results))
     console.print(NOTES, style="dim", highlight=False)
     for path in _draw_all(turns, results, options.out):
         console.print("Picture of the kept tokens:", path, markup=False, soft_wrap=True)

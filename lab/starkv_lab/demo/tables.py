@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from rich.table import Table
 from rich.text import Text
 
+from ..printing import readable_bytes
 from .turns import Turn
 from .ways import Measured
 
@@ -42,8 +43,8 @@ def _score(turns: Sequence[Turn], result: Measured) -> str:
     return f"{sum(judged)} of {len(judged)}"
 
 
-def _number(value: int | None) -> str:
-    return "not measured" if value is None else f"{value:,}"
+def _peak(number: int | None) -> str:
+    return "not measured" if number is None else readable_bytes(number)
 
 
 def cost_table(results: Sequence[Measured]) -> Table:
@@ -55,9 +56,9 @@ def cost_table(results: Sequence[Measured]) -> Table:
     rows: dict[str, Callable[[Measured], str]] = {
         "tokens seen": lambda r: f"{r.seen:,}",
         "tokens kept in each layer": lambda r: f"{r.stored:,} ({r.stored / r.seen:.0%})",
-        "bytes of the cache": lambda r: f"{r.nbytes:,}",
-        "bytes of a full cache": lambda r: f"{r.full_nbytes:,}",
-        "peak bytes of all tensors": lambda r: _number(r.peak_nbytes),
+        "cache": lambda r: readable_bytes(r.nbytes),
+        "a full cache": lambda r: readable_bytes(r.full_nbytes),
+        "peak of all tensors": lambda r: _peak(r.peak_nbytes),
         "prefill, ms per turn": lambda r: f"{1000 * r.first_token_seconds:.1f}",
         "decode, ms per token": lambda r: f"{1000 * r.token_seconds:.1f}",
         "compilation, s": lambda r: f"{max(0.0, r.first_run_seconds - r.run_seconds):.1f}",
@@ -67,6 +68,11 @@ def cost_table(results: Sequence[Measured]) -> Table:
         table.add_row(name, *map(read, results))
     return table
 
+
+QUESTIONS = """\
+The agent was trained on four forms of questions. "click" and "where" name an element and ask for \
+its place; "what" gives a place and asks what is there; "return" gives the place of an element on \
+an older screenshot and asks where it is now. Places are x and y from 0 to 1000."""
 
 NOTES = """\
 Tokens kept are those that the budget allows at the last prompt, plus the tokens of the last reply.

@@ -155,4 +155,5 @@ AGENTNET_BENCH = Dataset(
     files=("*.json",),
     tables=(("action",),),
     tokens=512,
+    source="AgentNetBench of xlang-ai/OpenCUA (GitHub, evaluation/agentnetbench)",
 )

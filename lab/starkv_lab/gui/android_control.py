@@ -249,4 +249,5 @@ ANDROID_CONTROL = Dataset(
     files=(SAMPLE, "android_control-*-of-*", "splits.json", "test_subsplits.json"),
     tables=(("action",), *((part,) for part in PARTS)),
     tokens=256,
+    source="gs://gresearch/android_control, or the 500 steps of OSU-NLP-Group/UGround (GitHub)",
 )

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from starkv_compile import OptionError
-from starkv_compile.cli import add_method, config_of, share_of
+from starkv_compile.cli import add_method, config_of, importing, share_of
 from starkv_compile.config import INNER_BACKENDS
 
 
@@ -16,8 +16,8 @@ def add_gui(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="run a GUI model on ScreenSpot-v2, ScreenSpot-Pro, AndroidControl or AgentNetBench",
         description="Lets a model answer a benchmark's questions from a compressed cache. "
         "DIR/answers-*.jsonl gets one line for each sample. A second run skips the samples that "
-        "are there, so it continues after an interruption. docs/guides/gui-benchmarks.md says "
-        "where to get the data.",
+        "are there, so it continues after an interruption. If the folder of --data has none of "
+        "the benchmark's files, the error says where to download them.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = gui.add_argument
@@ -126,6 +126,9 @@ def _gui(args: argparse.Namespace) -> int:
     if "dataset" not in given or missing:
         what = missing if "dataset" in given else ["DATASET", *missing]
         raise OptionError(f"bench gui needs {', '.join(what)}; or give only --summary DIR")
+    if not args.data.is_dir():
+        raise OptionError(f"--data {args.data}: there is no such folder; give the unpacked data")
+    importing()
     from .run import GuiOptions, run_gui  # imports torch, which --help should not
     from .samples import Reading
     from .shards import shard_of
@@ -157,9 +160,10 @@ def _summary(folder: Path, with_dataset: bool) -> int:
         raise OptionError("--summary stands alone, because it runs nothing; leave out DATASET")
     from rich.console import Console
 
+    from ..printing import print_table
     from .summary import summarise, table_of
 
     summary = summarise(folder)
     summary.write(folder)
-    Console().print(table_of(summary))
+    print_table(Console(), table_of(summary))
     return 0

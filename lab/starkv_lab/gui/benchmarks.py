@@ -32,8 +32,8 @@ def fingerprint(dataset: Dataset, folder: Path) -> str:
     paths = sorted({path for pattern in dataset.files for path in folder.glob(pattern)})
     if not paths:
         raise StarKVError(
-            f"{folder}: no files of {dataset.title} ({', '.join(dataset.files)}); "
-            "docs/guides/gui-benchmarks.md says where they come from"
+            f"{folder}: no files of {dataset.title} ({', '.join(dataset.files)}); download "
+            f"{dataset.source}"
         )
     known = [f"{path.relative_to(folder)} {path.stat().st_size}" for path in paths]
     return hashlib.sha256("\n".join(known).encode()).hexdigest()[:12]

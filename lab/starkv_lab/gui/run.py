@@ -13,6 +13,7 @@ from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColum
 from starkv_compile import OptionError, StarKVConfig
 
 from ..environment import environment
+from ..printing import print_table
 from .actions import UnparsableAnswer
 from .benchmarks import dataset_of, fingerprint
 from .families import family_of
@@ -130,7 +131,7 @@ def run_gui(options: GuiOptions, console: Console | None = None) -> Summary:
                 progress.advance(task)
     summary = summarise(options.out)
     summary.write(options.out)
-    console.print(table_of(summary))
+    print_table(console, table_of(summary))
     return summary
 
 

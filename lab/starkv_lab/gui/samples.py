@@ -70,7 +70,8 @@ class Dataset:
     read: yields the samples of an unpacked folder, in the same order each time. score: returns 0 to
     1 by the published rule, from a target, the actions, and the size of the current screenshot.
     files: patterns of the files that `read` reads. tables: names in `Sample.group` that split the
-    reported accuracy, a sequence for each table. tokens: most tokens of an answer.
+    reported accuracy, a sequence for each table. tokens: most tokens of an answer. source: where to
+    download it.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Dataset:
     files: Sequence[str]
     tables: Sequence[Sequence[str]]
     tokens: int
+    source: str
 
 
 def open_screen(screen: Path | bytes) -> Image:

@@ -19,6 +19,8 @@ from .boxes import hit
 from .files import must_exist, read_objects
 from .samples import Dataset, Reading, Sample, Size
 
+SOURCE = "likaixin/ScreenSpot-Pro from Hugging Face"
+
 
 def read(folder: Path, reading: Reading) -> Iterator[Sample]:
     """Yields the English instructions of all applications, after it checked all records.
@@ -26,10 +28,10 @@ def read(folder: Path, reading: Reading) -> Iterator[Sample]:
     Raises:
         StarKVError: a file is missing, or a record is malformed.
     """
-    annotations = must_exist(folder / "annotations", "download likaixin/ScreenSpot-Pro")
+    annotations = must_exist(folder / "annotations", f"download {SOURCE}")
     paths = sorted(annotations.glob("*.json"))
     if not paths:
-        raise StarKVError(f"{annotations}: no .json files here; download likaixin/ScreenSpot-Pro")
+        raise StarKVError(f"{annotations}: no .json files here; download {SOURCE}")
     samples = []
     for path in paths:
         for number, record in enumerate(read_objects(path)):
@@ -70,4 +72,5 @@ SCREENSPOT_PRO = Dataset(
     files=("annotations/*.json",),
     tables=(("group", "type"), ("type",), ("application",), ("platform",)),
     tokens=256,
+    source=SOURCE,
 )

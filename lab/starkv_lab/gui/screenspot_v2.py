@@ -17,6 +17,7 @@ from .samples import Dataset, Reading, Sample, Size
 
 PLATFORMS = ("mobile", "desktop", "web")
 IMAGES = "screenspotv2_image"
+SOURCE = "OS-Copilot/ScreenSpot-v2 from Hugging Face"
 
 
 def read(folder: Path, reading: Reading) -> Iterator[Sample]:
@@ -28,7 +29,7 @@ def read(folder: Path, reading: Reading) -> Iterator[Sample]:
     samples = []
     for platform in PLATFORMS:
         path = folder / f"screenspot_{platform}_v2.json"
-        must_exist(path, "download OS-Copilot/ScreenSpot-v2")
+        must_exist(path, f"download {SOURCE}")
         for number, record in enumerate(read_objects(path)):
             left, top, width, height = record.numbers("bbox", 4)
             image = folder / IMAGES / record.text("img_filename")
@@ -62,4 +63,5 @@ SCREENSPOT_V2 = Dataset(
     files=("screenspot_*_v2.json",),
     tables=(("platform", "type"), ("type",), ("source",)),
     tokens=256,
+    source=SOURCE,
 )

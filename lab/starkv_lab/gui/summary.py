@@ -14,6 +14,7 @@ from rich.table import Table
 from starkv_compile import StarKVError
 from starkv_compile.files import replace_file
 
+from ..printing import readable_bytes
 from ..statistics import Bootstrap, wilson
 from .benchmarks import dataset_of
 from .records import PATTERN, read_answers
@@ -145,7 +146,8 @@ def table_of(summary: Summary) -> Table:
     title = f"{dataset_of(settings['dataset']).title}, {settings['model']} (95 % intervals)"
     caption = (
         f"A layer keeps {summary.kept:,.0f} of {summary.seen:,.0f} tokens. The cache takes "
-        f"{summary.nbytes / 2**20:,.2f} of {summary.full_nbytes / 2**20:,.2f} MiB ({share:.1%}). "
+        f"{readable_bytes(round(summary.nbytes))} of {readable_bytes(round(summary.full_nbytes))} "
+        f"({share:.1%}). "
         f"A sample takes {summary.seconds:.2f} s."
     )
     if summary.missing_shards:

@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from starkv_compile.cli import add_method
+from starkv_compile.cli import add_method, importing
 
 
 def add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -54,6 +54,7 @@ def add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _inspect(args: argparse.Namespace) -> int:
     # Torch reads it when it is imported.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    importing()
     from .command import InspectOptions, run_inspect
 
     given = vars(args)
@@ -67,5 +68,5 @@ def _inspect(args: argparse.Namespace) -> int:
             **{name: given.get(name) for name in names},
         )
     )
-    print(f"written: {path} ({path.stat().st_size:,} bytes)")
+    print(f"written: {path} ({path.stat().st_size / 2**20:,.1f} MiB)")
     return 0

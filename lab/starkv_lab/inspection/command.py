@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from starkv_compile import OptionError, StarKVConfig
-from starkv_compile.cli import config_of, share_of
+from starkv_compile.cli import config_of, progress, share_of
 from starkv_compile.files import check_writable, replace_file
 
 from ..demo.ways import MAX_REPLY
@@ -115,9 +115,14 @@ def run_inspect(options: InspectOptions) -> Path:
     config, shares = options.config(), options.shares()
     check_writable(options.out, "--out, such as inspect.html")
     _quiet_loading()
+    progress("loading the model")
     prompt = options.load()
+    progress("running the prompt and scoring its tokens")
     inspection = collect(prompt, config, shares)
-    page = render(inspection, replies(prompt, config, shares, options.reply_tokens()))
+    length = options.reply_tokens()
+    if length:
+        progress(f"asking for {1 + len(shares)} replies: full cache, and each budget")
+    page = render(inspection, replies(prompt, config, shares, length))
     replace_file(options.out, page.encode())
     return options.out
 

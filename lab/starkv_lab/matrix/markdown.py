@@ -56,9 +56,6 @@ def line(row: Row) -> str:
     """Returns the family's line. It is the same on every machine."""
     if row.verdict == "not tried":
         return f"| {row.family} | not tried | | | | | | {_plain(row.failure)} |"
-    reasons = [f"{count} x {reason}" for reason, count in row.skipped.items()]
-    if not row.found:
-        reasons = ["the passes found no attention over a cached prompt", *row.refused]
     cells = [
         row.family,
         row.verdict,
@@ -67,9 +64,17 @@ def line(row: Row) -> str:
         row.images,
         row.layout if row.rewritten else "",
         str(row.breaks),
-        "; ".join([*reasons, row.fault] if row.fault else reasons),
+        "; ".join(reasons_of(row)),
     ]
     return "| " + " | ".join(map(_plain, cells)) + " |"
+
+
+def reasons_of(row: Row) -> list[str]:
+    """Why attentions were not rewritten, and the error of the passes if there was one."""
+    reasons = [f"{count} x {reason}" for reason, count in row.skipped.items()]
+    if not row.found:
+        reasons = ["the passes found no attention over a cached prompt", *row.refused]
+    return [*reasons, row.fault] if row.fault else reasons
 
 
 def _plain(text: str) -> str:

@@ -7,7 +7,9 @@ import re
 from pathlib import Path
 
 from starkv_compile import OptionError
-from starkv_compile.cli import share_of
+from starkv_compile.cli import importing, share_of
+
+from ..printing import readable_bytes
 
 CHUNK = 2048
 """Tokens of a chunk that the table shows: `generate(..., prefill_chunk_size=2048)`."""
@@ -53,6 +55,7 @@ def add_memory(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _memory(args: argparse.Namespace) -> int:
+    importing()
     import torch
 
     from starkv_compile import StarKVConfig
@@ -79,16 +82,16 @@ def _memory(args: argparse.Namespace) -> int:
     stored = max(2, kept.capacity(tokens))
     chunk, share = min(CHUNK, tokens), f"{kept.budget:.0%}"
     for what, value in (
-        (f"weights, {args.dtype}", _bytes(size.weights)),
+        (f"weights, {args.dtype}", readable_bytes(size.weights)),
         (f"a screenshot of {width} x {height}", f"{a_screen:,} tokens"),
-        ("its cache, full", _bytes(size.cache_bytes(a_screen))),
+        ("its cache, full", readable_bytes(size.cache_bytes(a_screen))),
         (f"the prompt: {args.screens} screenshots, {args.text} of text", f"{tokens:,} tokens"),
-        ("its cache, full", _bytes(size.cache_bytes(tokens))),
-        (f"its cache at {share}", _bytes(size.cache_bytes(tokens, stored))),
-        ("peak of reading it at once, cache included", _bytes(size.prompt_bytes(tokens))),
+        ("its cache, full", readable_bytes(size.cache_bytes(tokens))),
+        (f"its cache at {share}", readable_bytes(size.cache_bytes(tokens, stored))),
+        ("peak of reading it at once, cache included", readable_bytes(size.prompt_bytes(tokens))),
         (
             f"the same at {share}, in chunks of {chunk:,}",
-            _bytes(size.prompt_bytes(chunk, min(stored, tokens - chunk))),
+            readable_bytes(size.prompt_bytes(chunk, min(stored, tokens - chunk))),
         ),
     ):
         print(f"{what:<46} {value:>14}")
@@ -100,7 +103,3 @@ def _pixels(text: str) -> tuple[int, int]:
     if found is None or "0" in found.groups():
         raise OptionError(f"--size {text!r}: expected width and height, such as 1920x1080")
     return int(found[1]), int(found[2])
-
-
-def _bytes(number: int) -> str:
-    return f"{number / 2**30:,.2f} GiB" if number >= 2**30 else f"{number / 2**20:,.1f} MiB"

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from starkv_compile.cli import shares_of
+from starkv_compile.cli import importing, shares_of
 
 
 def add_quality(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -86,6 +86,7 @@ def _add_common(parser: argparse.ArgumentParser, budgets: str) -> None:
 
 def _quality(args: argparse.Namespace) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    importing()
     from .command import QualityOptions, run_quality
 
     run_quality(QualityOptions(**_options(args)))
@@ -94,6 +95,7 @@ def _quality(args: argparse.Namespace) -> int:
 
 def _trajectories(args: argparse.Namespace) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    importing()
     from .command import TrajectoryOptions, run_trajectories
 
     run_trajectories(TrajectoryOptions(**_options(args)))
@@ -116,7 +118,7 @@ def add_plot(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     plot.add_argument("folder", type=Path, metavar="DIR", help="folder that `bench quality` wrote")
     plot.add_argument(
-        "--out", type=Path, metavar="DIR", default=Path("docs/results"), help="output folder"
+        "--out", type=Path, metavar="DIR", default=Path("bench-quality"), help="output folder"
     )
     plot.set_defaults(run=_plot)
 

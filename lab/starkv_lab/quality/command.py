@@ -26,6 +26,7 @@ from starkv_compile.policies import POLICIES, policy_names
 
 from ..agent.checkpoints import agent_folder
 from ..environment import environment
+from ..printing import print_table
 from .cells import CellFile
 from .design import FRAMES, AnyDesign, Design, Trajectories
 from .measure import Bench
@@ -167,7 +168,7 @@ def run_cells(
         _measure(bench, missing, file, console)
     write_csv(file, options.out / csv)
     keys = {(variant.name, budget) for variant, budget in wanted}
-    console.print(accuracy_table(design, [c for c in file.cells.values() if c.key in keys]))
+    print_table(console, accuracy_table(design, [c for c in file.cells.values() if c.key in keys]))
     return file
 
 

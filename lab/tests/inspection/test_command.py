@@ -9,19 +9,9 @@ from starkv_lab.agent.checkpoints import SHIPPED
 from starkv_lab.inspection import prompt
 from starkv_lab.inspection.command import InspectOptions
 from starkv_lab.inspection.prompt import episode_prompt
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
 
 from starkv_compile.cli import main
-from starkv_compile.testing import tiny_model
-from starkv_compile.testing.models import IMAGE_TOKEN, VOCABULARY
-
-TEMPLATE = (
-    "{% for part in messages[0]['content'] %}{% if part['type'] == 'image' %}w3 <image> "
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
-)
+from tests.support.llava_checkpoint import save_llava
 
 
 def run(capsys, out, *arguments):
@@ -83,28 +73,7 @@ def test_own_screenshots_and_a_policy_with_sets_by_head(capsys, tmp_path):
 
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory):
-    """A folder of a tiny model that the library loads whole, its processor too."""
-    folder = tmp_path_factory.mktemp("llava")
-    names = {f"w{i}": i for i in range(VOCABULARY) if i != IMAGE_TOKEN}
-    words = Tokenizer(WordLevel({**names, "<image>": IMAGE_TOKEN}, "w1"))
-    words.pre_tokenizer = WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        pad_token="w0",
-        unk_token="w1",
-        additional_special_tokens=["<image>"],
-    )
-    images = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
-    tiny_model("llava").save_pretrained(folder)
-    LlavaProcessor(
-        image_processor=images,
-        tokenizer=tokenizer,
-        patch_size=4,
-        chat_template=TEMPLATE,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    ).save_pretrained(folder)
-    return folder
+    return save_llava(tmp_path_factory.mktemp("llava"))
 
 
 def test_a_checkpoint(llava, capsys, tmp_path):
@@ -124,7 +93,9 @@ def test_a_checkpoint(llava, capsys, tmp_path):
         said,
         "--paper",
     )
-    assert (code, err) == (0, "")
+    assert code == 0
+    steps = ["loading the model", "running the prompt and scoring its tokens"]
+    assert err.splitlines() == [f"starkv: {step} ..." for step in steps]
     data = data_of(tmp_path / "page.html")
     assert [frame["title"] for frame in data["frames"]] == ["a.png", "b.png"]
     assert [(frame["rows"], frame["columns"]) for frame in data["frames"]] == [(4, 4), (4, 4)]
@@ -140,8 +111,9 @@ def test_a_folder_whose_processor_takes_no_images(capsys, tmp_path):
     arguments = ("--model", SHIPPED, "--image", tmp_path / "a.png", "--prompt", "click")
     code, _, err = run(capsys, tmp_path / "page.html", *arguments)
     assert code == 2
-    assert "its processor takes no images" in err
-    assert err.count("\n") == 1
+    step, error = err.splitlines()
+    assert step == "starkv: loading the model ..."
+    assert "its processor takes no images" in error
 
 
 def test_a_checkpoint_with_a_true_grid(capsys, tmp_path, monkeypatch):
@@ -192,9 +164,10 @@ def test_mistakes_are_one_sentence_and_exit_code_2(arguments, message, capsys, t
     out = tmp_path / "page.html"
     code, printed, err = run(capsys, out, *arguments)
     assert (code, printed) == (2, "")
-    assert err.startswith("starkv: ")
-    assert err.count("\n") == 1
-    assert message in err
+    *steps, error = err.splitlines()
+    assert error.startswith("starkv: ")
+    assert message in error
+    assert all(step == "starkv: loading the model ..." for step in steps)
     assert not out.exists()
 
 

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import transformers
+from starkv_lab.matrix.checkpoints import CHECKPOINTS, asked_families
 from starkv_lab.matrix.markdown import line
 from starkv_lab.matrix.probe import Row, probe
 from starkv_lab.matrix.tiny import families, shrink, tiny_config
+from starkv_lab.matrix.words import in_words
 
+from starkv_compile import OptionError
 from starkv_compile.cli import main
 from starkv_compile.kernels.ops import STARKV
 from starkv_compile.passes import insert_compaction
@@ -105,4 +108,64 @@ def test_special_tokens_are_apart_from_words():
 
 def test_command_names_an_unknown_family(capsys):
     assert main(["models", "qwen9_vl"]) == 2
-    assert "'qwen9_vl' is no family of transformers" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "'qwen9_vl' is no family of transformers" in said
+    assert "did you mean 'qwen" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ByteDance-Seed/UI-TARS-1.5-7B", {"qwen2_5_vl": 1}),
+        ("UI-TARS-72B-DPO", {"qwen2_vl": 1}),
+        ("UI-TARS", {"qwen2_5_vl": 1, "qwen2_vl": 3}),
+        ("mPLUG/GUI-Owl-1.5-8B-Instruct", {"qwen3_vl": 1}),
+        ("Qwen3-VL-30B-A3B-Instruct", {"qwen3_vl_moe": 1}),
+        ("qwen3-vl-8b", {"qwen3_vl": 1}),
+        ("llava", {"llava": 0}),
+    ],
+)
+def test_a_checkpoint_leads_to_its_family(name, expected):
+    found = asked_families([name], families())
+    assert {family: len(said) for family, said in found.items()} == expected
+
+
+def test_a_folder_leads_to_its_family(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gemma3"}')
+    said = f"{tmp_path} has model_type 'gemma3'."
+    assert asked_families([str(tmp_path)], families()) == {"gemma3": [said]}
+    (tmp_path / "config.json").write_text('{"model_type": "opencua"}')
+    with pytest.raises(OptionError, match="no such family to try"):
+        asked_families([str(tmp_path)], families())
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(OptionError, match="it names no model_type"):
+        asked_families([str(tmp_path)], families())
+
+
+def test_known_checkpoints_are_of_families_of_this_transformers():
+    assert {each.family for each in CHECKPOINTS} <= set(families())
+
+
+def test_an_answer_in_words(capsys):
+    assert main(["models", "OpenCUA-7B"]) == 0
+    shown = capsys.readouterr()
+    about, verdict, kept, *others = shown.out.splitlines()
+    assert about.startswith("OpenCUA has model_type 'qwen2_5_vl'. These checkpoints bring code")
+    assert verdict == "qwen2_5_vl: compressed"
+    assert kept.startswith("  2 of 2 attention layers are compressed. Each stores ")
+    assert "starkv finds their tokens, and knows their rows and columns." in others[0]
+    assert "trying a tiny random model of qwen2_5_vl (1 of 1)" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (Row("x", failure="no inputs"), "could not be run here: no inputs"),
+        (Row("x", found=2, unchanged=True, skipped={"a sink": 2}), "2 x a sink"),
+        (Row("x", fault="KeyError: y", unchanged=True), "KeyError: y"),
+    ],
+)
+def test_other_verdicts_in_words(row, said):
+    words = in_words(row)
+    assert words.startswith(f"x: {row.verdict}\n")
+    assert said in words

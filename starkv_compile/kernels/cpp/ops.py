@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..reference.capacity import checked_window, split_capacity
+from .. import shapes
 from ..reference.spatial import GRID_BINS, VALUE_BINS
 from . import attention, ranks, selection
 
@@ -28,21 +28,7 @@ def window_attention(
     )
 
 
-@window_attention.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    mask: Tensor | None,
-    scale: float,
-    window: int,
-    capacity: int,
-    per_head: bool = False,
-    log_sum_exp: Tensor | None = None,
-) -> Tensor:
-    batch, heads, queries, _ = query.shape
-    groups, length = key.shape[1], key.shape[2]
-    past = length - checked_window(window, capacity, length, queries)
-    return query.new_empty(batch, heads if per_head else groups, past, dtype=torch.float32)
+window_attention.register_fake(shapes.window_attention)
 
 
 @torch.library.custom_op("starkv::rank_histogram_cpu", mutates_args=())
@@ -65,7 +51,4 @@ def select_tokens(
     return selection.select_tokens(scores, real, length, window, capacity)
 
 
-@select_tokens.register_fake
-def _(scores: Tensor, real: Tensor | None, length: int, window: int, capacity: int) -> Tensor:
-    selected, window = split_capacity(length, window, capacity)
-    return scores.new_empty(scores.shape[0], selected + window, dtype=torch.int64)
+select_tokens.register_fake(shapes.select_tokens)

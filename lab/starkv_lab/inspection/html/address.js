@@ -13,7 +13,7 @@ function writeAddress() {
   if (heads > 1) address.head = state.head < 0 ? "all" : state.head + 1;
   if (state.show !== "kept") address.show = state.show;
   const token = state.token;
-  if (token >= 0 && frameOf[token]) Object.assign(address, { row: rowOf[token], column: columnOf[token] });
+  if (token >= 0) Object.assign(address, frameOf[token] ? { row: rowOf[token] + 1, column: columnOf[token] + 1 } : { token: token + 1 });
   history.replaceState(null, "", `#${new URLSearchParams(address)}`);
 }
 
@@ -30,7 +30,8 @@ function readAddress() {
   if (heads > 1) find("head", [...Array(heads).keys()], head => head + 1);
   if (heads > 1 && address.get("head") === "all") state.head = -1;
   const show = address.get("show");
-  const [row, column] = ["row", "column"].map(name => Number(address.get(name) ?? -1));
+  const [row, column, token] = ["row", "column", "token"].map(name => Number(address.get(name) ?? 0) - 1);
   if (data.frames.length) state.token = tokenAt(state.frame, row, column) ?? state.token;
+  if (textTokens.includes(token)) state.token = token;
   if (show === "kept" || axes.some(axis => axis.name === show)) state.show = show;
 }

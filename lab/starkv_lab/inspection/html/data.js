@@ -63,4 +63,14 @@ const CIVIDIS = [
 ];
 const KEPT = "#e69f00", NEEDED = "#d000a0";
 
-const state = { layer: 0, head: heads > 1 ? -1 : 0, frame: 0, budget: 0, show: "kept", token: -1 };
+// The page opens at the newest screenshot, and at the budget nearest to the default.
+const DEFAULT_PERCENT = 20;
+const distance = budget => Math.abs(budget.percent - DEFAULT_PERCENT);
+const state = {
+  layer: 0,
+  head: heads > 1 ? -1 : 0,
+  frame: Math.max(0, data.frames.length - 1),
+  budget: data.budgets.reduce((best, budget, i, all) => distance(budget) < distance(all[best]) ? i : best, 0),
+  show: "kept",
+  token: -1,
+};

@@ -6,7 +6,9 @@ for (const [name, list] of [["layer", data.layers], ["frame", data.frames], ["bu
 }
 at("head").max = heads;
 at("head").oninput = event => set({ head: event.target.value - 1 });
-at("head-control").hidden = heads === 1;
+// A slider with one position has nothing to say.
+const positions = { layer: layers, head: heads, frame: data.frames.length, budget: data.budgets.length };
+for (const [name, count] of Object.entries(positions)) at(name).parentNode.hidden = count < 2;
 at("show").append(new Option("kept and dropped", "kept"), ...axes.map(axis => new Option(axis.title, axis.name)));
 at("show").onchange = event => set({ show: event.target.value });
 at("controls").onsubmit = () => false;
@@ -15,6 +17,7 @@ function choose(token) {
   if (token === state.token) return;
   state.token = token;
   drawScreen();
+  markEntry();
 }
 board.onpointermove = event => {
   if (!data.frames.length) return;
@@ -37,12 +40,38 @@ board.onkeydown = event => {
   const step = STEPS[event.key];
   if (!step || !data.frames.length) return;
   event.preventDefault();
-  const [row, column] = state.token < 0 ? [0, 0] : [rowOf[state.token] + step[0], columnOf[state.token] + step[1]];
+  const isHere = state.token >= 0 && frameOf[state.token] - 1 === state.frame;
+  const [row, column] = isHere ? [rowOf[state.token] + step[0], columnOf[state.token] + step[1]] : [0, 0];
   const token = tokenAt(state.frame, row, column) ?? -1;
   if (token < 0) return;
   choose(token);
-  board.setAttribute("aria-label", describe(token));
+  at("spoken").textContent = describe(token);
   writeAddress();
+};
+
+/** Chooses what an entry of the text stands for: a text token, or a screenshot. */
+function chooseEntry(entry) {
+  const token = Number(entry.id.slice("token-".length)), frame = frameOf[token];
+  at("text").setAttribute("aria-activedescendant", entry.id);
+  if (frame) set({ frame: frame - 1 });
+  else choose(token);
+  at("spoken").textContent = frame ? entry.textContent : describe(token);
+  writeAddress();
+}
+at("text").onclick = event => {
+  const entry = event.target.closest("[role=option]");
+  if (entry) chooseEntry(entry);
+};
+at("text").onkeydown = event => {
+  const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+  if (!step) return;
+  event.preventDefault();
+  const entries = [...at("text").children], active = at("text").getAttribute("aria-activedescendant");
+  const place = entries.findIndex(entry => entry.id === active) + step;
+  if (!(place in entries)) return;
+  const { id } = entries[place];
+  chooseEntry(entries[place]);
+  at(id).scrollIntoView({ block: "nearest" });
 };
 window.onhashchange = () => { readAddress(); draw(); };
 window.onresize = draw;

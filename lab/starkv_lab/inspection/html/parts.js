@@ -3,18 +3,27 @@ const element = (kind, content, attributes = {}) => {
   made.append(...[content].flat());
   return made;
 };
-const line = (...values) => element("tr", values.map(value => element("td", value)));
-const bar = share => element("span", element("i", "", { style: `width:${100 * share}%` }), { className: "bar" });
+const line = (name, ...values) =>
+  element("tr", [element("th", name, { scope: "row" }), ...values.map(value => element("td", value))]);
+const bar = (share, kind = "kept") => element("span", element("i", "", { style: `width:${100 * share}%` }), {
+  className: `bar ${kind}`, role: "img", ariaLabel: `${mean(100 * share)} % ${kind}`,
+});
 
 function drawControls() {
   const { layer, head, frame, budget } = state;
-  for (const name of ["layer", "frame", "budget"]) at(name).value = state[name];
-  at("head").value = head + 1;
+  const newest = frame === data.frames.length - 1 && frame > 0 ? " (newest)" : "";
+  const places = {
+    layer: [layer, `${data.layers[layer]} (of ${data.layers[0]} to ${data.layers.at(-1)})`],
+    head: [head + 1, head < 0 ? `all ${heads}` : `${head + 1} of ${heads}`],
+    frame: [frame, `${frame + 1} of ${data.frames.length}${newest}`],
+    budget: [budget, `${data.budgets[budget].percent} %`],
+  };
+  for (const [name, [value, said]] of Object.entries(places)) {
+    at(name).value = value;
+    at(name).setAttribute("aria-valuetext", said);
+    at(`${name}-name`).textContent = said;
+  }
   at("show").value = state.show;
-  at("layer-name").textContent = `${data.layers[layer]} (of ${data.layers[0]} to ${data.layers.at(-1)})`;
-  at("head-name").textContent = head < 0 ? `all ${heads}` : `${head + 1} of ${heads}`;
-  at("frame-name").textContent = data.frames.length ? `${frame + 1} of ${data.frames.length}` : "none";
-  at("budget-name").textContent = `${data.budgets[budget].percent} %`;
 }
 
 function drawReply() {
@@ -106,38 +115,52 @@ function drawText() {
     const frame = frameOf[token];
     if (!frame) {
       const share = keptShare(token);
-      const span = element("span", wordOf(token), { className: share === 1 ? "kept" : share ? "part" : "dropped" });
-      span.title = describe(token);
-      parts.push(span);
+      const kind = share === 1 ? "kept" : share ? "part" : "dropped";
+      parts.push(entry(token, wordOf(token), { className: kind, title: describe(token) }));
     } else if (token === 0 || frameOf[token - 1] !== frame) {
       const said = `screenshot ${frame}: ${ofList(tokensOfFrame[frame - 1])}`;
-      parts.push(element("span", said, { className: "screen" }));
+      parts.push(entry(token, said, { className: "screen" }));
     }
   }
   at("text").replaceChildren(...parts);
+  markEntry();
+}
+
+/** Makes one entry of the text's list; its id says which token it stands for. */
+const entry = (token, said, attributes) =>
+  element("span", said, { id: `token-${token}`, role: "option", ariaSelected: "false", ...attributes });
+
+/** Marks the text token that is chosen, where one is. */
+function markEntry() {
+  for (const old of document.querySelectorAll("#text [aria-selected=true]")) old.setAttribute("aria-selected", false);
+  if (state.token >= 0) at(`token-${state.token}`)?.setAttribute("aria-selected", true);
 }
 
 function drawLayers() {
   const budget = data.budgets[state.budget], screens = tokensOfFrame.flat();
   const rows = data.layers.map((number, layer) => {
-    const kept = budget.kept[layer], bytes = kept * data.tokenBytes[layer];
+    const kept = budget.kept[layer];
+    const button = element("button", `${number}`, { type: "button", ariaLabel: `layer ${number}` });
+    const [now, full] = [kept, tokens].map(count => bytes(count * data.tokenBytes[layer]));
     const counts = [kept, tokens].map(whole).concat([screens, textTokens].map(list => mean(countKept(list, layer))));
-    const row = line(`${number}`, ...counts, bar(kept / tokens), whole(bytes), whole(tokens * data.tokenBytes[layer]));
-    row.setAttribute("aria-selected", layer === state.layer);
+    const row = line(button, ...counts, bar(kept / tokens), now, full);
+    row.setAttribute("aria-current", layer === state.layer);
     row.onclick = () => set({ layer });
     return row;
   });
+  const hadFocus = at("layers").contains(document.activeElement);
   at("layers").tBodies[0].replaceChildren(...rows);
-  const bytes = data.layers.reduce((sum, _, layer) => sum + budget.kept[layer] * data.tokenBytes[layer], 0);
+  if (hadFocus) rows[state.layer].querySelector("button").focus();
+  const stored = data.layers.reduce((sum, _, layer) => sum + budget.kept[layer] * data.tokenBytes[layer], 0);
   const full = data.tokenBytes.reduce((sum, one) => sum + tokens * one, 0);
-  at("layers").tFoot.replaceChildren(line("all", "", "", "", "", bar(bytes / full), whole(bytes), whole(full)));
+  at("layers").tFoot.replaceChildren(line("all", "", "", "", "", bar(stored / full), bytes(stored), bytes(full)));
 }
 
 function drawDropped() {
   const screens = data.frames.map((frame, i) => [`screenshot ${i + 1} (${frame.title})`, tokensOfFrame[i]]);
   at("dropped").tBodies[0].replaceChildren(...[...screens, ["text", textTokens]].map(([name, list]) => {
     const dropped = list.length - countKept(list);
-    return line(name, mean(dropped), whole(list.length), bar(list.length ? 1 - dropped / list.length : 0));
+    return line(name, mean(dropped), whole(list.length), bar(list.length ? dropped / list.length : 0, "dropped"));
   }));
   const order = [];
   for (let token = 0; token < tokens; token++) if (!keptShare(token)) order.push(token);
@@ -145,15 +168,18 @@ function drawDropped() {
   const byRank = (a, b) => rankOf(a, state.head) - rankOf(b, state.head) || byScore(a, b);
   order.sort(state.head < 0 ? byScore : byRank);
   at("nearest").replaceChildren(...order.slice(0, 8).map(token => {
-    const button = element("button", `${where(token)} · rank ${rankText(token)}`, { type: "button" });
-    button.onclick = () => { if (frameOf[token]) set({ frame: frameOf[token] - 1 }); choose(token); };
+    const isListed = state.head >= 0 && rankOf(token, state.head) !== UNLISTED;
+    const said = [where(token), ...isListed ? [`rank ${rankText(token)}`] : [], `score ${scoreText(final, valueOf(final, token))}`];
+    const button = element("button", said.join(" · "), { type: "button" });
+    button.onclick = () => { if (frameOf[token]) set({ frame: frameOf[token] - 1 }); choose(token); writeAddress(); };
     return element("li", button);
   }));
 }
 
 function where(token) {
   const frame = frameOf[token];
-  return frame ? `screenshot ${frame}, row ${rowOf[token]}, column ${columnOf[token]}` : `text “${wordOf(token)}”`;
+  if (frame) return `screenshot ${frame}, row ${rowOf[token] + 1}, column ${columnOf[token] + 1}`;
+  return `text “${wordOf(token)}”, token ${whole(token + 1)}`;
 }
 
 function describe(token) {
@@ -162,7 +188,7 @@ function describe(token) {
 }
 
 function drawToken() {
-  const told = { place: where, token: token => `${token} of ${tokens}`, rank: rankText, state: stateOf };
+  const told = { place: where, token: token => `${whole(token + 1)} of ${whole(tokens)}`, rank: rankText, state: stateOf };
   for (const axis of axes) told[axis.title.toLowerCase()] = token => scoreText(axis, valueOf(axis, token));
   const rows = Object.entries(told).map(([name, tell]) => line(name, state.token < 0 ? "–" : tell(state.token)));
   at("token").tBodies[0].replaceChildren(...rows);

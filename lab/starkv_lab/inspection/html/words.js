@@ -3,6 +3,10 @@
 const whole = number => number.toLocaleString("en");
 const mean = number => number.toLocaleString("en", { maximumFractionDigits: 1 });
 const ofList = list => `${mean(countKept(list))} of ${whole(list.length)}`;
+const bytes = number => {
+  const power = number < 1024 ? 0 : number < 2 ** 20 ? 1 : number < 2 ** 30 ? 2 : 3;
+  return `${mean(number / 1024 ** power)} ${["B", "KiB", "MiB", "GiB"][power]}`;
+};
 const several = (count, name) => `${count} ${name}${count === 1 ? "" : "s"}`;
 function digits(number) {
   const size = Math.abs(number);

@@ -1,0 +1,57 @@
+"""Shapes of what ops return, for graphs in which an op stays whole. Nothing is computed.
+
+Each function takes the arguments of the op of its name. An op without one runs its reference on
+tensors without contents, which takes a hundred times as long.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, float32, int64
+
+from .reference.capacity import checked_window, split_capacity
+
+
+def window_attention(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    window: int,
+    capacity: int,
+    per_head: bool = False,
+    log_sum_exp: Tensor | None = None,
+) -> Tensor:
+    """[B, G or H, P] float32."""
+    batch, heads, queries, _ = query.shape
+    groups, length = key.shape[1], key.shape[2]
+    past = length - checked_window(window, capacity, length, queries)
+    return query.new_empty(batch, heads if per_head else groups, past, dtype=float32)
+
+
+def novelty(key: Tensor, *others: Any) -> Tensor:
+    """[B, L] float32, for an op whose first argument is the keys [B, G, L, D]."""
+    return key.new_empty(key.shape[0], key.shape[2], dtype=float32)
+
+
+def scores(attention: Tensor, *others: Any) -> Tensor:
+    """[B, P] float32, for an op whose first argument is [B, G, P] or [B, P]."""
+    return attention.new_empty(attention.shape[0], attention.shape[-1], dtype=float32)
+
+
+def select_tokens(
+    scores: Tensor, real: Tensor | None, length: int, window: int, capacity: int
+) -> Tensor:
+    """[B, C'] int64, or [B, G, C'] for scores of each head."""
+    kept = sum(split_capacity(length, window, capacity))
+    return scores.new_empty(*scores.shape[:-1], kept, dtype=int64)
+
+
+def gather_kv(
+    key: Tensor, value: Tensor, kept: Tensor, real: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """[B, G, C', D] of keys and of values."""
+    batch, groups = key.shape[:2]
+    rows = (batch, groups, kept.shape[-1])
+    return key.new_empty(*rows, key.shape[-1]), value.new_empty(*rows, value.shape[-1])
