@@ -8,7 +8,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
+from torch._dynamo import config as dynamo_config
+from torch._functorch import config as functorch_config
 from torch.fx import GraphModule
 
 from ..config import StarKVConfig
@@ -69,8 +70,8 @@ def _compile(
             f"mode={mode!r} with inner={inner!r}: only Inductor has modes; leave out mode, or use "
             'inner="inductor"'
         )
-    # Dynamo can store what one call of Inductor returned, but no graph of several.
-    stored = torch._dynamo.config.caching_precompile
+    # What Dynamo stores (precompilation, `aot_compile`) is what one call of Inductor returned.
+    stored = dynamo_config.caching_precompile or functorch_config.bundled_autograd_cache
     whole = mode is not None or config.keeps_everything or stored
     regional = config.regional_compilation and not whole
     return compile_inner(rewrite(module, pipeline), example_inputs, inner, mode, regional)

@@ -50,9 +50,10 @@ def stand_in(
         if torch.compiler.is_compiling():
             if is_foreign():
                 return outside(self, *args, **kwargs)
-            return (
-                type(self).forward(self, *args, **kwargs) if own is None else own(*args, **kwargs)
-            )
+            if own is not None:
+                return own(*args, **kwargs)
+            # Not `type(self)`: Dynamo could not store what it then has to check (precompilation).
+            return self.__class__.forward(self, *args, **kwargs)
         plain = types.MethodType(type(self).forward, self) if own is None else own
         if self is not kept():
             _warn_of_copy(self)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from torch.nn import functional as F
 
 PROGRAM = """
 import json, sys, warnings
@@ -15,15 +17,15 @@ import starkv_compile
 from starkv_compile.testing import generate, tiny_inputs, tiny_model
 
 warnings.filterwarnings("error", message="starkv: the passes failed")
-budget, given, tokens = float(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+budget, given, tokens, layers = float(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:5])
 if given:
     torch.compiler.load_cache_artifacts(open(given, "rb").read())
-model = starkv_compile.compile(tiny_model("llava", num_hidden_layers=3), budget=budget)
+model = starkv_compile.compile(tiny_model("llava", num_hidden_layers=layers), budget=budget)
 out = generate(model, tiny_inputs("llava"), tokens)
 found = counters["aot_autograd"]
 artifacts = torch.compiler.save_cache_artifacts()
-if len(sys.argv) > 4 and artifacts is not None:
-    open(sys.argv[4], "wb").write(artifacts[0])
+if len(sys.argv) > 5 and artifacts is not None:
+    open(sys.argv[5], "wb").write(artifacts[0])
 kept = [layer.kept.tolist() for layer in out.past_key_values.layers]
 print(json.dumps({
     "hits": found["autograd_cache_hit"], "misses": found["autograd_cache_miss"],
@@ -44,15 +46,56 @@ def run(folder, *arguments):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+class Layers(torch.nn.Module):
+    """Three layers of attention, which return their keys and values."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(32, 96) for _ in range(3))
+
+    def forward(self, x):
+        pairs = []
+        for layer in self.layers:
+            q, k, v = (t.unflatten(-1, (2, 16)).transpose(1, 2) for t in layer(x).chunk(3, -1))
+            x = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+            pairs += [k, v]
+        return x, *pairs
+
+
+@pytest.mark.slow
+def test_a_graph_compiled_ahead_of_time_is_saved_and_loaded(tmp_path):
+    model, x = Layers().eval(), torch.randn(1, 40, 32)
+    options = {"budget": 0.3, "shorten_outputs": True}
+    with torch.no_grad():
+        compiled = torch.compile(model.forward, backend="starkv", fullgraph=True, options=options)
+        made = compiled.aot_compile(((x,), {}))
+        expected = made(model, x)
+        made.save_compiled_function(tmp_path / "model.bin")
+        with open(tmp_path / "model.bin", "rb") as file:
+            loaded = torch.compiler.load_compiled_function(file)(model, x)
+    assert [t.shape[2] for t in expected[1:]] == [12] * 6
+    for one, other in zip(loaded, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.slow
+def test_dynamos_precompilation_stores_it(tmp_path, monkeypatch):
+    """Dynamo may trace again, as it does without starkv; what it compiled is found."""
+    monkeypatch.setenv("TORCH_CACHING_PRECOMPILE", "1")
+    first, second = (run(tmp_path, 0.3, "", 1, 1) for _ in range(2))
+    assert (second["hits"], second["misses"]) == (first["misses"], 0)
+    assert second["kept"] == first["kept"]
+
+
 @pytest.mark.slow
 def test_a_second_process_and_another_machine_take_everything(tmp_path):
-    first = run(tmp_path / "one", 0.3, "", 3, tmp_path / "artifacts")
+    first = run(tmp_path / "one", 0.3, "", 3, 3, tmp_path / "artifacts")
     assert (first["hits"], first["bypassed"]) == (0, 0)
     assert first["misses"] > 0
     for folder, given in (("one", ""), ("empty", tmp_path / "artifacts")):
-        again = run(tmp_path / folder, 0.3, given, 3)
+        again = run(tmp_path / folder, 0.3, given, 3, 3)
         assert (again["hits"], again["misses"]) == (first["misses"], 0)
         assert (again["kept"], again["said"]) == (first["kept"], first["said"])
-    other = run(tmp_path / "one", 0.2, "", 1)
+    other = run(tmp_path / "one", 0.2, "", 1, 3)
     assert other["misses"] > 0, "the prompt's graph is another one"
     assert len(other["kept"][0][0]) < len(first["kept"][0][0])
