@@ -17,7 +17,7 @@ from ..errors import OptionError, StarKVError
 from ..passes import Pipeline
 from ..passes.markers import read_past_markers
 from ..reporting import GraphReport
-from .inner import compile_inner, record_examples
+from .inner import TRACED_AGAIN, compile_inner, record_examples
 from .scope import current_scope
 
 log = logging.getLogger("starkv")
@@ -92,7 +92,7 @@ def rewrite(module: GraphModule, pipeline: Pipeline) -> GraphModule:
             layers=scope.layers,
             unmarked=scope.unmarked,
         )
-        if pipeline.config.inner == "inductor":
+        if pipeline.config.inner in TRACED_AGAIN:
             record_examples(rewritten, captured)
     except StarKVError:
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -34,33 +35,39 @@ def compile_inner(
 ) -> Callable[..., Any]:
     """Compiles with "inductor", "aot_eager" or "tensorrt"; "eager" runs the graph as it is.
 
-    regional: whether Inductor compiles equal layers once.
+    regional: whether the first two compile equal layers once.
     """
     if inner == "eager":
         return module.forward
-    if inner == "aot_eager":
-        from torch._dynamo.backends.debugging import aot_eager
-
-        return aot_eager(module, list(example_inputs))
     if inner == "tensorrt":
         from torch._dynamo.backends.registry import lookup_backend
 
         check_inner(inner)
         backend: Any = lookup_backend(TENSORRT)
         return backend(module, list(example_inputs), options=dict(TORCH_TENSORRT_SETTINGS))
+    compile_one = _aot_eager if inner == "aot_eager" else functools.partial(_inductor, mode)
+    if regional:
+        return compile_by_region(module, example_inputs, compile_one)
+    return compile_one(module, list(example_inputs))
+
+
+def _aot_eager(module: GraphModule, examples: list[Any]) -> Callable[..., Any]:
+    from torch._dynamo.backends.debugging import aot_eager
+
+    return aot_eager(module, examples)
+
+
+def _inductor(mode: str | None, module: GraphModule, examples: list[Any]) -> Callable[..., Any]:
     from torch._inductor.compile_fx import compile_fx
 
     patches = torch._inductor.list_mode_options(mode) if mode else None
+    with in_process():
+        compiled: Any = compile_fx(module, examples, config_patches=patches)
+    return compiled
 
-    def compile_one(part: GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
-        with in_process():
-            compiled: Any = compile_fx(part, examples, config_patches=patches)
-        return compiled
 
-    if regional:
-        return compile_by_region(module, example_inputs, compile_one)
-    return compile_one(module, example_inputs)
-
+TRACED_AGAIN = ("inductor", "aot_eager")
+"""The inner backends that need example values on every node."""
 
 EXAMPLE = "example_value"
 """Dynamo's name in the `meta` of a node."""
