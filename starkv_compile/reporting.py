@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
+
+__all__ = ["GraphReport", "LayerStats", "Report", "SiteReport", "readable_bytes"]
 
 
 @dataclass(frozen=True)
@@ -136,8 +139,10 @@ class Report:
 
     def __str__(self) -> str:
         lines = []
-        for i, graph in enumerate(self.prompt_graphs):
-            lines.append(f"prompt graph {i}: {graph}")
+        for text, times in Counter(map(str, self.prompt_graphs)).items():
+            first, *others = text.splitlines()
+            alike = f" ({times} graphs alike)" if times > 1 else ""
+            lines += [f"prompt graph: {first}{alike}", *others]
         lines += [f"the passes failed: {g.failure}" for g in self.graphs if g.failure]
         lines += [f"left uncompressed: {reason}" for reason in self.refusals]
         if self.layers:
@@ -150,7 +155,8 @@ class Report:
             ]
             now, full = self.nbytes, sum(layer.full_nbytes for layer in self.layers)
             lines.append(
-                f"total                        {now:13,d} / {full:<12,d} ({now / full:.1%})"
+                f"total                        {now:13,d} / {full:<12,d} ({now / full:.1%}: "
+                f"{readable_bytes(now)} of {readable_bytes(full)})"
             )
             left = max(layer.left for layer in self.layers)
             if left:
@@ -162,6 +168,16 @@ class Report:
         if not lines and self.graphs:
             return f"{len(self.graphs)} graphs compiled; none of them has a cache to compress"
         return "\n".join(lines) or "nothing compiled yet: call the model once"
+
+
+def readable_bytes(number: int) -> str:
+    """Such as "5.5 MiB"; below 1 KiB the exact number."""
+    if number < 1024:
+        return f"{number} bytes"
+    for power, unit in ((3, "GiB"), (2, "MiB")):
+        if number >= 1024**power:
+            return f"{number / 1024**power:,.{power - 1}f} {unit}"
+    return f"{number / 1024:,.1f} KiB"
 
 
 _LAYOUTS = {

@@ -1,4 +1,4 @@
-"""Prints numbers and tables for people."""
+"""Prints tables for people."""
 
 from __future__ import annotations
 
@@ -14,13 +14,3 @@ def print_table(console: Console, table: Table) -> None:
     free = console.options.update(width=WIDEST)
     least = Measurement.get(console, free, table).minimum
     console.print(table, width=max(console.width, least), crop=False, soft_wrap=True)
-
-
-def readable_bytes(number: int) -> str:
-    """Such as "5.5 MiB"; bytes below 1 KiB are exact."""
-    if number < 1024:
-        return f"{number} bytes"
-    for power, unit in ((3, "GiB"), (2, "MiB")):
-        if number >= 1024**power:
-            return f"{number / 1024**power:,.{power - 1}f} {unit}"
-    return f"{number / 1024:,.1f} KiB"

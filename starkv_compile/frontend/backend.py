@@ -8,8 +8,10 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch._dynamo import config as dynamo_config
 from torch._functorch import config as functorch_config
+from torch._inductor import config as inductor_config
 from torch.fx import GraphModule
 
 from ..config import StarKVConfig
@@ -70,11 +72,21 @@ def _compile(
             f"mode={mode!r} with inner={inner!r}: only Inductor has modes; leave out mode, or use "
             'inner="inductor"'
         )
-    # What Dynamo stores (precompilation, `aot_compile`) is what one call of Inductor returned.
-    stored = dynamo_config.caching_precompile or functorch_config.bundled_autograd_cache
-    whole = mode is not None or config.keeps_everything or stored
-    regional = config.regional_compilation and not whole
+    regional = config.regional_compilation and not (
+        mode is not None or config.keeps_everything or _needs_whole_graphs()
+    )
     return compile_inner(rewrite(module, pipeline), example_inputs, inner, mode, regional)
+
+
+def _needs_whole_graphs() -> bool:
+    """Whether torch is set to something that pieces of a graph would not give."""
+    return (
+        torch.is_grad_enabled()  # a backward graph reads facts about the graph compiled last
+        or dynamo_config.caching_precompile  # stores what one call of Inductor returned
+        or functorch_config.bundled_autograd_cache  # `aot_compile` does too
+        or inductor_config.freezing  # of parameters that are attributes of the graph
+        or inductor_config.triton.cudagraphs  # knows which inputs stay where they are
+    )
 
 
 def rewrite(module: GraphModule, pipeline: Pipeline) -> GraphModule:

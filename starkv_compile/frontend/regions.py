@@ -8,15 +8,17 @@ order. So the time to compile does not grow with the number of layers.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from sympy import Basic, Expr, Symbol
+from sympy import Basic, Eq, Expr, Symbol, true
 from torch._subclasses import FakeTensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, free_unbacked_symbols
 from torch.fx.passes.split_module import split_module
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..passes import fx
 
@@ -27,11 +29,13 @@ _VARIABLE = re.compile(r"^\w\[[^\]]*\](\[\d+\])?")
 """The beginning of a path: L['self'], or L['args'][0]."""
 _NUMBERED = re.compile(r"[.\[]\d+\]?$")
 _CALLS = ("call_function", "call_method", "call_module")
-_RESHAPES_IN_PLACE = frozenset(
+_KEEPS_WHOLE = frozenset(
     f"{name}_"
     for name in ("t", "transpose", "swapaxes", "swapdims", "squeeze", "unsqueeze", "as_strided")
-) | {"resize_", "resize_as_", "set_"}
-"""Methods after which the example value of a node no longer has the node's shape."""
+) | {"resize_", "resize_as_", "set_", "_set_grad_enabled", "_sdpa_kernel"}
+"""Functions after which an example value no longer has the node's shape, or that change a mode."""
+WORTH_IT = 2 / 3
+"""The largest share of the nodes that may be left to compile."""
 
 
 def compile_by_region(module: GraphModule, inputs: Sequence[Any], compile_one: Compile) -> Compiled:
@@ -42,7 +46,16 @@ def compile_by_region(module: GraphModule, inputs: Sequence[Any], compile_one: C
         inputs: example inputs of the whole graph.
         compile_one: compiles one graph for its example inputs.
     """
-    pieces = _split(module)
+    try:
+        pieces = _split(module)
+    except Exception as error:  # the whole graph serves as well
+        reason = f"{type(error).__name__}: {error}"
+        warnings.warn(
+            f"starkv: the passes failed to split a graph by layers, and compile it as a whole "
+            f"({reason}). Please open an issue with this text",
+            stacklevel=2,
+        )
+        pieces = None
     if pieces is None:
         return compile_one(module, list(inputs))
     shared = _SharedPieces(_shape_env(module))
@@ -112,12 +125,26 @@ class _SharedPieces:
         if any(old != new and theirs != ours for old, new, theirs, ours in pairs):
             return False
         renamed = dict(zip(known.symbols, symbols, strict=True))
-        conditions = (one.xreplace(renamed) for one in known.conditions)
+        conditions = [one.xreplace(renamed) for one in known.conditions]
+        with self._env.suppress_guards():  # a question that is answered with no leaves no trace
+            if not all(_holds(self._env, one) for one in conditions):
+                return False
         return all(self._env.evaluate_expr(one) for one in conditions)
 
 
+def _holds(env: ShapeEnv, condition: Expr) -> bool:
+    """Whether a condition on lengths holds. An equation that is new would rename a length."""
+    if isinstance(condition, Eq) and env.simplify(condition) != true:
+        return False
+    return bool(env.evaluate_expr(condition))
+
+
 def _children(pieces: GraphModule) -> list[tuple[str, GraphModule]]:
-    return [(n, piece) for n, piece in pieces.named_children() if isinstance(piece, GraphModule)]
+    return [
+        (name, piece)
+        for name, piece in pieces.named_children()
+        if isinstance(piece, GraphModule) and name.startswith("submod_")
+    ]
 
 
 def _split(module: GraphModule) -> GraphModule | None:
@@ -125,13 +152,18 @@ def _split(module: GraphModule) -> GraphModule | None:
     numbers = dict(_numbered(module))
     if len(set(numbers.values())) < 3 or any(_stays_whole(node) for node in module.graph.nodes):
         return None
-    for node, number in numbers.items():
-        leaves = any(numbers.get(user) != number for user in node.users)
-        if leaves and not _can_cross(node.meta.get("example_value", NotImplemented)):
-            return None
+    crossing = [
+        node.meta.get("example_value", NotImplemented)
+        for node, number in numbers.items()
+        if any(numbers.get(user) != number for user in node.users)
+    ]
+    storages = [storage for value in crossing if (storage := _storage(value)) is not None]
+    if not all(map(_can_cross, crossing)) or len(set(storages)) < len(storages):
+        return None
     pieces = split_module(module, module, numbers.__getitem__, keep_original_order=True)
-    texts = [describe(piece)[0] for _, piece in _children(pieces)]
-    return pieces if len(set(texts)) < len(texts) else None
+    sizes = {describe(piece)[0]: len(piece.graph.nodes) for _, piece in _children(pieces)}
+    whole = sum(len(piece.graph.nodes) for _, piece in _children(pieces))
+    return pieces if sum(sizes.values()) <= WORTH_IT * whole else None
 
 
 def _numbered(module: GraphModule) -> Iterator[tuple[Node, int]]:
@@ -160,16 +192,22 @@ def _region(node: Node, before: str) -> str:
 
 def _stays_whole(node: Node) -> bool:
     """Whether a graph with this node is not split."""
-    return node.op == "call_method" and node.target in _RESHAPES_IN_PLACE
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return node.op in _CALLS and name in _KEEPS_WHOLE
 
 
 def _can_cross(value: Any) -> bool:
-    """Whether a piece can return the value to another one."""
-    if isinstance(value, (tuple, list)):
-        return all(map(_can_cross, value))
-    if isinstance(value, (torch.Tensor, torch.SymInt)):
-        return not free_unbacked_symbols(value)
-    return value is None or type(value) is int
+    """Whether a piece can return the value to another one, as compilers take inputs."""
+    if isinstance(value, torch.Tensor) and (value.is_conj() or value.is_neg()):
+        return False
+    return isinstance(value, (torch.Tensor, torch.SymInt)) and not free_unbacked_symbols(value)
+
+
+def _storage(value: Any) -> int | None:
+    """An id of the memory that the example of a tensor stands for."""
+    if not isinstance(value, torch.Tensor) or is_traceable_wrapper_subclass(value):
+        return None
+    return value.untyped_storage()._cdata
 
 
 def _shape_env(module: GraphModule) -> ShapeEnv | None:
@@ -184,6 +222,7 @@ def describe(piece: GraphModule) -> tuple[str, list[Symbol]]:
     Symbols have numbers in the text, so two pieces have one text if they differ in symbols' names.
     """
     symbols: dict[Symbol, Symbol] = {}
+    storages: dict[int | None, int] = {}
     names: dict[Node, str] = {}
 
     def length(value: Any) -> str:
@@ -196,6 +235,10 @@ def describe(piece: GraphModule) -> tuple[str, list[Symbol]]:
         return str(expression.xreplace(symbols))
 
     def example(value: Any) -> str:
+        if is_traceable_wrapper_subclass(value):
+            inner, context = value.__tensor_flatten__()
+            parts = ", ".join(f"{name}: {example(getattr(value, name))}" for name in inner)
+            return f"{type(value)} {context!r} {length(value.shape)} ({parts})"
         if isinstance(value, torch.Tensor):
             sizes = [*value.shape, *value.stride(), value.storage_offset()]
             kind = (value.dtype, value.device, value.requires_grad, value.layout, type(value))
@@ -218,6 +261,9 @@ def describe(piece: GraphModule) -> tuple[str, list[Symbol]]:
     lines = []
     for node in piece.graph.nodes:
         names[node] = f"%{len(names)}"
+        if node.op == "placeholder":  # inputs that share memory
+            storage = _storage(fx.value(node))
+            lines.append(f"memory {storages.setdefault(storage, len(storages))}")
         parts = [argument(node.args), argument(node.kwargs), example(fx.value(node))]
         lines.append(" ".join([node.op, _target(piece, node), *parts]))
     return "\n".join(lines), list(symbols)

@@ -96,6 +96,8 @@ def test_versions(capsys):
         main(["--version"])
     assert end.value.code == 0
     assert capsys.readouterr().out.startswith(f"starkv-compile {starkv_compile.__version__}")
+    citation = Path(__file__).parents[2] / "CITATION.cff"
+    assert f"version: {starkv_compile.__version__}\n" in citation.read_text()
 
 
 def test_help_names_what_the_laboratory_would_add(installed, capsys):

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 import starkv_compile
 from starkv_compile import OptionError
 from starkv_compile.kernels import compiling
+from starkv_compile.reporting import GraphReport, Report, SiteReport, readable_bytes
 from starkv_compile.testing import TinyPrompt, generate, tiny_inputs, tiny_model
 from tests.support.crossing import slow
 
@@ -90,8 +91,29 @@ def test_report_reads_well():
     text = str(starkv_compile.report(model))
     assert "2 of 2 attentions rewritten" in text
     assert "17 / 68" in text
-    assert "(25.0%)" in text
+    assert "(25.0%: " in text
     assert "frames taken as squares" in text
+
+
+def test_graphs_that_are_alike_are_one_line_of_a_report():
+    one, other = (
+        GraphReport((SiteReport(0, "sdpa", "n", done, None if done else "a sink"),))
+        for done in (True, False)
+    )
+    text = str(Report(graphs=[one, other, one]))
+    assert text.splitlines() == [
+        "prompt graph: 1 of 1 attentions rewritten (2 graphs alike)",
+        "prompt graph: 0 of 1 attentions rewritten",
+        "  sdpa at n: skipped: a sink",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(1023, "1023 bytes"), (1024, "1.0 KiB"), (5_800_000, "5.5 MiB"), (3 << 30, "3.00 GiB")],
+)
+def test_bytes_for_people(number, text):
+    assert readable_bytes(number) == text
 
 
 @pytest.mark.slow

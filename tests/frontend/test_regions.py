@@ -7,6 +7,7 @@ from torch._inductor import compile_fx
 
 import starkv_compile
 from starkv_compile import OptionError
+from starkv_compile.frontend import regions
 from starkv_compile.frontend.regions import compile_by_region
 from starkv_compile.testing import generate, tiny_inputs, tiny_model
 
@@ -66,14 +67,14 @@ def test_equal_layers_are_compiled_once(layers):
 
 
 def test_a_layer_with_another_constant_or_dtype_is_compiled_apart():
-    model = Stack([Layer(), Layer(), Layer(0.2), Layer()])
+    model = Stack([*(Layer() for _ in range(6)), Layer(0.2)])
     assert run(model, torch.randn(5, WIDTH)) == 4
 
     class Wide(Layer):
         def forward(self, x):
             return super().forward(x.double()).to(x.dtype)
 
-    model = Stack([Layer(), Wide(), Layer()])
+    model = Stack([Layer(), Wide(), *(Layer() for _ in range(6))])
     model.layers[1].double()
     assert run(model, torch.randn(5, WIDTH)) == 4
 
@@ -152,7 +153,9 @@ def test_symbols_that_are_equal_in_one_layer_only_are_told_apart():
     assert run(model, x, pairs) in (2, 3), "right results, whether or not torch joins the symbols"
 
 
-@pytest.mark.parametrize("what", ["in place", "data-dependent"])
+@pytest.mark.parametrize(
+    "what", ["in place", "data-dependent", "a size", "two views of one tensor"]
+)
 def test_values_that_pieces_cannot_hand_over_keep_the_graph_whole(what):
     class Odd(Layer):
         def forward(self, x):
@@ -165,11 +168,19 @@ def test_values_that_pieces_cannot_hand_over_keep_the_graph_whole(what):
         def forward(self, x):
             if what == "data-dependent":
                 x = x[x.sum(-1) > 0]
+            if what == "a size":
+                return super().forward(x).view(x.shape[:-1])
+            if what == "two views of one tensor":
+                x, other = x.clone().chunk(2)
+                for layer in self.layers:
+                    x = layer(x)
+                return x + other
             return super().forward(x)
 
-    model = Sized([Odd() for _ in range(3)])
+    model = Sized([Odd() for _ in range(4)])
     with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
-        assert run(model, torch.randn(6, WIDTH)) == 1
+        pieces = run(model, torch.randn(6, WIDTH), dynamic=True)
+    assert pieces == (3 if what == "a size" else 1)
 
 
 def test_what_a_layer_changes_in_place_is_seen_by_the_next():
@@ -191,13 +202,69 @@ def test_what_a_layer_changes_in_place_is_seen_by_the_next():
                 x = layer(x, seen)
             return x, seen
 
-    def aot(piece, examples):
-        from torch._dynamo.backends.debugging import aot_eager
-
-        return aot_eager(piece, examples)
-
     inputs = torch.randn(5, WIDTH), torch.zeros(WIDTH)
     assert run(Changing(), *inputs, backend=Counting(aot)) < 6
+
+
+def aot(piece, examples):
+    from torch._dynamo.backends.debugging import aot_eager
+
+    return aot_eager(piece, examples)
+
+
+def test_layers_whose_inputs_share_memory_are_told_apart():
+    class Pair(nn.Module):
+        def forward(self, x, other):
+            x.add_(1)
+            return x * 1.5 + other
+
+    class Shared(PerLayer):
+        def forward(self, x, others):
+            x = x.clone()
+            for layer, other in zip(self.layers, others, strict=True):
+                layer(x, x if other is None else other)
+            return x * 2
+
+    model = Shared(4)
+    model.layers = nn.ModuleList(Pair() for _ in range(4))
+    other = torch.randn(WIDTH)
+    assert run(model, torch.randn(WIDTH), [other, None, other, other], backend=Counting(aot)) <= 4
+
+
+def test_modes_of_torch_are_as_before():
+    class Quiet(Stack):
+        def forward(self, x):
+            with torch.no_grad():
+                return super().forward(x)
+
+    model = Quiet([Layer() for _ in range(4)])
+    torch._dynamo.reset()
+    backend = Counting(aot)
+    torch.compile(model, backend=backend, fullgraph=True)(torch.randn(5, WIDTH))
+    assert torch.is_grad_enabled()
+    assert len(backend.pieces) == 1
+
+
+def test_a_fault_in_splitting_costs_nobody_the_model(monkeypatch):
+    def faulty(module):
+        raise KeyError("s0")
+
+    monkeypatch.setattr(regions, "_split", faulty)
+    with pytest.warns(UserWarning, match=r"failed to split a graph by layers.*KeyError: 's0'"):
+        assert run(Stack([Layer() for _ in range(4)]), torch.randn(5, WIDTH)) == 1
+
+
+@pytest.mark.slow
+def test_a_model_whose_gradients_are_recorded():
+    """Under Inductor, at a fixed length: the backward graph is compiled at its first use."""
+    torch.manual_seed(0)
+    model, x = Stack([Layer() for _ in range(4)]), torch.randn(5, WIDTH)
+    model(x).sum().backward()
+    expected = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    torch.compile(model, backend="starkv", dynamic=False)(x).sum().backward()
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
 
 
 def compiled_pieces(monkeypatch, layers, **options):

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from ..printing import readable_bytes
+from starkv_compile.reporting import readable_bytes
+
 from .turns import Turn
 from .ways import Measured
 

@@ -13,8 +13,8 @@ from rich.table import Table
 
 from starkv_compile import StarKVError
 from starkv_compile.files import replace_file
+from starkv_compile.reporting import readable_bytes
 
-from ..printing import readable_bytes
 from ..statistics import Bootstrap, wilson
 from .benchmarks import dataset_of
 from .records import PATTERN, read_answers

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from starkv_compile import OptionError
 from starkv_compile.cli import importing, share_of
-
-from ..printing import readable_bytes
+from starkv_compile.reporting import readable_bytes
 
 CHUNK = 2048
 """Tokens of a chunk that the table shows: `generate(..., prefill_chunk_size=2048)`."""

@@ -110,17 +110,17 @@ class Reader:
         if variant.by_need:
             yield Metered(lambda seen: self.read_by_need(seen, config))
         else:
-            with self.compiled(config) as compressor:
+            with self.compiled(config, variant.chunk) as compressor:
                 compressor.read(first)
                 yield Metered(compressor.read)
 
     @contextlib.contextmanager
-    def compiled(self, config: StarKVConfig) -> Iterator[_Compressor]:
+    def compiled(self, config: StarKVConfig, chunk: int | None = None) -> Iterator[_Compressor]:
         """Yields an object whose `read` returns compacted caches, from the compiled model."""
         torch._dynamo.reset()  # lets go of the last configuration's graphs
         compile(self.compressing, config)
         try:
-            yield _Compressor(self.compressing, config)
+            yield _Compressor(self.compressing, config, chunk)
         finally:
             undo(self.compressing)
 
@@ -167,8 +167,8 @@ class Reader:
 
 
 class _Compressor:
-    def __init__(self, model: Any, config: StarKVConfig) -> None:
-        self.model, self.config = model, config
+    def __init__(self, model: Any, config: StarKVConfig, chunk: int | None) -> None:
+        self.model, self.config, self.chunk = model, config, chunk
 
     def read(self, seen: Seen) -> StarKVCache:
         """Returns the compacted cache of a batch of prompts.
@@ -176,7 +176,7 @@ class _Compressor:
         Raises:
             StarKVError: the cache was not compacted, or not to the budget.
         """
-        cache = _read(self.model, seen)
+        cache = _read(self.model, seen, self.chunk)
         told = report(self.model)
         length, layers = cache.get_seq_length(), len(cache.compressed_layers)
         expected = sum(split_capacity(length, self.config.window, self.config.capacity(length)))
@@ -191,16 +191,19 @@ class _Compressor:
 
 
 @torch.no_grad()
-def _read(model: Any, seen: Seen) -> StarKVCache:
+def _read(model: Any, seen: Seen, chunk: int | None = None) -> StarKVCache:
     prompts, cache = seen.prompts, StarKVCache(model.config)
-    model(
-        input_ids=prompts.input_ids,
-        mm_token_type_ids=prompts.is_image.int(),
-        pixel_values=seen.features,
-        image_grid_thw=prompts.screens.grid_thw,
+    inputs = {
+        "input_ids": prompts.input_ids,
+        "mm_token_type_ids": prompts.is_image.int(),
+        "pixel_values": seen.features,
+        "image_grid_thw": prompts.screens.grid_thw,
         **with_cache(cache),
-        logits_to_keep=1,
-    )
+    }
+    if chunk is None:
+        model(**inputs, logits_to_keep=1)
+    else:  # the one token that is generated is not stored
+        model.generate(**inputs, prefill_chunk_size=chunk, max_new_tokens=1, do_sample=False)
     return cache
 
 

@@ -19,9 +19,10 @@ class Variant:
     """Gives a configuration a name and a title.
 
     make: makes the configuration from `budget` and `inner`. group: "policy", "ablation" for one
-    change to the paper's method, or "own" for one change to our default. by_need: True for the
-    oracle, which is the upper limit. It knows what the questions need, so of `make` only the
-    capacity counts.
+    change to the paper's method, "own" for one change to our default, or "chunks" for a prompt
+    that is read in parts. by_need: True for the oracle, which is the upper limit. It knows what the
+    questions need, so of `make` only the capacity counts. chunk: tokens of each part, each
+    compacted before the next is read (`prefill_chunk_size` of transformers); None: one part.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Variant:
     make: Callable[..., StarKVConfig]
     group: str = "policy"
     by_need: bool = False
+    chunk: int | None = None
 
     def config(self, budget: float) -> StarKVConfig:
         return self.make(budget=budget, inner="eager")
@@ -44,6 +46,15 @@ def _changed(name: str, title: str, **options: Any) -> Variant:
 
 def _own(name: str, title: str, **options: Any) -> Variant:
     return Variant(name, f"ours, {title}", partial(_flat, **options), "own")
+
+
+def _in_chunks(policy: str, title: str) -> list[Variant]:
+    """A screenshot of the agent has 99 tokens: chunks of a half, three quarters, one and a half."""
+    make = partial(_flat, policy=policy)
+    return [
+        Variant(f"{policy}-chunk-{n}", f"{title}, in chunks of {n} tokens", make, "chunks", chunk=n)
+        for n in (50, 75, 150)
+    ]
 
 
 def policy_variant(policy: str, title: str, name: str = "", **options: Any) -> Variant:
@@ -128,6 +139,8 @@ _ALL = (
     _own("own-pool-1", "text not pooled", pool=1),
     _own("own-window-4", "window 4", window=4),
     _own("own-window-16", "window 16", window=16),
+    *_in_chunks("screen_novelty", "screen novelty"),
+    *_in_chunks("st_lite", "ST-Lite"),
 )
 
 VARIANTS = {variant.name: variant for variant in _ALL}

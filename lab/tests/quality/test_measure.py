@@ -85,3 +85,14 @@ def test_right_is_what_greedy_decoding_says(bench):
     told = torch.nn.functional.pad(told, (0, reply.ids.shape[1] - told.shape[1]))
     assert judged.right.tolist() == (told == reply.ids).all(1).tolist()
     assert 0 < judged.right.sum() < len(judged.right), "some of each, or nothing was compared"
+
+
+def test_a_prompt_in_chunks(bench):
+    whole, one, several = (
+        bench.measure(VARIANTS[name], 0.25)
+        for name in ("default", "screen_novelty-chunk-150", "screen_novelty-chunk-50")
+    )
+    assert (one.right == whole.right).all(), "the whole prompt is shorter than a chunk"
+    assert one.recall == pytest.approx(whole.recall)
+    assert several.nbytes == whole.nbytes
+    assert several.recall != pytest.approx(whole.recall)
