@@ -118,7 +118,7 @@ def test_an_export_runs_without_pytorch(tmp_path):
     from starkv_compile.export.runner import load_model
 
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 99}
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "vocab_size": 99}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(**sizes, **heads)).eval()
     model.generation_config.eos_token_id = None

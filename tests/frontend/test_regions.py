@@ -3,11 +3,10 @@
 import pytest
 import torch
 from torch import nn
-from torch._inductor import compile_fx
 
 import starkv_compile
 from starkv_compile import OptionError
-from starkv_compile.frontend import regions
+from starkv_compile.frontend import inner, regions
 from starkv_compile.frontend.regions import compile_by_region
 from starkv_compile.testing import generate, tiny_inputs, tiny_model
 
@@ -268,33 +267,46 @@ def test_a_model_whose_gradients_are_recorded():
 
 
 def compiled_pieces(monkeypatch, layers, **options):
-    """(number of graphs that Inductor compiles, what the model says and keeps)."""
+    """(number of graphs that are compiled, what the model says, its logits and kept tokens)."""
     calls = []
-    whole = compile_fx.compile_fx
+    for name in ("_inductor", "_aot_eager"):
+        compile_one = getattr(inner, name)
 
-    def counting(module, *args, **kwargs):
-        calls.append(module)
-        return whole(module, *args, **kwargs)
+        def counting(*arguments, compile_one=compile_one):
+            calls.append(arguments)
+            return compile_one(*arguments)
 
-    monkeypatch.setattr(compile_fx, "compile_fx", counting)
+        monkeypatch.setattr(inner, name, counting)
     torch._dynamo.reset()
     model = tiny_model("qwen2_5_vl", num_hidden_layers=layers)
-    starkv_compile.compile(model, **options)
+    starkv_compile.compile(model, budget=0.3, **options)
     out = generate(model, tiny_inputs("qwen2_5_vl"), 3)
-    kept = [getattr(layer, "kept", None) for layer in out.past_key_values.layers]
+    kept = [layer.kept.tolist() for layer in out.past_key_values.layers]
     starkv_compile.undo(model)
-    return len(calls), out.sequences, kept
+    monkeypatch.undo()
+    return len(calls), out.sequences.tolist(), torch.stack(out.logits), kept
 
 
 @pytest.mark.slow
 def test_a_model_by_region_and_as_a_whole(monkeypatch):
-    regional = compiled_pieces(monkeypatch, 4, budget=0.3)
-    whole = compiled_pieces(monkeypatch, 4, budget=0.3, regional_compilation=False)
+    regional, whole = (
+        compiled_pieces(monkeypatch, 5, inner="aot_eager", regional_compilation=flag)
+        for flag in (True, False)
+    )
     # For a prompt: what is before the layers, a layer, what is after. For decoding: the same, and
     # the first layer apart, because all masks have its length.
     assert (regional[0], whole[0]) == (7, 2)
-    assert regional[1].tolist() == whole[1].tolist()
-    assert [k.tolist() for k in regional[2]] == [k.tolist() for k in whole[2]]
+    assert (regional[1], regional[3]) == (whole[1], whole[3])
+    assert torch.equal(regional[2], whole[2])
+
+
+@pytest.mark.slow
+def test_a_model_by_region_under_inductor(monkeypatch):
+    by_inductor = compiled_pieces(monkeypatch, 5)
+    plain = compiled_pieces(monkeypatch, 5, inner="eager")
+    assert (by_inductor[0], plain[0]) == (7, 0)
+    assert (by_inductor[1], by_inductor[3]) == (plain[1], plain[3])
+    torch.testing.assert_close(by_inductor[2], plain[2])
 
 
 def test_the_option_is_a_flag():
