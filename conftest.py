@@ -1,5 +1,6 @@
 """Shared fixtures: poisoned memory, a fresh Dynamo, quiet warnings made loud."""
 
+import logging
 import sys
 from collections import Counter
 
@@ -17,6 +18,21 @@ def pytest_collection_modifyitems(items):
     """Files with slow tests come first, so that no process ends with them alone."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    _trace_nothing()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call():
+    _trace_nothing()
+
+
+def _trace_nothing():
+    """pytest listens to every logger. Torch would print every graph and guard for it."""
+    logging.getLogger("torch.__trace").handlers.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -54,6 +54,18 @@ CHECKPOINTS = (
 """From the checkpoints' model cards and papers. A file config.json is asked before this table."""
 
 
+def checkpoint_table() -> str:
+    """The table as Markdown, with a row for each family."""
+    rows: dict[str, list[str]] = {}
+    for each in CHECKPOINTS:
+        mark = " (code of their own)" if each.note else ""
+        rows.setdefault(each.family, []).extend(f"{name}{mark}" for name in each.names)
+    lines = [f"| {family} | {', '.join(names)} |" for family, names in sorted(rows.items())]
+    return "\n".join(
+        ["| family | checkpoints, by the beginning of their names |", "| --- | --- |", *lines]
+    )
+
+
 def asked_families(names: Sequence[str], known: Collection[str]) -> dict[str, list[str]]:
     """Returns the families to try, each with what to say about the names that led to it.
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import transformers
 
+from .checkpoints import checkpoint_table
 from .probe import BUDGET, Row
 
 HEADER = """# Models
@@ -30,6 +31,10 @@ images of different shape if the command can make the family's inputs, and text 
 * **images**: "two" images are in the prompt. "separate" images are not tokens of the prompt: the
   model attends to them or inserts them itself. "none" means that the prompt has text only.
 
+`starkv models UI-TARS-1.5-7B` says the same in words about the family of a checkpoint:
+
+{checkpoints}
+
 | family | result | attentions rewritten | tokens kept | images | layout | graph breaks \
 | not rewritten, and why |
 | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -37,7 +42,8 @@ images of different shape if the command can make the family's inputs, and text 
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    return headed(HEADER.replace("{budget}", f"{BUDGET:.0%}"), rows, line)
+    header = HEADER.replace("{budget}", f"{BUDGET:.0%}")
+    return headed(header.replace("{checkpoints}", checkpoint_table()), rows, line)
 
 
 def headed(header: str, rows: Sequence[Any], line: Callable[[Any], str]) -> str:
