@@ -77,7 +77,7 @@ def draw(chance: random.Random) -> Case:
         mask=pick(("none", "none", "cache", "cache", "seen", "later", "later, cut")),
         reads=pick((*[""] * 6, "before", "after", "position")),
         breaks=pick((*[""] * 8, "before", "between", "after", "end")),
-        layers=chance.randint(1, 3),
+        layers=pick((1, 2, 3, 6)),
         odd=chance.random() < 0.1,
         groups=pick((1, 2, 4)),
         wrapper=pick(("", "", "module", "nested", "forward")),

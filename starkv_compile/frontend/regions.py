@@ -27,7 +27,8 @@ Compile = Callable[[GraphModule, list[Any]], Compiled]
 
 _VARIABLE = re.compile(r"^\w\[[^\]]*\](\[\d+\])?")
 """The beginning of a path: L['self'], or L['args'][0]."""
-_NUMBERED = re.compile(r"[.\[]\d+\]?$")
+_LAYER = re.compile(r".*?[.\[]\d+\]?(?=[.\[]|$)")
+"""The part of a path up to the first number: .model.layers.0"""
 _CALLS = ("call_function", "call_method", "call_module")
 _KEEPS_WHOLE = frozenset(
     f"{name}_"
@@ -179,14 +180,15 @@ def _numbered(module: GraphModule) -> Iterator[tuple[Node, int]]:
 def _region(node: Node, before: str) -> str:
     """The path of the layer that the node belongs to; "" outside of all layers.
 
-    A layer is the first module in the stack of calls that has a number among its siblings. A node
-    that a pass inserted belongs where the node before it does.
+    A layer is a module that has a number among its siblings; one inside another belongs to it. A
+    node that a pass inserted belongs where the node before it does.
     """
     if "stack_trace" not in node.meta:
         return before
     for path, _ in (node.meta.get("nn_module_stack") or {}).values():
-        if _NUMBERED.search(_VARIABLE.sub("", path)):
-            return path
+        layer = _LAYER.match(_VARIABLE.sub("", path))
+        if layer is not None:
+            return layer[0]
     return ""
 
 

@@ -78,6 +78,16 @@ def test_a_layer_with_another_constant_or_dtype_is_compiled_apart():
     assert run(model, torch.randn(5, WIDTH)) == 4
 
 
+def test_layers_whose_parts_are_called_from_outside():
+    class Parts(Stack):
+        def forward(self, x):
+            for layer in self.layers:
+                x = x + layer.up(x) * layer.slope
+            return x.sum(-1)
+
+    assert run(Parts([Layer() for _ in range(6)]), torch.randn(5, WIDTH)) in (2, 3)
+
+
 def test_layers_of_different_shape_are_one_piece_each_and_a_graph_without_equals_stays_whole():
     class Grow(nn.Module):
         def __init__(self, width):
