@@ -77,7 +77,7 @@ PRIVATE = {
     "a module inside a package": "from starkv_compile.cache.layer import StarKVLayer",
     "a module that nobody has": "from starkv_compile.nowhere import StarKVLayer",
     "a name that a package keeps for itself": "from starkv_compile.cache import _layers",
-    "a module without public names": "from starkv_compile.reporting import Report",
+    "a module without public names": "from starkv_compile.validation import number",
     "a package as a name": "from starkv_compile import cache",
     "all names": "from starkv_compile import *",
     "a plain import of a module": "import starkv_compile.cache",
