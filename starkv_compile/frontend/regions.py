@@ -162,9 +162,9 @@ def _split(module: GraphModule) -> GraphModule | None:
     if not all(map(_can_cross, crossing)) or len(set(storages)) < len(storages):
         return None
     pieces = split_module(module, module, numbers.__getitem__, keep_original_order=True)
-    sizes = {describe(piece)[0]: len(piece.graph.nodes) for _, piece in _children(pieces)}
-    whole = sum(len(piece.graph.nodes) for _, piece in _children(pieces))
-    return pieces if sum(sizes.values()) <= WORTH_IT * whole else None
+    sizes = [(describe(piece)[0], len(piece.graph.nodes)) for _, piece in _children(pieces)]
+    left, whole = sum(dict(sizes).values()), sum(size for _, size in sizes)
+    return pieces if left <= WORTH_IT * whole else None
 
 
 def _numbered(module: GraphModule) -> Iterator[tuple[Node, int]]:
