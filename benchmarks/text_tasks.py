@@ -108,10 +108,22 @@ def follow_up_ids(tokenizer: Any, needles: Needles, opened: bool = True) -> torc
 
 
 @torch.no_grad()
-def read(model: Any, ids: torch.Tensor) -> StarKVCache:
-    """Returns a full cache of all but the last `TURN` tokens. `model` must not be compiled."""
-    cache = StarKVCache(model.config)
-    model(input_ids=ids[:, :-TURN], **with_cache(cache), logits_to_keep=1)
+def read(model: Any, ids: torch.Tensor, chunk: int | None = None) -> StarKVCache:
+    """Returns a cache of all but the last `TURN` tokens.
+
+    chunk: None to read them at once; `model` is not compiled, and the cache is full. A number to
+    read as many tokens at a time; the compiled `model` compacts the cache after each.
+    """
+    cache, end = StarKVCache(model.config), ids.shape[1] - TURN
+    mask = torch.ones_like(ids)
+    for start in range(0, end, chunk or end):
+        upto = min(start + (chunk or end), end)
+        model(
+            input_ids=ids[:, start:upto],
+            attention_mask=mask[:, :upto],
+            **with_cache(cache),
+            logits_to_keep=1,
+        )
     return cache
 
 

@@ -78,12 +78,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Prompted:
-    """Holds a prompt that is read once for all configurations."""
+    """Holds a prompt that is read once for all configurations, or by each one in chunks."""
 
     needles: Needles
     ids: torch.Tensor
     follow_up: torch.Tensor
-    past: StarKVCache
+    past: StarKVCache | None
 
 
 NAMES: dict[str, Callable[..., StarKVConfig]] = {
@@ -109,35 +109,43 @@ def measure(
     window: int,
     opened: bool,
     names: Sequence[str],
+    chunk: int | None = None,
 ) -> Iterator[Row]:
-    """Yields a row for each configuration. Every text is read once, before the compilation."""
+    """Yields a row for each configuration. Every text is read once, before the compilation.
+
+    chunk: None, or the tokens of each part of a text. Then each configuration reads it for itself.
+    """
     asked = [Needles.of(seed) for seed in range(prompts)]
     ready = []
     for needles in track(asked, "reading prompts"):
         ids = prompt_ids(tokenizer, needles, opened)
         follow_up = follow_up_ids(tokenizer, needles, opened)
-        ready.append(Prompted(needles, ids, follow_up, read(model, ids)))
+        past = None if chunk else read(model, ids)
+        ready.append(Prompted(needles, ids, follow_up, past))
     pieces = []
     for text in track(passages()[:texts], "reading passages"):
         ids = tokenizer(text, return_tensors="pt").input_ids[:, : CONTEXT + REST]
-        pieces.append((ids, read(model, ids[:, :CONTEXT])))
+        pieces.append((ids, None if chunk else read(model, ids[:, :CONTEXT])))
     for policy, config in configurations(window, names):
         name = f"{policy} {config.budget:.0%}"
         torch._dynamo.reset()  # lets go of the last configuration's graphs
         starkv_compile.compile(model, config)
-        answers = [_ask(model, tokenizer, p, opened) for p in track(ready, f"{name}: needles")]
+        answers = [
+            _ask(model, tokenizer, p, p.past or read(model, p.ids, chunk), opened)
+            for p in track(ready, f"{name}: needles")
+        ]
         losses = [
-            continuation_loss(model, ids, past, CONTEXT)
+            continuation_loss(model, ids, past or read(model, ids[:, :CONTEXT], chunk), CONTEXT)
             for ids, past in track(pieces, f"{name}: passages")
         ]
         starkv_compile.undo(model)
         yield Row(policy, config.budget, answers, losses)
 
 
-def _ask(model: Any, tokenizer: Any, prompt: Prompted, opened: bool) -> Answered:
+def _ask(model: Any, tokenizer: Any, prompt: Prompted, past: StarKVCache, opened: bool) -> Answered:
     needles = prompt.needles
     tokens = 7 if opened else 24  # an answer without its opening repeats the question first
-    said = converse(model, tokenizer, prompt.ids, prompt.follow_up, prompt.past, tokens)
+    said = converse(model, tokenizer, prompt.ids, prompt.follow_up, past, tokens)
     codes = needles.code(0), needles.code(1)
     right = codes[0] in said.replies[0], codes[1] in (said.replies[1] or "")
     seed = needles.seed
@@ -209,6 +217,12 @@ def main() -> None:
         help="leave out the beginning of the answer, so that the window has the chat template's "
         "last tokens and the end of the question",
     )
+    parser.add_argument(
+        "--chunk",
+        type=int,
+        metavar="N",
+        help="read texts N tokens at a time, compacting after each",
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="file for every prompt's answers, as JSON")
     args = parser.parse_args()
@@ -217,12 +231,20 @@ def main() -> None:
     model, tokenizer = load_text_model(args.model)
     rows = []
     for row in measure(
-        model, tokenizer, args.prompts, args.passages, args.window, not args.unopened, args.policies
+        model,
+        tokenizer,
+        args.prompts,
+        args.passages,
+        args.window,
+        not args.unopened,
+        args.policies,
+        args.chunk,
     ):
         rows.append(row)
         if args.out:
             args.out.write_text(json.dumps([asdict(row) for row in rows], indent=1))
-    title = f"{TEXT_MODELS[args.model].title}, window {args.window}"
+    in_chunks = f", in chunks of {args.chunk} tokens" if args.chunk else ""
+    title = f"{TEXT_MODELS[args.model].title}, window {args.window}{in_chunks}"
     console = Console()
     for table in tables(title, rows):
         console.print(table)

@@ -68,6 +68,15 @@ class WatchedLayer(DynamicLayer):
         _check_length(self._values, values)
         self._values = values
 
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """As in transformers, but without a property's setter, which Dynamo of torch 2.11 skips."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.hold(
+            torch.tensor([], dtype=key_states.dtype, device=self.device),
+            torch.tensor([], dtype=value_states.dtype, device=self.device),
+        )
+        self.is_initialized = True
+
     def hold(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Puts keys and values of any length in place. The caller says which tokens they are."""
         self._keys, self._values = keys, values

@@ -34,7 +34,9 @@ from .tables import accuracy_table, write_csv
 from .trajectories import TrajectoryBench
 from .variants import BUDGETS, FULL, VARIANTS, Variant, policy_variant
 
-GROUPS = ("policy", "ablation", "own")
+MEASURED = ("policy", "ablation", "own")
+"""The groups that the command measures when none is named."""
+GROUPS = (*MEASURED, "chunks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ class BenchOptions:
         OptionError: a budget is not between 0 and 1.
     """
 
-    policies: Sequence[str] = GROUPS
+    policies: Sequence[str] = MEASURED
     budgets: Sequence[float] = BUDGETS
     seed: int = 0
     threads: int = 1
@@ -118,11 +120,17 @@ def run_trajectories(options: TrajectoryOptions, console: Console | None = None)
     them.
 
     Raises:
-        StarKVError: as in `run_quality`, or `options.policies` names such a policy itself.
+        StarKVError: as in `run_quality`, or `options.policies` names such a policy itself, or
+            prompts in chunks, which only `run_quality` reads.
     """
     design = Trajectories(options.trajectories, options.steps, options.history, options.seed)
     variants = []
     for variant in chosen(options.policies):
+        if variant.chunk is not None:
+            raise OptionError(
+                f"policy {variant.name!r}: trajectories read a prompt at once; `bench quality` "
+                "measures chunks"
+            )
         config = variant.config(0.5)
         if not variant.by_need and not config.is_uneven:
             variants.append(variant)

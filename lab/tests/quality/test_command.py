@@ -62,6 +62,8 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path, measured):
 def test_names_and_groups():
     assert FULL not in chosen(["policy"])
     assert {v.group for v in chosen(["policy", "ablation"])} == {"policy", "ablation"}
+    assert {v.chunk for v in chosen(["chunks"])} == {50, 75, 150}
+    assert not any(v.chunk for v in chosen(QualityOptions().policies))
     assert [v.name for v in chosen(["random", "paper"])] == ["paper", "random"]
     with pytest.raises(OptionError, match=r"'snapvk': did you mean 'snapkv'. expected one of"):
         chosen(["snapvk"])

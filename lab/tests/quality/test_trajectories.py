@@ -68,6 +68,8 @@ def test_policies_of_one_prompt_have_no_trajectory(tmp_path, capsys):
     for name in ("pyramidkv", "oracle"):
         with pytest.raises(OptionError, match=f"'{name}' ends at one prompt, so it has no"):
             run_trajectories(TrajectoryOptions(policies=[name], out=tmp_path), console)
+    with pytest.raises(OptionError, match="trajectories read a prompt at once"):
+        run_trajectories(TrajectoryOptions(policies=["chunks"], out=tmp_path), console)
     arguments = ["bench", "trajectories", "--out", str(tmp_path), "--steps", "0"]
     assert main(arguments) == 2
     assert "steps=0: expected at least 1" in capsys.readouterr().err
