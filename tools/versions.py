@@ -77,7 +77,7 @@ def run(python: Path, jobs: int) -> dict[str, Any]:
     counts = {kind: int(n) for n, kind in re.findall(r"(\d+) (passed|failed|skipped|error)", last)}
     if "passed" not in counts:
         raise SystemExit(f"the tests did not run: {done.stdout[-3000:]}{done.stderr[-3000:]}")
-    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    failed = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", done.stdout, re.MULTILINE)
     return {**counts, "failures": failed, "end": last}
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from starkv_lab.memory.command import chunk_size
 from starkv_lab.memory.screens import screen_tokens
 from starkv_lab.memory.sizes import ModelSize, Peak
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM
@@ -121,6 +122,14 @@ def test_the_command(checkpoint, capsys):
     assert lines[1].split()[-2:] == [str(tokens), "tokens"]
     assert lines[3].split()[-2:] == [str(5 * tokens + 96), "tokens"]
     assert "at 20%" in lines[5]
+    assert "in chunks of" in lines[7]
+    assert main([*arguments, "--chunk", "32"]) == 0
+    assert "in chunks of 32 " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("screen", "chunk"), [(99, 2048), (2691, 4096), (10549, 16384)])
+def test_a_chunk_holds_one_and_a_half_screenshots(screen, chunk):
+    assert chunk_size(screen) == chunk
 
 
 @pytest.mark.parametrize(
@@ -129,6 +138,7 @@ def test_the_command(checkpoint, capsys):
         (["--size", "1920"], "--size '1920': expected width and height, such as 1920x1080"),
         (["--screens", "-1"], "--screens -1: expected 0 or more"),
         (["--screens", "0", "--text", "1"], "at least 2 tokens"),
+        (["--chunk", "0"], "--chunk 0: expected at least 1"),
         (["--budget", "20"], "for 20 percent write 20%"),
     ],
 )

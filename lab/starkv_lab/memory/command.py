@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from pathlib import Path
 
@@ -10,8 +11,13 @@ from starkv_compile import OptionError
 from starkv_compile.cli import importing, share_of
 from starkv_compile.reporting import readable_bytes
 
-CHUNK = 2048
-"""Tokens of a chunk that the table shows: `generate(..., prefill_chunk_size=2048)`."""
+
+def chunk_size(a_screen: int) -> int:
+    """Tokens of a chunk that a prompt with such screenshots may be read in: a multiple of 1,024.
+
+    It holds one and a half screenshots. Smaller chunks cost many answers (docs/guides/memory.md).
+    """
+    return max(2, math.ceil(1.5 * a_screen / 1024)) * 1024
 
 
 def add_memory(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -50,6 +56,14 @@ def add_memory(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default=argparse.SUPPRESS,
         help="tokens of a screenshot, if the checkpoint does not say",
     )
+    add(
+        "--chunk",
+        type=int,
+        metavar="N",
+        default=argparse.SUPPRESS,
+        help="tokens of a chunk, `prefill_chunk_size` (default: one and a half screenshots, at "
+        "least 2048)",
+    )
     memory.set_defaults(run=_memory)
 
 
@@ -67,6 +81,8 @@ def _memory(args: argparse.Namespace) -> int:
     for name in ("screens", "text"):
         if getattr(args, name) < 0:
             raise OptionError(f"--{name} {getattr(args, name)}: expected 0 or more")
+    if getattr(args, "chunk", 1) < 1:
+        raise OptionError(f"--chunk {args.chunk}: expected at least 1")
     kept = StarKVConfig(budget=share_of(args.budget))
     folder = args.checkpoint.parent if args.checkpoint.is_file() else args.checkpoint
     check_folder(folder)
@@ -79,7 +95,8 @@ def _memory(args: argparse.Namespace) -> int:
         raise OptionError("a prompt has at least 2 tokens: give --screens or --text")
     size = ModelSize(config, getattr(torch, args.dtype))
     stored = max(2, kept.capacity(tokens))
-    chunk, share = min(CHUNK, tokens), f"{kept.budget:.0%}"
+    chunk = min(getattr(args, "chunk", None) or chunk_size(a_screen), tokens)
+    share = f"{kept.budget:.0%}"
     for what, value in (
         (f"weights, {args.dtype}", readable_bytes(size.weights)),
         (f"a screenshot of {width} x {height}", f"{a_screen:,} tokens"),

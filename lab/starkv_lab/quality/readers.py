@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from starkv_compile.kernels import STARKV
 from starkv_compile.kernels.reference import split_capacity
 
 from .prompts import Continuation, Prompts
-from .variants import Variant
+from .variants import SCREEN, Chunk, Variant
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Reader:
                 yield Metered(compressor.read)
 
     @contextlib.contextmanager
-    def compiled(self, config: StarKVConfig, chunk: int | None = None) -> Iterator[_Compressor]:
+    def compiled(self, config: StarKVConfig, chunk: Chunk | None = None) -> Iterator[_Compressor]:
         """Yields an object whose `read` returns compacted caches, from the compiled model."""
         torch._dynamo.reset()  # lets go of the last configuration's graphs
         compile(self.compressing, config)
@@ -167,7 +168,7 @@ class Reader:
 
 
 class _Compressor:
-    def __init__(self, model: Any, config: StarKVConfig, chunk: int | None) -> None:
+    def __init__(self, model: Any, config: StarKVConfig, chunk: Chunk | None) -> None:
         self.model, self.config, self.chunk = model, config, chunk
 
     def read(self, seen: Seen) -> StarKVCache:
@@ -191,7 +192,7 @@ class _Compressor:
 
 
 @torch.no_grad()
-def _read(model: Any, seen: Seen, chunk: int | None = None) -> StarKVCache:
+def _read(model: Any, seen: Seen, chunk: Chunk | None = None) -> StarKVCache:
     prompts, cache = seen.prompts, StarKVCache(model.config)
     inputs = {
         "input_ids": prompts.input_ids,
@@ -202,9 +203,35 @@ def _read(model: Any, seen: Seen, chunk: int | None = None) -> StarKVCache:
     }
     if chunk is None:
         model(**inputs, logits_to_keep=1)
+    elif chunk == SCREEN:
+        for part in _screen_by_screen(model, seen):
+            model(**part, **with_cache(cache), logits_to_keep=1)
     else:  # the one token that is generated is not stored
         model.generate(**inputs, prefill_chunk_size=chunk, max_new_tokens=1, do_sample=False)
     return cache
+
+
+def _screen_by_screen(model: Any, seen: Seen) -> Iterator[dict[str, Any]]:
+    """Yields the inputs of a call for each screen, the last one with the question."""
+    prompts, rows = seen.prompts, len(seen.prompts.input_ids)
+    grids, is_image = prompts.screens.grid_thw, prompts.is_image
+    positions, _ = model.model.get_rope_index(
+        prompts.input_ids, is_image.int(), image_grid_thw=grids
+    )
+    last = is_image[0] & ~is_image[0].roll(-1)  # of each screen
+    ends = (last.nonzero()[:, 0] + 1).tolist()
+    ends[-1] = len(last)
+    features = seen.features.unflatten(0, (rows, len(ends), -1))
+    grids = grids.unflatten(0, (rows, len(ends)))
+    for frame, (start, end) in enumerate(pairwise([0, *ends])):
+        yield {
+            "input_ids": prompts.input_ids[:, start:end],
+            "attention_mask": torch.ones_like(prompts.input_ids[:, :end]),
+            "position_ids": positions[:, :, start:end],
+            "mm_token_type_ids": is_image[:, start:end].int(),
+            "pixel_values": features[:, frame].flatten(0, 1),
+            "image_grid_thw": grids[:, frame],
+        }
 
 
 @dataclass

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from starkv_compile import StarKVConfig
 
 BUDGETS = (0.4, 0.2, 0.1, 0.05, 0.03)
 DENSITY = (0.06, 0.15, 0.18, 0.32)
 """Result of `measure_layer_budgets` for the shipped agent's layers, the mean of six prompts."""
+
+Chunk: TypeAlias = int | Literal["screen"]
+SCREEN: Literal["screen"] = "screen"
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class Variant:
     change to the paper's method, "own" for one change to our default, or "chunks" for a prompt
     that is read in parts. by_need: True for the oracle, which is the upper limit. It knows what the
     questions need, so of `make` only the capacity counts. chunk: tokens of each part, each
-    compacted before the next is read (`prefill_chunk_size` of transformers); None: one part.
+    compacted before the next is read (`prefill_chunk_size` of transformers), or SCREEN for one
+    screen at a time; None: one part.
     """
 
     name: str
@@ -30,7 +34,7 @@ class Variant:
     make: Callable[..., StarKVConfig]
     group: str = "policy"
     by_need: bool = False
-    chunk: int | None = None
+    chunk: Chunk | None = None
 
     def config(self, budget: float) -> StarKVConfig:
         return self.make(budget=budget, inner="eager")
@@ -51,9 +55,10 @@ def _own(name: str, title: str, **options: Any) -> Variant:
 def _in_chunks(policy: str, title: str) -> list[Variant]:
     """A screenshot of the agent has 99 tokens: chunks of a half, three quarters, one and a half."""
     make = partial(_flat, policy=policy)
+    titles = {n: f"in chunks of {n} tokens" for n in (50, 75, 150)} | {SCREEN: "screen by screen"}
     return [
-        Variant(f"{policy}-chunk-{n}", f"{title}, in chunks of {n} tokens", make, "chunks", chunk=n)
-        for n in (50, 75, 150)
+        Variant(f"{policy}-chunk-{n}", f"{title}, {how}", make, "chunks", chunk=n)
+        for n, how in titles.items()
     ]
 
 

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 from starkv_lab.quality import command
 from starkv_lab.quality.command import QualityOptions, chosen, run_quality
-from starkv_lab.quality.variants import FULL, VARIANTS
+from starkv_lab.quality.variants import FULL, SCREEN, VARIANTS
 
 from lab.tests.support.hand_made import cell
 from starkv_compile import OptionError
@@ -62,7 +62,7 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path, measured):
 def test_names_and_groups():
     assert FULL not in chosen(["policy"])
     assert {v.group for v in chosen(["policy", "ablation"])} == {"policy", "ablation"}
-    assert {v.chunk for v in chosen(["chunks"])} == {50, 75, 150}
+    assert {v.chunk for v in chosen(["chunks"])} == {50, 75, 150, SCREEN}
     assert not any(v.chunk for v in chosen(QualityOptions().policies))
     assert [v.name for v in chosen(["random", "paper"])] == ["paper", "random"]
     with pytest.raises(OptionError, match=r"'snapvk': did you mean 'snapkv'. expected one of"):

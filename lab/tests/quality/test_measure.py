@@ -3,9 +3,10 @@
 import pytest
 import torch
 from starkv_lab.agent.vocabulary import END, PAD, TOKEN_ID
+from starkv_lab.quality import readers
 from starkv_lab.quality.design import Design
 from starkv_lab.quality.measure import Bench
-from starkv_lab.quality.variants import FULL, VARIANTS
+from starkv_lab.quality.variants import FULL, SCREEN, VARIANTS
 
 from starkv_compile import StarKVCache, StarKVConfig
 
@@ -88,11 +89,18 @@ def test_right_is_what_greedy_decoding_says(bench):
 
 
 def test_a_prompt_in_chunks(bench):
-    whole, one, several = (
-        bench.measure(VARIANTS[name], 0.25)
-        for name in ("default", "screen_novelty-chunk-150", "screen_novelty-chunk-50")
-    )
+    names = ("default", *(f"screen_novelty-chunk-{n}" for n in (150, 50, SCREEN)))
+    whole, one, several, screens = (bench.measure(VARIANTS[name], 0.25) for name in names)
     assert (one.right == whole.right).all(), "the whole prompt is shorter than a chunk"
     assert one.recall == pytest.approx(whole.recall)
     assert several.nbytes == whole.nbytes
     assert several.recall != pytest.approx(whole.recall)
+    assert (screens.right == whole.right).all(), "there is one screen"
+
+
+def test_screens_one_at_a_time_are_the_whole_prompt():
+    reader, seen = (bench := Bench(Design.of(1, frames=(3,)))).reader, bench.batches[0].seen
+    whole, parts = reader.read(seen), readers._read(reader.plain, seen, SCREEN)
+    for one, other in zip(whole.layers, parts.layers, strict=True):
+        torch.testing.assert_close(one.keys, other.keys)
+        torch.testing.assert_close(one.values, other.values)
