@@ -219,6 +219,9 @@ class StarKVLayer(WatchedLayer):
         return self.stored + query_length, self.seen - self.stored
 
     def reset(self) -> None:
+        # transformers 5.17 would put zeros in their place, and then append to these.
+        self._keys = self._values = None
+        self.is_initialized = False
         super().reset()
         self._clear()
 

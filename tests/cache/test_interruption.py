@@ -10,6 +10,7 @@ from transformers import DynamicCache
 import starkv_compile
 from starkv_compile import CacheError, StarKVCache
 from starkv_compile.cache.interruption import whole_call
+from starkv_compile.hf.cache_argument import with_cache
 from starkv_compile.testing import generate, tiny_model
 
 TEXT = torch.arange(20, 45)[None]
@@ -96,7 +97,7 @@ def test_a_later_call_that_stops_ends_the_cache_but_not_its_forks(ids):
     gained = ids.shape[1]
     for use in (
         lambda: step(model, TOKEN, cache),
-        lambda: generate(model, {"input_ids": torch.cat([TEXT, TEXT], 1)}, cache=cache),
+        lambda: generate(model, {"input_ids": torch.cat([TEXT, TEXT], 1)}, **with_cache(cache)),
         cache.fork,
         cache.state_dict,
         lambda: cache.crop(-1),

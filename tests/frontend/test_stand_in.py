@@ -41,8 +41,11 @@ def stored(call, *args, **kwargs):
     assert not [str(w.message) for w in caught if "starkv" in str(w.message)]
     if hasattr(output, "stored"):  # of a generate
         return output.stored[0][0].shape[2]
-    cache = output.past_key_values if "past_key_values" in output else output.cache
-    return cache.layers[0].keys.shape[2]
+    return cache_of(output).layers[0].keys.shape[2]
+
+
+def cache_of(output):
+    return output.past_key_values if "past_key_values" in output else output.cache
 
 
 def hooked(model):
@@ -290,9 +293,9 @@ def test_layers_of_several_lengths_need_an_attention_mask():
         compiled(own(LibraryCache), policy="pyramidkv")(PROMPT)
     model = compiled(llama(), policy="pyramidkv")
     with torch.no_grad():
-        cache = model(PROMPT, torch.ones_like(PROMPT)).cache
+        cache = cache_of(model(PROMPT, torch.ones_like(PROMPT)))
         by_place = model(PROMPT[:, :1], torch.ones(1, WHOLE + 1), None, cache)
-    assert by_place.cache.get_seq_length() == WHOLE + 1
+    assert cache_of(by_place).get_seq_length() == WHOLE + 1
 
 
 def test_outputs_that_cannot_be_shortened_are_said():

@@ -7,6 +7,7 @@ import starkv_compile
 from starkv_compile import AgentSession, StarKVCache, StarKVConfig
 from starkv_compile.testing import FAMILIES, TinyPrompt, generate, tiny_inputs, tiny_model
 from starkv_compile.vision.layout import VisionLayout
+from tests.support.chunks import skip_if_images_cannot_be_cut
 from tests.support.crossing import first_only
 from tests.support.planted import planted_fault
 from tests.support.turns import contents, steps, two_turns
@@ -276,6 +277,7 @@ def test_a_screenshot_in_tiles_is_one_of_the_history(agent):
 
 @pytest.mark.slow
 def test_a_screenshot_cut_by_chunks_of_the_prompt_is_one_of_the_history(agent):
+    skip_if_images_cannot_be_cut()
     model, processor = agent
     starkv_compile.compile(model, budget_tokens=150, inner="eager")
     session = AgentSession(model, processor, history=2)
