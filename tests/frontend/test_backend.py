@@ -170,3 +170,22 @@ def test_eager_attention_compresses_too():
     assert {site.form for graph in report.prompt_graphs for site in graph.sites} == {"spelled out"}
     for left, right in zip(sdpa.past_key_values.layers, eager.past_key_values.layers, strict=True):
         assert torch.equal(left.kept, right.kept)
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.compiler, "set_default_backend"), reason="torch 2.11 has no default backend"
+)
+def test_as_the_default_backend():
+    """A model is compressed, and a function without a model is compiled as by the inner backend."""
+    model, options = tiny_model("qwen2_vl"), {"budget": 0.2, "inner": "eager"}
+    before = torch.compiler.get_default_backend()
+    torch.compiler.set_default_backend("starkv")
+    try:
+        output = generate(torch.compile(model, options=options), tiny_inputs("qwen2_vl"))
+        doubled = torch.compile(lambda x: x + x, options={"inner": "eager"})(torch.ones(3))
+    finally:
+        torch.compiler.set_default_backend(before)
+    (graph,) = starkv_compile.report(model).prompt_graphs
+    assert graph.rewritten == 2
+    assert output.past_key_values.layers[0].stored < output.sequences.shape[1] / 2
+    assert doubled.tolist() == [2, 2, 2]
