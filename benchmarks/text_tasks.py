@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pydoc_data.topics import topics
@@ -145,31 +146,46 @@ def converse(
     follow_up: torch.Tensor,
     past: StarKVCache,
     tokens: int = 7,
+    after_prompt: Callable[[StarKVCache], Any] | None = None,
 ) -> Conversation:
     """Answers a prompt whose beginning is in `past`, then a follow-up. `past` does not change.
 
-    tokens: most tokens of each reply.
+    tokens: most tokens of each reply. after_prompt: what is done with the cache after each prompt,
+    before the second token of its reply.
     """
     cache = copy.deepcopy(past)
-    output = _generate(model, ids, cache, tokens)
+    output = _generate(model, ids, cache, tokens, after_prompt)
     first, nbytes = _decode(tokenizer, output, ids), cache.nbytes
     if cache.is_uneven:
         return Conversation((first, None), nbytes)
     if int(output[0, -1]) == model.generation_config.eos_token_id:
         output = output[:, :-1]  # the template closes the reply
     ids = torch.cat([output, follow_up], dim=1)
-    output = _generate(model, ids, cache, tokens)
+    output = _generate(model, ids, cache, tokens, after_prompt)
     return Conversation((first, _decode(tokenizer, output, ids)), nbytes)
 
 
 @torch.no_grad()
-def _generate(model: Any, ids: torch.Tensor, cache: StarKVCache, tokens: int) -> torch.Tensor:
+def _generate(
+    model: Any,
+    ids: torch.Tensor,
+    cache: StarKVCache,
+    tokens: int,
+    after_prompt: Callable[[StarKVCache], Any] | None,
+) -> torch.Tensor:
+    def once(input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        """Is asked after each token whether to stop."""
+        if after_prompt is not None and input_ids.shape[1] == ids.shape[1] + 1:
+            after_prompt(cache)
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
     output: torch.Tensor = model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         **with_cache(cache),
         max_new_tokens=tokens,
         do_sample=False,
+        stopping_criteria=[once],
     )
     return output
 
@@ -189,10 +205,17 @@ def passages(characters: int = 4_500) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def continuation_loss(model: Any, ids: torch.Tensor, past: StarKVCache, context: int) -> float:
+def continuation_loss(
+    model: Any,
+    ids: torch.Tensor,
+    past: StarKVCache,
+    context: int,
+    after_prompt: Callable[[StarKVCache], Any] | None = None,
+) -> float:
     """Returns the loss in nats per token of the text after the first `context` tokens.
 
-    past: the cache from `read` of ids[:, :context]. It does not change.
+    past: the cache from `read` of ids[:, :context]. It does not change. after_prompt: what is done
+    with the cache after these tokens.
     """
     cache, mask = copy.deepcopy(past), torch.ones_like(ids)  # a mask, for the graphs of `generate`
     seen, last = past.get_seq_length(), ids.shape[1] - 1
@@ -202,6 +225,8 @@ def continuation_loss(model: Any, ids: torch.Tensor, past: StarKVCache, context:
         **with_cache(cache),
         logits_to_keep=1,
     )
+    if after_prompt is not None:
+        after_prompt(cache)
     # The loss needs every logit, so the cache appends the chunk and does not compress it. Layers
     # of different lengths take only one token at a time.
     step = 1 if cache.is_uneven else last - context

@@ -140,10 +140,14 @@ def scaled(node: Node) -> tuple[Node, float] | None:
     return left, float(right) if is_op(node, ops.MULTIPLY) else 1.0 / right
 
 
+# Dynamo writes a packet from torch 2.15 on, and a getattr before.
+_MATRIX_TRANSPOSES = (aten.mT, aten.mT.default)
+
+
 def order_of_dims(node: Node) -> list[int]:
     """Which dimension of its first argument each of the node's is; [] if it is no transpose."""
     order = list(range(len(shape(node))))
-    if (node.target is getattr and node.args[1] == "mT") or node.target is aten.mT.default:
+    if node.target in _MATRIX_TRANSPOSES or (node.target is getattr and node.args[1] == "mT"):
         return [*order[:-2], *order[:-3:-1]]
     if is_op(node, ops.MOVE_DIM) and all(isinstance(dim, int) for dim in node.args[1:]):
         moved: Any = node.args[1:]

@@ -84,7 +84,7 @@ class Bench:
         recall = []
         with self.reader.reading(variant, budget, self.batches[0].seen) as metered:
             for batch in self.batches:
-                cache = metered.read(batch.seen)
+                cache = self.changed(metered.read(batch.seen))
                 recall.append(_recall(batch.attention, cache))
                 judged = [self._judge(batch, cache, i) for i in range(len(COLUMNS))]
                 right.append(np.stack([one.right for one in judged], 1))
@@ -105,6 +105,10 @@ class Bench:
             full_nbytes=metered.full_nbytes,
             seconds=metered.seconds,
         )
+
+    def changed(self, cache: StarKVCache) -> StarKVCache:
+        """The cache that answers are judged from. An experiment may override this."""
+        return cache
 
     def _judge(self, batch: Reference, cache: StarKVCache, i: int) -> Judged:
         what = batch.seen.prompts.continuations[i]
