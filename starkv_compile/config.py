@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, overload
 
 from .errors import OptionError
-from .validation import check_fields, choice, flag, integer, is_number, number
+from .validation import check_fields, choice, flag, integer, is_number, number, one_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -92,6 +92,11 @@ class StarKVConfig:
     window: int = integer(8, least=1, most=64)
     """Number of last tokens that always stay, and whose queries score the others [W]. 1 to 64."""
 
+    nbits: int = one_of(16, (16, 8, 4))
+    """Bits in which the cache stores each number of the kept tokens' keys and values: 16 stands for
+    the model's precision, 8 and 4 for codes, with 32 bits more for each token and head. The window
+    and the tokens decoded since the last prompt stay in the model's precision."""
+
     policy: PolicyOrName = PolicyOrName()
     """The policy that scores the tokens: a `starkv_compile.policies.Policy`, or the name of one
     with its default options."""
@@ -126,6 +131,16 @@ class StarKVConfig:
             raise OptionError(
                 f"decode_tokens={self.decode_tokens} with {why}: layers store different numbers of "
                 "tokens, but buffers need the same next slot in all layers; leave out decode_tokens"
+            )
+        if self.nbits != 16 and self.budget_bytes is not None:
+            raise OptionError(
+                f"nbits={self.nbits} with budget_bytes={self.budget_bytes}: bytes are counted in "
+                "the model's precision only; use budget or budget_tokens"
+            )
+        if self.nbits != 16 and self.shorten_outputs:
+            raise OptionError(
+                f"nbits={self.nbits} with shorten_outputs=True: a graph returns keys and values in "
+                "the model's precision, and your code stores them; leave out nbits"
             )
         if self.debug and self.inner != "eager":
             raise OptionError(
@@ -246,7 +261,7 @@ class StarKVConfig:
     @property
     def leaves_cache(self) -> bool:
         """Whether the cache can stay the default one of transformers."""
-        return self.keeps_everything and self.decode_tokens is None
+        return self.keeps_everything and self.decode_tokens is None and self.nbits == 16
 
     @property
     def fraction(self) -> Fraction:

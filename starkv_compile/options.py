@@ -21,6 +21,7 @@ class Options(TypedDict, total=False):
     layer_budgets: tuple[float, ...] | None
     decode_tokens: int | None
     window: int
+    nbits: int
     policy: Policy | str
     inner: str
     regional_compilation: bool

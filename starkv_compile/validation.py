@@ -85,6 +85,16 @@ def choice(default: str, choices: tuple[str, ...]) -> Any:
     return _checked(default, check)
 
 
+def one_of(default: int, choices: tuple[int, ...]) -> Any:
+    """A field for one of the numbers `choices`."""
+
+    def check(name: str, value: Any) -> None:
+        if type(value) is not int or value not in choices:
+            raise OptionError(f"{name}={value!r}: expected one of {', '.join(map(str, choices))}")
+
+    return _checked(default, check)
+
+
 def flag(default: bool) -> Any:
     """A field for True or False."""
 

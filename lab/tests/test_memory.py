@@ -9,10 +9,11 @@ from starkv_lab.memory.screens import screen_tokens
 from starkv_lab.memory.sizes import ModelSize, Peak
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM
 
+from starkv_compile import compile
 from starkv_compile.cache.size import cache_bytes
 from starkv_compile.cli import main
 from starkv_compile.hf.cache_argument import with_cache
-from starkv_compile.testing import tiny_model
+from starkv_compile.testing import generate, tiny_model
 
 SLIDING = MistralConfig(
     hidden_size=32,
@@ -57,6 +58,17 @@ def test_weights_and_cache_are_those_of_the_model(pair):
     compressed = [layer.token_bytes for layer in size.layers if layer.shortened]
     assert size.cache_bytes(30, 6) == size.cache_bytes(30) - 24 * sum(compressed)
     assert size.cache_bytes(30, 31) == size.cache_bytes(30)
+
+
+@pytest.mark.parametrize("nbits", [8, 4])
+@pytest.mark.parametrize("kept", [5, 40])
+def test_few_bits_take_what_a_compressed_cache_takes(nbits, kept):
+    model = tiny_model("qwen2_5_vl")
+    size = ModelSize(model.config, torch.float32)
+    compile(model, budget_tokens=kept, nbits=nbits, inner="eager")
+    ids = torch.arange(20, 80)[None]
+    cache = generate(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, 1)
+    assert size.cache_bytes(60, kept, nbits) == cache_bytes(cache.past_key_values)
 
 
 @pytest.mark.parametrize("past", [0, 25])
@@ -122,7 +134,8 @@ def test_the_command(checkpoint, capsys):
     assert lines[1].split()[-2:] == [str(tokens), "tokens"]
     assert lines[3].split()[-2:] == [str(5 * tokens + 96), "tokens"]
     assert "at 20%" in lines[5]
-    assert "in chunks of" in lines[7]
+    assert [line[:21].strip() for line in lines[6:8]] == [f"the same in {n} bits" for n in (8, 4)]
+    assert "in chunks of" in lines[9]
     assert main([*arguments, "--chunk", "32"]) == 0
     assert "in chunks of 32 " in capsys.readouterr().out
 

@@ -109,7 +109,8 @@ class StarKVCache(DynamicCache):
         """
         layers = [layer for layer in self.compressed_layers if layer.stored]
         stored = {layer.stored for layer in layers}
-        if len(stored) != 1:
+        next_slots = {layer.in_full for layer in layers}
+        if len(stored) != 1 or len(next_slots) != 1:
             raise CacheError(
                 f"the layers store {sorted(stored)} tokens, but buffers need the same next slot in "
                 "all layers"
@@ -119,7 +120,7 @@ class StarKVCache(DynamicCache):
             with torch.inference_mode(False):
                 slot = torch.zeros(1, dtype=torch.int64, device=layers[0].device)
             self.shared.slot = fixed_address(slot)
-        self.shared.slot.fill_(stored.pop())
+        self.shared.slot.fill_(next_slots.pop())
         self.shared.stepping = True
         return any(moved)
 
@@ -157,6 +158,20 @@ class StarKVCache(DynamicCache):
         layers = [layer for layer in self.compressed_layers if layer.stored]
         keep_newest_frames(layers, self.shared, frames, text_from)
 
+    def quantize(self, nbits: int, in_full: int) -> None:
+        """Stores the tokens of all compressed layers in codes, but the newest `in_full`.
+
+        A token that has codes keeps them. The graph of a later call turns codes into keys and
+        values again, one layer at a time.
+
+        Args:
+            nbits: 8 or 4 bits for each number, and 32 for each token and head.
+            in_full: how many of the newest tokens stay in the model's precision.
+        """
+        for layer in self.compressed_layers:
+            if layer.stored:
+                layer.quantize(nbits, in_full)
+
     def fork(self) -> StarKVCache:
         """Returns a second cache that continues from here. Neither one changes the other.
 
@@ -190,6 +205,11 @@ class StarKVCache(DynamicCache):
         """
         self.check_whole()
         self._check_only_ours("state_dict")
+        if any(layer.quantized is not None for layer in self.compressed_layers):
+            raise CacheError(
+                "state_dict: tokens in 8 or 4 bits cannot be saved yet; keep the session in "
+                "memory, or compile the model with nbits=16"
+            )
         for layer in self.compressed_layers:
             layer.settle()
         layers = [
@@ -265,7 +285,8 @@ class StarKVCache(DynamicCache):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
-        rows = next((len(layer.keys) for layer in self.compressed_layers if layer.stored), 0)
+        layers = [layer for layer in self.compressed_layers if layer.stored]
+        rows = len(layers[0].tokens_in_full()[0]) if layers else 0
         self.shared.select_rows(torch.arange(rows // repeats).repeat_interleave(repeats))
 
 

@@ -12,6 +12,7 @@ from ..kernels.marker import WriteArguments, Written
 from ..kernels.ops import STARKV
 from ..kernels.reference.star import Layout, State, fresh_state
 from ..vision.layout import stored_slots
+from .quantized import QuantizedTokens, quantize_tokens
 from .reading import WatchedLayer
 from .state import SharedState
 
@@ -31,8 +32,8 @@ class StarKVLayer(WatchedLayer):
     shared slot, a tensor: `filled` and `seen` are numbers that change with every token.
 
     Attributes:
-        keys: [B, G, stored, D].
-        values: [B, G, stored, D].
+        keys: [B, G, stored, D], also of tokens that are stored in few bits.
+        values: [B, G, stored, D], as well.
         stored: number of tokens stored.
         kept: [B, C] int64, place in the session's stream of each token that the last compaction
             kept; [B, G, C] if each head keeps a set of its own. Later tokens follow without gaps.
@@ -43,7 +44,11 @@ class StarKVLayer(WatchedLayer):
         retired: how many of these have left the session, with their frame or its turn. No budget
             counts them.
         filled: how many slots of the buffers hold a token; None without buffers.
-        dropped: how many tokens of the stream are not in the buffers.
+        dropped: how many tokens of the stream are not in the buffers: they are gone, or quantized.
+        quantized: the oldest tokens, in codes of `nbits`. Keys and values of the graph hold only
+            those that follow.
+        earlier: tokens that had codes before the prompt that is being compacted. Those that stay
+            get their codes back.
         addresses: of the buffers that `make_room` made. Keys and values at other addresses were
             widened or selected since.
     """
@@ -61,6 +66,9 @@ class StarKVLayer(WatchedLayer):
         self.filled = None
         self.dropped = 0
         self.addresses: tuple[int, int] | None = None
+        self.quantized: QuantizedTokens | None = None
+        self.earlier: QuantizedTokens | None = None
+        self.nbits = 16
 
     def make_room(self, tokens: int) -> bool:
         """Makes new buffers with `tokens` free slots if there is no slot for the next token.
@@ -68,13 +76,13 @@ class StarKVLayer(WatchedLayer):
         Returns:
             Whether keys and values have moved.
         """
-        stored = self.stored
-        has_room = self.filled is not None and stored < self._keys.shape[-2]
+        held = self.in_full
+        has_room = self.filled is not None and held < self._keys.shape[-2]
         if has_room and self._addresses() == self.addresses:
             return False
-        self._keys = _with_room(self._keys[:, :, :stored], tokens)
-        self._values = _with_room(self._values[:, :, :stored], tokens)
-        self.filled, self.dropped = stored, self.seen - stored
+        self._keys = _with_room(self._keys[:, :, :held], tokens)
+        self._values = _with_room(self._values[:, :, :held], tokens)
+        self.filled, self.dropped = held, self.seen - held
         self.addresses = self._addresses()
         return True
 
@@ -106,7 +114,7 @@ class StarKVLayer(WatchedLayer):
             self._values = self._values.to(_wider(self._values, value_states))
         self._keys.index_copy_(2, slot, key_states.to(self._keys.dtype))
         self._values.index_copy_(2, slot, value_states.to(self._values.dtype))
-        return self._keys, self._values
+        return self.with_quantized(self._keys, self._values)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -128,7 +136,10 @@ class StarKVLayer(WatchedLayer):
         if new == 1 or self.shared.appending or self.shared.is_read:
             self._keys, self._values = keys, values
             self.seen = self.seen + new
-            return keys, values
+            return self.with_quantized(keys, values)
+        keys, values = self.with_quantized(keys, values)
+        if self.quantized is not None:
+            self.earlier, self.quantized = self.quantized, None
         self.shared.compacts = True
         index = self._places(stored, new, keys)
         self.seen = self.seen + new
@@ -211,7 +222,8 @@ class StarKVLayer(WatchedLayer):
         a buffer are columns of later tokens, which causality hides.
         """
         if self.shared.stepping:
-            return self._keys.shape[-2], self.dropped
+            coded = 0 if self.quantized is None else self.quantized.tokens
+            return coded + self._keys.shape[-2], self.dropped - coded
         if self.shared.uneven:
             raise CacheError(ONE_PROMPT)
         self.settle()
@@ -220,10 +232,10 @@ class StarKVLayer(WatchedLayer):
 
     def reset(self) -> None:
         # transformers 5.17 would put zeros in their place, and then append to these.
+        self._clear()
         self._keys = self._values = None
         self.is_initialized = False
         super().reset()
-        self._clear()
 
     def crop(self, tokens_to_remove: int) -> None:
         """Removes the last tokens, given as a negative number.
@@ -247,7 +259,11 @@ class StarKVLayer(WatchedLayer):
                 "before a prompt that you may want to undo, or start a new one"
             )
         self.settle()
-        self.hold(self._keys[:, :, :-remove], self._values[:, :, :-remove])
+        coded = self.stored - self.in_full
+        end = max(0, self.in_full - remove)
+        if self.quantized is not None:
+            self.quantized = self.quantized.first(min(coded, self.stored - remove))
+        self.hold(self._keys[:, :, :end], self._values[:, :, :end])
         self.seen -= remove
         if self.kept is not None:
             self.kept = self.kept[..., : self.stored]
@@ -268,10 +284,34 @@ class StarKVLayer(WatchedLayer):
         slots = stay.expand(*places.shape[:-1], -1)
         novelty = self._novelties(places)
         self.kept, self.novelty = places.gather(-1, slots), novelty.gather(-1, slots)
+        self.settle()
+        in_full = int((slots >= self.stored - self.in_full).sum(-1).min())
         rows = stay.expand(*self._keys.shape[:2], -1)[..., None]
-        self._keys = self._keys.gather(2, rows.expand(-1, -1, -1, self._keys.shape[-1]))
-        self._values = self._values.gather(2, rows.expand(-1, -1, -1, self._values.shape[-1]))
-        self.filled = None
+        keys, values = (
+            t.gather(2, rows.expand(-1, -1, -1, t.shape[-1])) for t in self.in_model_precision()
+        )
+        self.earlier, self.quantized = self.quantized, None
+        self.hold(keys, values)
+        if self.earlier is not None:
+            self.quantize(self.nbits, in_full)
+
+    def quantize(self, nbits: int, in_full: int) -> None:
+        """Stores all tokens but the newest `in_full` in codes of `nbits`.
+
+        Those that had codes before get these back.
+        """
+        self.settle()
+        tokens = self.stored - in_full
+        if tokens <= 0 or self.quantized is not None:
+            return
+        self.nbits = nbits
+        older = self._keys[:, :, :tokens], self._values[:, :, :tokens]
+        place = self.places()[..., :tokens].contiguous()
+        newer = self._keys[:, :, tokens:].clone(), self._values[:, :, tokens:].clone()
+        with torch.no_grad():
+            self.quantized = quantize_tokens(*older, place, nbits, self.earlier)
+        self.hold(*newer)
+        self.earlier = None
 
     def fork(self, shared: SharedState) -> StarKVLayer:
         """Returns a copy for another cache. Both share their storage until they grow."""
@@ -290,6 +330,8 @@ class StarKVLayer(WatchedLayer):
             self._values.copy_(values)
         else:
             self._keys, self._values = keys, values
+        if self.quantized is not None:
+            self.quantized = self.quantized.select_rows(rows)
         if self.kept is not None:
             self.kept = self.kept[rows]
         if self.novelty is not None:

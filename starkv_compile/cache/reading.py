@@ -10,6 +10,7 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from ..errors import CacheError
+from .quantized import QuantizedTokens
 from .state import SharedState
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class WatchedLayer(DynamicLayer):
         values: [B, G, slots, D]; None before the first token.
         seen: tokens of the stream.
         filled: how many slots hold a token; None: all.
+        quantized: the oldest tokens, if they are stored in few bits.
         awaits: whether a call is in progress that has not stored its tokens in this layer yet.
         was_read: whether somebody has read keys or values meanwhile.
     """
@@ -37,6 +39,7 @@ class WatchedLayer(DynamicLayer):
     shared: SharedState
     seen: int
     filled: int | None
+    quantized: QuantizedTokens | None = None
     awaits = was_read = False
     _keys: Any = None
     _values: Any = None
@@ -44,29 +47,60 @@ class WatchedLayer(DynamicLayer):
     @property
     def stored(self) -> int:
         """Number of tokens stored."""
-        if not self.is_initialized or self._keys.numel() == 0:
+        return self.in_full + (0 if self.quantized is None else self.quantized.tokens)
+
+    @property
+    def in_full(self) -> int:
+        """Number of tokens stored in the model's precision, the newest ones."""
+        if not self.is_initialized or self._keys.dim() < 4:
             return 0
         return self._keys.shape[-2] if self.filled is None else self.filled
+
+    def with_quantized(
+        self, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the tokens stored in few bits, followed by these."""
+        if self.quantized is None:
+            return keys, values
+        older_keys, older_values = self.quantized.rows(keys.dtype)
+        return torch.cat([older_keys, keys], -2), torch.cat([older_values, values], -2)
 
     @property
     def keys(self) -> Any:
         self._note_reading()
-        return self._keys
+        return self._keys if self.quantized is None else self.in_model_precision()[0]
 
     @keys.setter
     def keys(self, keys: torch.Tensor | None) -> None:
-        _check_length(self._keys, keys)
+        self._check_length(keys)
+        self._drop_codes()
         self._keys = keys
 
     @property
     def values(self) -> Any:
         self._note_reading()
-        return self._values
+        return self._values if self.quantized is None else self.in_model_precision()[1]
 
     @values.setter
     def values(self, values: torch.Tensor | None) -> None:
-        _check_length(self._values, values)
+        self._check_length(values)
+        self._drop_codes()
         self._values = values
+
+    def in_model_precision(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of all tokens stored, as attention reads them."""
+        return self.with_quantized(self._keys, self._values)
+
+    def tokens_in_full(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the tokens stored in the model's precision, with free slots."""
+        return self._keys, self._values
+
+    def _drop_codes(self) -> None:
+        """Before somebody else puts tokens in place: all others are stored in full, too."""
+        if self.quantized is not None:
+            keys, values = self.in_model_precision()
+            self.quantized = None
+            self._keys, self._values = keys, values
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """As in transformers, but without a property's setter, which Dynamo of torch 2.11 skips."""
@@ -80,6 +114,19 @@ class WatchedLayer(DynamicLayer):
     def hold(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Puts keys and values of any length in place. The caller says which tokens they are."""
         self._keys, self._values = keys, values
+
+    def _check_length(self, given: Any) -> None:
+        """Raises `CacheError` if somebody puts another number of tokens into the layer."""
+        if given is None:
+            return
+        slots, new = (0 if t is None or t.dim() < 4 else t.shape[-2] for t in (self._keys, given))
+        old = slots + (0 if self.quantized is None else self.quantized.tokens)
+        if old and new != old:
+            raise CacheError(
+                f"keys or values of {new} tokens were put into a layer that stores {old}, and the "
+                "cache would count on as before. Remove the last tokens with cache.crop(-n), and "
+                "rows with cache.batch_select_indices"
+            )
 
     def _note_reading(self) -> None:
         if self.awaits:
@@ -100,17 +147,6 @@ class WatchedLayer(DynamicLayer):
         if self.shared.compacts or self.stored != self.seen:
             raise CacheError(f"{READS_KEYS}. To compress this model, {WAY_OUT}")
         self.shared.is_read = True
-
-
-def _check_length(before: Any, after: Any) -> None:
-    """Raises `CacheError` if somebody puts another number of tokens into a layer."""
-    old, new = (0 if t is None or t.dim() < 4 else t.shape[-2] for t in (before, after))
-    if old and after is not None and new != old:
-        raise CacheError(
-            f"keys or values of {new} tokens were put into a layer that stores {old}, and the "
-            "cache would count on as before. Remove the last tokens with cache.crop(-n), and rows "
-            "with cache.batch_select_indices"
-        )
 
 
 @contextlib.contextmanager

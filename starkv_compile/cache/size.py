@@ -21,9 +21,11 @@ def layer_bytes(layer: Any) -> int:
 
     A storage counts in full, with the free slots of a buffer and with what a view leaves out.
     """
-    return sum(
+    quantized = getattr(layer, "quantized", None)
+    names = ("keys", "values") if quantized is None else ("_keys", "_values")
+    return (0 if quantized is None else quantized.nbytes) + sum(
         tensor.untyped_storage().nbytes()
-        for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))
+        for tensor in (getattr(layer, name, None) for name in names)
         if isinstance(tensor, torch.Tensor)
     )
 
@@ -42,8 +44,14 @@ def row_bytes(key: torch.Tensor, value: torch.Tensor) -> int:
 
 
 def token_bytes(layer: StarKVLayer) -> int:
-    """Bytes of one token in all batch rows of a layer; 0 while the layer stores none."""
-    return layer.keys.shape[0] * row_bytes(layer.keys, layer.values) if layer.stored else 0
+    """Bytes of one token in all batch rows of a layer, in the model's precision.
+
+    0 while the layer stores none.
+    """
+    if not layer.stored:
+        return 0
+    keys, values = layer.tokens_in_full()
+    return keys.shape[0] * row_bytes(keys, values)
 
 
 def full_bytes(layers: Iterable[StarKVLayer]) -> int:

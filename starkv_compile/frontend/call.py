@@ -148,6 +148,8 @@ class Attachment:
         if not finished or new == 1:
             return
         check_prompt(cache, call.was_short, self.report)
+        if self.config.nbits != 16 and not cache.shared.is_read:
+            cache.quantize(self.config.nbits, self.config.scoring_window)
         self._read_cache(cache)
         if self.config.budget_bytes is not None:
             self._check_bytes(self.config.budget_bytes)

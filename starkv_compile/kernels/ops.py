@@ -23,7 +23,7 @@ from ..errors import NonFiniteScores
 from . import cpp, reference, shapes
 from .compiling import no_new_guards, record_source, runs_cpp
 from .marker import Written
-from .reference import layout, novelty
+from .reference import layout, novelty, quantization
 from .reference import star as star_reference
 from .reference.capacity import every_length, split_capacity
 from .reference.spatial import Counting
@@ -232,6 +232,12 @@ def gather_kv(
     # As in the reference, a cached tensor must not be a view.
     shapes = ([*kept.shape, t.shape[-1]] for t in pair)
     return tuple(map(torch.ops.aten._unsafe_view, pair, shapes))
+
+
+@op(shape=shapes.dequantize)
+def dequantize(codes: Tensor, ranges: Tensor, centre: Tensor, dtype: torch.dtype) -> Tensor:
+    """See `reference.quantization.dequantize`."""
+    return quantization.dequantize(codes, ranges, centre, dtype)
 
 
 @torch.library.custom_op("starkv::after", mutates_args=("out",))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, float32, int64
 
 from .reference.capacity import checked_window, split_capacity
@@ -55,3 +56,8 @@ def gather_kv(
     batch, groups = key.shape[:2]
     rows = (batch, groups, kept.shape[-1])
     return key.new_empty(*rows, key.shape[-1]), value.new_empty(*rows, value.shape[-1])
+
+
+def dequantize(codes: Tensor, ranges: Tensor, centre: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, G, C, D] of `dtype`."""
+    return centre.new_empty(*codes.shape[:3], centre.shape[-1], dtype=dtype)

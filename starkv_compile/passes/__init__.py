@@ -22,6 +22,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from ..config import StarKVConfig
+from ..errors import OptionError
 from ..reporting import GraphReport
 from .base import Cache, Context, GraphPass, Observer
 from .exported import rewrite_program
@@ -124,9 +125,16 @@ def apply(
 
     Raises:
         TypeError: `module` is neither a graph nor a program.
+        OptionError: the configuration asks for tokens in few bits.
         PolicyError: a policy of yours failed. The graph stays as it is.
     """
-    pipeline = Pipeline(config or StarKVConfig())
+    config = config or StarKVConfig()
+    if config.nbits != 16:
+        raise OptionError(
+            f"nbits={config.nbits} with apply(): your code stores the keys and values that the "
+            "graph returns, in the model's precision; leave out nbits"
+        )
+    pipeline = Pipeline(config)
     if isinstance(module, ExportedProgram):
         return rewrite_program(
             module, lambda graph: pipeline.run(graph, cache="caller", every_length=True)

@@ -122,8 +122,8 @@ def through(node: Any, *steps: Callable[[Node], Node | None]) -> Iterator[Node]:
 
 def newest(tokens: Node) -> Node:
     """Of cached and new tokens joined, the new ones."""
-    if is_op(tokens, ops.CAT) and len(producers(tokens)) > 1:
-        return producers(tokens)[-1]
+    while is_op(tokens, ops.CAT) and len(producers(tokens)) > 1:
+        tokens = producers(tokens)[-1]
     return tokens
 
 

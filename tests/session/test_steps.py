@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import starkv_compile
-from starkv_compile import AgentSession, StarKVCache, StarKVConfig
+from starkv_compile import AgentSession, CacheError, StarKVCache, StarKVConfig
 from starkv_compile.testing import FAMILIES, TinyPrompt, generate, tiny_inputs, tiny_model
 from starkv_compile.vision.layout import VisionLayout
 from tests.support.chunks import skip_if_images_cannot_be_cut
@@ -362,3 +362,23 @@ def test_what_a_session_cannot_do_is_said(agent):
     sliding = StarKVCache(tiny_model("qwen2_5_vl", use_sliding_window=True, **window).config)
     with pytest.raises(starkv_compile.CacheError, match="fork: this model also caches in"):
         sliding.fork()
+
+
+def test_frames_that_leave_a_session_take_no_other_codes_with_them(agent):
+    model, processor = agent
+    starkv_compile.compile(model, budget=0.4, inner="eager", nbits=4)
+    session = AgentSession(model, processor, history=2)
+    steps(session, 2)
+    layer, before = session.cache.compressed_layers[0], {}
+    for slot, place in enumerate(layer.quantized.place[0].tolist()):
+        before[place] = layer.quantized.key.codes[:, :, slot]
+    steps(session, 2, start=2)
+    assert layer.retired > 0
+    after = layer.quantized.place[0].tolist()
+    common = before.keys() & set(after)
+    assert common
+    for place in common:
+        now = layer.quantized.key.codes[:, :, after.index(place)]
+        assert torch.equal(now, before[place])
+    with pytest.raises(CacheError, match="8 or 4 bits cannot be saved yet"):
+        session.cache.state_dict()

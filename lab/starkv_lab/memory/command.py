@@ -104,6 +104,10 @@ def _memory(args: argparse.Namespace) -> int:
         (f"the prompt: {args.screens} screenshots, {args.text} of text", f"{tokens:,} tokens"),
         ("its cache, full", readable_bytes(size.cache_bytes(tokens))),
         (f"its cache at {share}", readable_bytes(size.cache_bytes(tokens, stored))),
+        *(
+            (f"the same in {nbits} bits", readable_bytes(size.cache_bytes(tokens, stored, nbits)))
+            for nbits in (8, 4)
+        ),
         ("peak of reading it at once, cache included", readable_bytes(size.prompt_bytes(tokens))),
         (
             f"the same at {share}, in chunks of {chunk:,}",

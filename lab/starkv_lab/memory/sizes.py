@@ -17,26 +17,38 @@ from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from starkv_compile import UnsupportedModel
+from starkv_compile import StarKVConfig, UnsupportedModel
 from starkv_compile.hf import with_cache
+from starkv_compile.kernels.reference import row_bytes
 
 
 @dataclass(frozen=True)
 class LayerSize:
     """The cache of one layer.
 
-    token_bytes: bytes of one token's keys and values, one row. window: tokens that a sliding window
-    keeps; None: all. shortened: whether starkv compresses it.
+    token_bytes: bytes of one token's keys and values, one row. heads: (number, head size) of keys
+    and of values. window: tokens that a sliding window keeps; None: all. shortened: whether starkv
+    compresses it.
     """
 
     token_bytes: int
+    heads: tuple[tuple[int, int], ...]
     window: int | None
     shortened: bool
 
-    def nbytes(self, tokens: int, kept: int) -> int:
-        """Bytes after a prompt of `tokens`, of which a compressed layer keeps `kept`."""
+    def nbytes(self, tokens: int, kept: int, nbits: int = 16) -> int:
+        """Bytes after a prompt of `tokens`, of which a compressed layer keeps `kept`.
+
+        nbits: as the option of starkv; 16: the model's precision.
+        """
         stored = kept if self.shortened else tokens
-        return self.token_bytes * (stored if self.window is None else min(stored, self.window))
+        stored = stored if self.window is None else min(stored, self.window)
+        if nbits == 16 or not self.shortened:
+            return self.token_bytes * stored
+        in_full = min(stored, StarKVConfig().window)
+        row = sum(number * row_bytes(size, nbits) for number, size in self.heads)
+        centres = sum(number * size * 4 for number, size in self.heads) if stored > in_full else 0
+        return self.token_bytes * in_full + row * (stored - in_full) + centres
 
 
 class ModelSize:
@@ -71,10 +83,13 @@ class ModelSize:
                 f"a {config.model_type} cannot be measured without its weights ({why})"
             ) from error
 
-    def cache_bytes(self, tokens: int, kept: int | None = None) -> int:
-        """Bytes of the cache after a prompt of `tokens`; kept: of a compressed layer. None: all."""
+    def cache_bytes(self, tokens: int, kept: int | None = None, nbits: int = 16) -> int:
+        """Bytes of the cache after a prompt of `tokens`.
+
+        kept: tokens of a compressed layer. None: all. nbits: as the option of starkv.
+        """
         kept = tokens if kept is None else min(kept, tokens)
-        return sum(layer.nbytes(tokens, kept) for layer in self.layers)
+        return sum(layer.nbytes(tokens, kept, nbits) for layer in self.layers)
 
     def prompt_bytes(self, tokens: int, past: int = 0) -> int:
         """Peak bytes of tensors while the decoder reads `tokens`, without weights, with the cache.
@@ -105,7 +120,8 @@ class ModelSize:
             sliding = isinstance(layer, DynamicSlidingWindowLayer)
             window = layer.sliding_window if sliding else None
             nbytes = keys.nbytes + values.nbytes
-            found.append(LayerSize(nbytes // 2, window, type(layer) is DynamicLayer))
+            heads = tuple((t.shape[1], t.shape[3]) for t in (keys, values))
+            found.append(LayerSize(nbytes // 2, heads, window, type(layer) is DynamicLayer))
         return found
 
     @torch.no_grad()

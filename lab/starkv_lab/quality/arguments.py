@@ -63,8 +63,8 @@ def _add_common(parser: argparse.ArgumentParser, budgets: str) -> None:
         type=names,
         metavar="A,B",
         default="policy,ablation,own",
-        help="names from starkv_lab.quality.variants; 'policy', 'ablation', 'own' or 'chunks' "
-        "means all variants of that group",
+        help="names from starkv_lab.quality.variants; 'policy', 'ablation', 'own', 'chunks' "
+        "or 'bits' means all variants of that group",
     )
     add(
         "--budgets",

@@ -36,7 +36,7 @@ from .variants import BUDGETS, FULL, VARIANTS, Variant, policy_variant
 
 MEASURED = ("policy", "ablation", "own")
 """The groups that the command measures when none is named."""
-GROUPS = (*MEASURED, "chunks")
+GROUPS = (*MEASURED, "chunks", "bits")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,11 +22,11 @@ class Variant:
     """Gives a configuration a name and a title.
 
     make: makes the configuration from `budget` and `inner`. group: "policy", "ablation" for one
-    change to the paper's method, "own" for one change to our default, or "chunks" for a prompt
-    that is read in parts. by_need: True for the oracle, which is the upper limit. It knows what the
-    questions need, so of `make` only the capacity counts. chunk: tokens of each part, each
-    compacted before the next is read (`prefill_chunk_size` of transformers), or SCREEN for one
-    screen at a time; None: one part.
+    change to the paper's method, "own" for one change to our default, "chunks" for a prompt that
+    is read in parts, or "bits" for kept tokens in few bits. by_need: True for the oracle, which is
+    the upper limit. It knows what the questions need, so of `make` only the capacity counts. chunk:
+    tokens of each part, each compacted before the next is read (`prefill_chunk_size` of
+    transformers), or SCREEN for one screen at a time; None: one part.
     """
 
     name: str
@@ -59,6 +59,18 @@ def _in_chunks(policy: str, title: str) -> list[Variant]:
     return [
         Variant(f"{policy}-chunk-{n}", f"{title}, {how}", make, "chunks", chunk=n)
         for n, how in titles.items()
+    ]
+
+
+def _in_bits(policy: str, title: str) -> list[Variant]:
+    return [
+        Variant(
+            f"{policy}-{nbits}-bits",
+            f"{title}, {nbits} bits",
+            partial(_flat, policy=policy, nbits=nbits),
+            "bits",
+        )
+        for nbits in (8, 4)
     ]
 
 
@@ -146,6 +158,10 @@ _ALL = (
     _own("own-window-16", "window 16", window=16),
     *_in_chunks("screen_novelty", "screen novelty"),
     *_in_chunks("st_lite", "ST-Lite"),
+    *_in_bits("screen_novelty", "screen novelty"),
+    *_in_bits("st_lite", "ST-Lite"),
+    *_in_bits("snapkv", "SnapKV"),
+    *_in_bits("random", "random"),
 )
 
 VARIANTS = {variant.name: variant for variant in _ALL}

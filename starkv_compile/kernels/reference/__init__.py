@@ -5,6 +5,7 @@ Selection and compaction are exact. Scores are float32 for models of any dtype.
 
 from .attention import window_attention
 from .capacity import layer_capacity, split_capacity
+from .quantization import row_bytes
 from .selection import best_first, gather_kv, select_tokens
 from .spatial import rank_histogram
 from .star import Scores
@@ -15,6 +16,7 @@ __all__ = [
     "gather_kv",
     "layer_capacity",
     "rank_histogram",
+    "row_bytes",
     "select_tokens",
     "split_capacity",
     "window_attention",

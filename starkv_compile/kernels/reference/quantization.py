@@ -1,0 +1,117 @@
+"""Quantizes keys and values of tokens to 8 or 4 bits, and back.
+
+A row is what one head stores of one token, D numbers. It is moved by the centre of its layer and
+head, rotated, and rounded to equal steps between its least and its greatest number. So:
+
+* A row depends on no other row. Choosing again among stored rows is a gather of codes, and a row
+  that is not finite spoils no other one.
+* Channels that are far from zero in every token, as in models that do not normalise keys, are in
+  the centre. Other far channels are spread over all others by the rotation, a Hadamard matrix.
+
+`benchmarks/low_bits.py` compares this form with others.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+Tensor = torch.Tensor
+
+BITS = (8, 4)
+
+
+class Quantized(NamedTuple):
+    """Rows in few bits.
+
+    codes: [B, G, C, D] uint8 with 8 bits, [B, G, C, ceil(D / 2)] with 4, where a byte holds a
+    number of the row's first half in its low bits, and one of the second half in its high bits.
+    ranges: [B, G, C, 2] in 16 bits, the least number and the step. centre: [B, G, 1, D] float32,
+    the same for all rows that a layer ever quantizes.
+    """
+
+    codes: Tensor
+    ranges: Tensor
+    centre: Tensor
+
+    @property
+    def tokens(self) -> int:
+        return self.codes.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.untyped_storage().nbytes() for tensor in self)
+
+
+def row_bytes(dim: int, nbits: int) -> int:
+    """Bytes of the codes and the range of one row of `dim` numbers."""
+    return -(-dim * nbits // 8) + 4
+
+
+def centre_of(rows: Tensor) -> Tensor:
+    """The mean [B, G, 1, D] float32 of rows [B, G, C, D], without those that are not finite."""
+    rows = rows.float()
+    good = rows.isfinite().all(-1, keepdim=True)
+    return rows.where(good, 0.0).sum(2, keepdim=True) / good.sum(2, keepdim=True).clamp(min=1)
+
+
+def quantize(rows: Tensor, centre: Tensor, nbits: int) -> Quantized:
+    """Quantizes rows [B, G, C, D] of any floating-point dtype.
+
+    Each number ends within half a step of where it was, plus the rounding of the range to 16 bits:
+    float16 for rows of float16, else bfloat16. A row with NaN or infinity becomes NaN.
+    """
+    turned = turn(rows.float() - centre)
+    low, high = turned.amin(-1, keepdim=True), turned.amax(-1, keepdim=True)
+    most = 2**nbits - 1
+    kind = torch.float16 if rows.dtype == torch.float16 else torch.bfloat16
+    ranges = torch.cat([low, (high - low) / most], -1).to(kind)
+    low, step = ranges.float().split(1, -1)
+    # A row of equal numbers has no step. Every code is its least number.
+    codes = torch.where(step > 0, (turned - low) / step, 0.0).nan_to_num(nan=0.0)
+    codes = codes.round().clamp(0, most).to(torch.uint8)
+    return Quantized(codes if nbits == 8 else _packed(codes), ranges, centre)
+
+
+def dequantize(codes: Tensor, ranges: Tensor, centre: Tensor, dtype: torch.dtype) -> Tensor:
+    """The rows [B, G, C, D] that `quantize` made these of, rounded."""
+    dim = centre.shape[-1]
+    numbers = codes if codes.shape[-1] == dim else _unpacked(codes, dim)
+    low, step = ranges.float().split(1, -1)
+    return (turn_back(low + numbers * step) + centre).to(dtype)
+
+
+def turn(rows: Tensor) -> Tensor:
+    """Rotates rows [..., D]: by a Hadamard matrix, in blocks of the largest power of two in D.
+
+    The rotation is its own inverse, so products of two turned rows are those of the rows.
+    """
+    dim = rows.shape[-1]
+    size = dim & -dim
+    blocks = rows.unflatten(-1, (dim // size, size))
+    return (blocks @ _hadamard(size, rows)).flatten(-2)
+
+
+turn_back = turn
+"""A symmetric Hadamard matrix is its own inverse."""
+
+
+def _hadamard(size: int, like: Tensor) -> Tensor:
+    """Orthogonal and symmetric [size, size]; size is a power of two."""
+    matrix = like.new_ones(1, 1)
+    while matrix.shape[0] < size:
+        upper, lower = torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)
+        matrix = torch.cat([upper, lower])
+    return matrix * size**-0.5
+
+
+def _packed(codes: Tensor) -> Tensor:
+    half = (codes.shape[-1] + 1) // 2
+    first, second = codes[..., :half], codes[..., half:]
+    second = torch.nn.functional.pad(second, (0, half - second.shape[-1]))
+    return first | second << 4
+
+
+def _unpacked(codes: Tensor, dim: int) -> Tensor:
+    return torch.cat([codes & 15, codes >> 4], -1)[..., :dim]

@@ -1,0 +1,188 @@
+"""`nbits`: kept tokens in codes, and everything else as in the model's precision."""
+
+import pytest
+import torch
+
+import starkv_compile
+from starkv_compile import CacheError, OptionError, StarKVCache, StarKVConfig
+from starkv_compile.kernels.reference.quantization import centre_of, dequantize, quantize
+from starkv_compile.passes import apply
+from starkv_compile.testing import TinyPrompt, generate, tiny_inputs, tiny_model
+from tests.support.turns import two_turns
+
+FAMILY, WINDOW = "qwen2_5_vl", 8
+
+
+def compressed(nbits=4, **options):
+    budget = {} if "budget_tokens" in options else {"budget": 0.4}
+    options = {"inner": "eager", **budget, **options}
+    return starkv_compile.compile(tiny_model(FAMILY), nbits=nbits, **options)
+
+
+def after(nbits, tokens=1, prompts=(), **options):
+    """A reply, and the cache after it."""
+    output = generate(compressed(nbits, **options), tiny_inputs(FAMILY, *prompts), tokens)
+    return output, output.past_key_values
+
+
+@pytest.mark.parametrize("nbits", [8, 4])
+@pytest.mark.parametrize("policy", ["screen_novelty", "snapkv"])
+def test_the_same_tokens_are_kept_and_all_but_the_window_are_quantized(nbits, policy):
+    (_, full), (_, cache) = (after(n, policy=policy) for n in (16, nbits))
+    for exact, layer in zip(full.layers, cache.layers, strict=True):
+        assert torch.equal(exact.kept, layer.kept)
+        assert layer.in_full == WINDOW
+        assert layer.stored == exact.stored == WINDOW + layer.quantized.tokens
+        for name in ("keys", "values"):
+            rows, found = getattr(exact, name), getattr(layer, name)
+            older = rows[:, :, :-WINDOW]
+            expected = dequantize(*quantize(older, centre_of(older), nbits), rows.dtype)
+            assert torch.equal(found[:, :, -WINDOW:], rows[:, :, -WINDOW:])
+            # The second layer's input is another one already.
+            torch.testing.assert_close(found[:, :, :-WINDOW], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_bytes_that_are_stored_are_reported():
+    model = compressed(4, budget=0.5)
+    cache = generate(model, tiny_inputs(FAMILY), 1).past_key_values
+    storages = {}
+    for layer in cache.layers:
+        assert layer._keys.shape[2] == WINDOW
+        parts = (layer._keys, layer._values, *layer.quantized.key, *layer.quantized.value)
+        for tensor in parts:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    report = starkv_compile.report(model)
+    assert cache.nbytes == report.nbytes == sum(storages.values())
+    tokens, heads, dim = layer.quantized.tokens, layer._keys.shape[1], layer._keys.shape[3]
+    codes = 2 * heads * tokens * (dim // 2 + 4) + 2 * heads * dim * 4
+    assert cache.nbytes == 2 * (codes + 2 * heads * WINDOW * dim * 4)
+    assert cache.full_nbytes == 2 * 2 * heads * layer.seen * dim * 4
+
+
+@pytest.mark.parametrize("nbits", [8, 4])
+@pytest.mark.parametrize("policy", ["screen_novelty", "snapkv"])
+def test_no_token_is_rounded_twice_in_thirty_steps(nbits, policy):
+    model = compressed(nbits, budget_tokens=40, policy=policy)
+    cache, known, stayed = StarKVCache(model.config), {}, 0
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        ids = torch.randint(5, 180, (1, 9), generator=generator)
+        with torch.no_grad():
+            model(input_ids=ids, past_key_values=cache, logits_to_keep=1)
+        layer = cache.layers[1]
+        place = layer.quantized.place
+        heads = place[0] if place.dim() == 3 else place.expand(layer._keys.shape[1], -1)
+        now = {}
+        for head, places in enumerate(heads.tolist()):
+            for slot, token in enumerate(places):
+                parts = (*layer.quantized.key[:2], *layer.quantized.value[:2])
+                now[head, token] = [part[0, head, slot] for part in parts]
+        for name in now.keys() & known.keys():
+            stayed += 1
+            assert all(torch.equal(a, b) for a, b in zip(now[name], known[name], strict=True))
+        known = now
+    assert stayed > 100
+    assert cache.layers[1].stored == 40
+
+
+def test_buffers_give_what_a_growing_cache_gives():
+    (grown, _), (output, cache) = after(4, 12), after(4, 12, decode_tokens=5)
+    assert torch.equal(grown.sequences, output.sequences)
+    for a, b in zip(grown.logits, output.logits, strict=True):
+        torch.testing.assert_close(a, b)
+    assert cache.layers[0].filled == cache.layers[0].in_full == WINDOW + 11
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_beams": 3, "decode_tokens": 16}])
+def test_beams_and_rows_move_codes_with_them(options):
+    room = {k: options[k] for k in options if k == "decode_tokens"}
+    model = compressed(4, **room)
+    prompts = (TinyPrompt(), TinyPrompt(((4, 4),), 16, seed=3))
+    cache = generate(model, tiny_inputs(FAMILY, *prompts), 6, num_beams=3).past_key_values
+    before = [layer.keys for layer in cache.layers]
+    rows = torch.tensor([5, 0, 0, 3])
+    cache.batch_select_indices(rows)
+    for keys, layer in zip(before, cache.layers, strict=True):
+        assert layer.quantized.key.codes.shape[0] == 4
+        assert torch.equal(layer.keys, keys[rows])
+
+
+def test_a_fork_and_a_crop():
+    _, cache = after(4, 6)
+    fork, keys = cache.fork(), cache.layers[0].keys.clone()
+    fork.crop(-3)
+    assert torch.equal(fork.layers[0].keys, keys[:, :, :-3])
+    assert torch.equal(cache.layers[0].keys, keys)
+    fork.reset()
+    assert fork.layers[0].quantized is None
+
+
+def test_a_crop_into_the_codes_of_a_cache_that_dropped_nothing():
+    _, cache = after(8, 4, budget=1.0)
+    layer = cache.layers[0]
+    stored, coded, keys = layer.stored, layer.quantized.tokens, layer.keys.clone()
+    assert stored == layer.seen
+    cache.crop(-(stored - coded + 5))
+    assert (layer.stored, layer.quantized.tokens, layer.in_full) == (coded - 5, coded - 5, 0)
+    assert torch.equal(layer.keys, keys[:, :, : coded - 5])
+
+
+def test_a_second_prompt_and_what_it_answers():
+    """The reply is near that of a cache in the model's precision, and nothing else changes."""
+    caches = []
+    for nbits in (16, 8):
+        model = compressed(nbits)
+        cache = StarKVCache(model.config)
+        output = two_turns(model, FAMILY, cache)
+        caches.append((output, cache))
+    (exact, full), (output, cache) = caches
+    assert torch.equal(exact.sequences, output.sequences)
+    torch.testing.assert_close(exact.logits[0], output.logits[0], rtol=0.05, atol=0.05)
+    assert [x.stored for x in full.layers] == [x.stored for x in cache.layers]
+    assert cache.nbytes < 0.6 * full.nbytes
+
+
+def test_a_padded_batch():
+    prompts = (TinyPrompt(), TinyPrompt(((4, 4),), 16, seed=3))
+    (exact, _), (output, cache) = (after(n, 5, prompts=prompts) for n in (16, 8))
+    assert torch.equal(exact.sequences, output.sequences)
+    assert cache.layers[0].quantized.key.codes.shape[0] == 2
+
+
+def test_keys_put_in_by_hand():
+    _, cache = after(4)
+    layer = cache.layers[0]
+    keys = layer.keys.clone() * 2
+    layer.keys = keys
+    assert torch.equal(layer.keys, keys)
+    with pytest.raises(CacheError, match="were put into a layer"):
+        layer.keys = keys[:, :, 1:]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"nbits": 3}, "nbits=3: expected one of 16, 8, 4"),
+        ({"nbits": True}, "nbits=True: expected one of"),
+        ({"nbits": 4, "budget_bytes": 10**6}, "bytes are counted in the model's precision"),
+        ({"nbits": 4, "shorten_outputs": True}, "leave out nbits"),
+    ],
+)
+def test_impossible_options(options, said):
+    with pytest.raises(OptionError, match=said):
+        StarKVConfig(**options)
+
+
+def test_a_graph_of_your_own_returns_no_codes():
+    graph = torch.fx.symbolic_trace(torch.nn.Linear(2, 2))
+    with pytest.raises(OptionError, match=r"nbits=8 with apply\(\)"):
+        apply(graph, StarKVConfig(nbits=8))
+
+
+@pytest.mark.slow
+def test_inductor_gives_what_eager_gives():
+    (eager, kept), (output, cache) = (after(4, 4, inner=i) for i in ("eager", "inductor"))
+    assert torch.equal(eager.sequences, output.sequences)
+    for a, b in zip(kept.layers, cache.layers, strict=True):
+        assert torch.equal(a.kept, b.kept)
+        torch.testing.assert_close(a.keys, b.keys, rtol=0.02, atol=0.02)
