@@ -47,7 +47,7 @@ def _budget_hint(value: Any) -> str:
         share = f"budget={value / 100:g} for {value:g} %, " if value <= 100 else ""
         return f" ({share}budget_tokens={int(value)} for a number of tokens)"
     if isinstance(value, str):
-        return " (pass it without quotes)"
+        return " (a number without quotes: 0.2 for 20 %)"
     return " (1.0 keeps everything)"
 
 

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 processes=${1:-2}
 shift || true
 export OMP_NUM_THREADS=1
-git ls-files 'tests/*test_*.py' 'lab/tests/*test_*.py' | grep -v -e interpreted -e optional/ |
+find tests lab/tests -name 'test_*.py' | sort | grep -v -e interpreted -e optional/ |
     xargs -P "$processes" -I{} sh -c '
         .venv/bin/python -m pytest -q -p no:cacheprovider "$@" {} >"${TMPDIR:-/tmp}/alone-$$.log" 2>&1
         code=$?

@@ -43,6 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StarKVError as error:
         print(f"starkv: {error}", file=sys.stderr)
         return 2
+    except (ImportError, RuntimeError) as error:
+        if "torchvision" not in _causes(error):
+            raise
+        print(
+            "starkv: torch and torchvision do not fit each other; `starkv doctor` says what to "
+            "install",
+            file=sys.stderr,
+        )
+        return 2
     except BrokenPipeError:  # whoever read the output has ended, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -78,6 +87,15 @@ def _parser(installed: dict[str, EntryPoint], asked: str) -> argparse.ArgumentPa
         add_command(commands)
     parser.epilog = " ".join(notes) or None
     return parser
+
+
+def _causes(error: BaseException | None) -> str:
+    """The messages of an error and of those that it comes from."""
+    messages: list[str] = []
+    while error is not None and len(messages) < 20:
+        messages.append(str(error))
+        error = error.__cause__ or error.__context__
+    return " ".join(messages)
 
 
 def _versions() -> str:

@@ -139,12 +139,9 @@ def _gpu(torch_version: str, cuda: str | None) -> Finding:
     import torch
 
     if cuda is None:
-        number = torch_version.split("+")[0]
+        advice = _torchvision_advice(torch_version, "cuda")
         return Finding(
-            "GPU",
-            False,
-            "torch is a CPU build",
-            f"on Linux with an NVIDIA driver: pip install --force-reinstall torch=={number}",
+            "GPU", False, "torch is a CPU build", f"on Linux with an NVIDIA driver: {advice}"
         )
     if not torch.cuda.is_available():
         return Finding("GPU", False, "torch finds none", "nvidia-smi shows driver and GPU")

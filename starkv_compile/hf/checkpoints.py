@@ -15,7 +15,8 @@ def check_folder(checkpoint: Path) -> None:
     if not (checkpoint / "config.json").is_file():
         raise StarKVError(
             f"{checkpoint}: there is no checkpoint (config.json is missing); give the folder "
-            "that `save_pretrained` wrote"
+            "that `save_pretrained` wrote, or that a download of the model made: names of a hub "
+            "are not looked up"
         )
 
 

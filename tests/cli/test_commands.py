@@ -55,6 +55,11 @@ def failing(error):
         (KeyboardInterrupt(), 130, "starkv: interrupted\n"),
         (OSError(28, "No space left on device", "a.html"), 2, "a.html: No space left on device\n"),
         (OSError("a disk that fails"), 2, "starkv: a disk that fails\n"),
+        (
+            RuntimeError("operator torchvision::nms does not exist"),
+            2,
+            "do not fit each other; `starkv doctor` says what to install\n",
+        ),
     ],
 )
 def test_what_ends_a_command_is_one_sentence(installed, capsys, error, code, said):
@@ -63,6 +68,12 @@ def test_what_ends_a_command_is_one_sentence(installed, capsys, error, code, sai
     shown = capsys.readouterr()
     assert shown.err.endswith(said)
     assert (shown.err.count("\n"), shown.out) == (1, "")
+
+
+def test_other_faults_are_not_hidden(installed):
+    installed(failing(RuntimeError("a fault of ours")))
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        main(["fails"])
 
 
 def test_a_reader_that_has_seen_enough():

@@ -121,14 +121,19 @@ def _measure_all(
             exported[way.name] = (options.exported or temporary) / way.name
             say = partial(console.print, f"{way.title}:")
             export_agent(way.config, options.agent, exported[way.name], say)
-    results = []
+    results: list[Measured] = []
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
-        for way in chosen:
+        for way in reversed(chosen):  # the default first, whose answers are shown as they come
             task = progress.add_task(f"{way.title}: {asked}, {runs} runs", total=runs * len(turns))
-
             advance = partial(progress.advance, task)
-            results.append(measure(way, turns, options.agent, advance, exported.get(way.name)))
+            folder = exported.get(way.name)
+            replied = None if results else partial(_show_reply, console, way.title)
+            results.insert(0, measure(way, turns, options.agent, advance, folder, replied))
     return results
+
+
+def _show_reply(console: Console, title: str, turn: Turn, reply: str) -> None:
+    console.print(f"{title}: {turn.text} -> {reply}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _draw_all(turns: Sequence[Turn], results: Sequence[Measured], out: Path) -> list[Path]:

@@ -85,19 +85,21 @@ def measure(
     checkpoint: Path | None = None,
     advance: Callable[[], Any] = lambda: None,
     exported: Path | None = None,
+    replied: Callable[[Turn, str], Any] | None = None,
 ) -> Measured:
     """Runs `turns` `RUNS` times, each time in a new session.
 
     Args:
         advance: called after every turn.
         exported: a folder that `export_agent` wrote. It replaces the checkpoint.
+        replied: called with every turn of the first run and its reply.
     """
     with contextlib.ExitStack() as stack:
         if exported is None:
             agent = stack.enter_context(in_torch(way.config, checkpoint))
         else:
             agent = in_onnx(exported)
-        return _measure(way, agent, turns, advance, peak=exported is None)
+        return _measure(way, agent, turns, advance, replied, peak=exported is None)
 
 
 def _measure(
@@ -105,9 +107,12 @@ def _measure(
     agent: tuple[Any, Any],
     turns: Sequence[Turn],
     advance: Callable[[], Any],
+    replied: Callable[[Turn, str], Any] | None,
     peak: bool,
 ) -> Measured:
-    def run() -> tuple[AgentSession, tuple[str, ...], list[Clock]]:
+    def run(
+        replied: Callable[[Turn, str], Any] | None = None,
+    ) -> tuple[AgentSession, tuple[str, ...], list[Clock]]:
         session, replies, clocks = AgentSession(*agent), [], []
         for turn in turns:
             clocks.append(Clock())
@@ -115,11 +120,13 @@ def _measure(
                 turn.content, max_new_tokens=MAX_REPLY, do_sample=False, streamer=clocks[-1]
             )
             replies.append(reply)
+            if replied is not None:
+                replied(turn, reply)
             advance()
         return session, tuple(replies), clocks
 
     started = time.perf_counter()
-    run()
+    run(replied)
     compiled = time.perf_counter()
     session, replies, clocks = run()
     finished = time.perf_counter()

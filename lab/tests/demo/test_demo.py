@@ -69,6 +69,7 @@ def test_same_questions_full_and_compressed(ran):
 @pytest.mark.slow
 def test_tables_say_what_was_measured(ran):
     results, text, out = ran
+    assert f" -> {results[-1].replies[0]}" in text, "shown as it came"
     for result in results:
         assert result.way.title in text
         assert f"{result.seen:,}" in text

@@ -7,13 +7,14 @@ from html import unescape
 
 import pytest
 import torch
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import sync_playwright
 from starkv_lab.inspection.collect import collect
 from starkv_lab.inspection.page import render
 
 from lab.tests.support.inspection_prompts import tiny_prompt
 from starkv_compile import StarKVConfig
+
+Axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe
+sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
