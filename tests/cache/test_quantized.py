@@ -5,6 +5,7 @@ import torch
 
 import starkv_compile
 from starkv_compile import CacheError, OptionError, StarKVCache, StarKVConfig
+from starkv_compile.export.onnx.package import check_config
 from starkv_compile.kernels.reference.quantization import centre_of, dequantize, quantize
 from starkv_compile.passes import apply
 from starkv_compile.testing import TinyPrompt, generate, tiny_inputs, tiny_model
@@ -171,6 +172,11 @@ def test_keys_put_in_by_hand():
 def test_impossible_options(options, said):
     with pytest.raises(OptionError, match=said):
         StarKVConfig(**options)
+
+
+def test_exports_hold_no_codes():
+    with pytest.raises(OptionError, match="nbits=8 is not exported yet"):
+        check_config(StarKVConfig(nbits=8), 1000)
 
 
 def test_a_graph_of_your_own_returns_no_codes():

@@ -139,6 +139,11 @@ def check_config(config: StarKVConfig, max_seq: int) -> None:
     for name in ("budget_bytes", "decode_tokens", "layer_budgets"):
         if getattr(config, name) is not None:
             raise OptionError(f"{name} is not exported yet; use budget or budget_tokens")
+    if config.nbits != 16:
+        raise OptionError(
+            f"nbits={config.nbits} is not exported yet: graphs store tokens in the model's "
+            "precision; leave it out"
+        )
     if config.keeps_everything:
         raise OptionError(
             "budget=1.0 keeps everything, so starkv has nothing to export; give a smaller budget"
