@@ -60,6 +60,7 @@ def peak_bytes(layers, config):
 )
 def test_a_further_layer_adds_only_what_it_keeps(inner, budget, low, high):
     """Three more layers raise the peak by their kept tokens alone; at budget 1.0, by all."""
-    config = StarKVConfig(budget=budget, inner=inner)
+    policy = "snapkv_mean" if inner == "inductor" else "screen_novelty"  # compiles sooner
+    config = StarKVConfig(budget=budget, policy=policy, inner=inner)
     added = (peak_bytes(5, config) - peak_bytes(2, config)) / 3
     assert low < added / WHOLE_LAYER < high
