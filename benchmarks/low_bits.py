@@ -17,8 +17,6 @@ agent. `text` counts door codes found by a small language model, and nats a toke
 from __future__ import annotations
 
 import argparse
-import functools
-import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +27,7 @@ from starkv_lab.statistics import wilson
 
 import starkv_compile
 from starkv_compile import StarKVCache, StarKVConfig
+from starkv_compile.kernels.reference.quantization import turn
 
 Tensor = torch.Tensor
 Rounding = Callable[[Tensor, int], Tensor]
@@ -46,8 +45,7 @@ def by_channel(x: Tensor, bits: int) -> Tensor:
 
 def rotated(x: Tensor, bits: int) -> Tensor:
     """Rounds [..., L, D] by token, after a rotation that spreads each channel over all others."""
-    turn = hadamard(x.shape[-1]).to(x.dtype)
-    return by_token(x @ turn, bits) @ turn.mT
+    return turn(by_token(turn(x), bits))
 
 
 def centred(x: Tensor, bits: int) -> Tensor:
@@ -60,16 +58,6 @@ def _rounded(x: Tensor, bits: int, dim: int) -> Tensor:
     low, high = x.amin(dim, keepdim=True), x.amax(dim, keepdim=True)
     step = ((high - low) / (2**bits - 1)).clamp(min=1e-12)
     return low + ((x - low) / step).round() * step
-
-
-@functools.cache
-def hadamard(size: int) -> Tensor:
-    """An orthogonal [size, size]: Hadamard's matrix for the largest power of two in `size`."""
-    power = size & -size
-    matrix = torch.ones(1, 1)
-    while len(matrix) < power:
-        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    return torch.block_diag(*[matrix / math.sqrt(power)] * (size // power))
 
 
 @dataclass(frozen=True)
@@ -223,8 +211,8 @@ def text(model_name: str, prompts: int, passages: int, budget: float) -> None:
         for one, (prompt, follow_up), past in zip(asked, ids, ready, strict=True):
             after = _after_prompts(form, window)
             said = converse(model, tokenizer, prompt, follow_up, past, after_prompt=after)
-            for turn in (0, 1):
-                found[turn] += one.code(turn) in (said.replies[turn] or "")
+            for number in (0, 1):
+                found[number] += one.code(number) in (said.replies[number] or "")
         losses = [
             continuation_loss(
                 model, piece, past, CONTEXT, after_prompt=_after_prompts(form, window)

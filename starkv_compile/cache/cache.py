@@ -169,8 +169,7 @@ class StarKVCache(DynamicCache):
             in_full: how many of the newest tokens stay in the model's precision.
         """
         for layer in self.compressed_layers:
-            if layer.stored:
-                layer.quantize(nbits, in_full)
+            layer.quantize(nbits, in_full)
 
     def fork(self) -> StarKVCache:
         """Returns a second cache that continues from here. Neither one changes the other.

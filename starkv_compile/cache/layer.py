@@ -222,8 +222,7 @@ class StarKVLayer(WatchedLayer):
         a buffer are columns of later tokens, which causality hides.
         """
         if self.shared.stepping:
-            coded = 0 if self.quantized is None else self.quantized.tokens
-            return coded + self._keys.shape[-2], self.dropped - coded
+            return self.coded + self._keys.shape[-2], self.dropped - self.coded
         if self.shared.uneven:
             raise CacheError(ONE_PROMPT)
         self.settle()
@@ -259,10 +258,9 @@ class StarKVLayer(WatchedLayer):
                 "before a prompt that you may want to undo, or start a new one"
             )
         self.settle()
-        coded = self.stored - self.in_full
         end = max(0, self.in_full - remove)
         if self.quantized is not None:
-            self.quantized = self.quantized.first(min(coded, self.stored - remove))
+            self.quantized = self.quantized.first(min(self.coded, self.stored - remove))
         self.hold(self._keys[:, :, :end], self._values[:, :, :end])
         self.seen -= remove
         if self.kept is not None:
@@ -285,7 +283,7 @@ class StarKVLayer(WatchedLayer):
         novelty = self._novelties(places)
         self.kept, self.novelty = places.gather(-1, slots), novelty.gather(-1, slots)
         self.settle()
-        in_full = int((slots >= self.stored - self.in_full).sum(-1).min())
+        in_full = int((slots >= self.coded).sum(-1).min())
         rows = stay.expand(*self._keys.shape[:2], -1)[..., None]
         keys, values = (
             t.gather(2, rows.expand(-1, -1, -1, t.shape[-1])) for t in self.in_model_precision()

@@ -24,7 +24,7 @@ class QuantizedTokens(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        return self.key.codes.shape[2]
+        return self.key.tokens
 
     @property
     def nbytes(self) -> int:

@@ -47,7 +47,12 @@ class WatchedLayer(DynamicLayer):
     @property
     def stored(self) -> int:
         """Number of tokens stored."""
-        return self.in_full + (0 if self.quantized is None else self.quantized.tokens)
+        return self.coded + self.in_full
+
+    @property
+    def coded(self) -> int:
+        """Number of tokens stored in few bits, the oldest ones."""
+        return 0 if self.quantized is None else self.quantized.tokens
 
     @property
     def in_full(self) -> int:
@@ -120,7 +125,7 @@ class WatchedLayer(DynamicLayer):
         if given is None:
             return
         slots, new = (0 if t is None or t.dim() < 4 else t.shape[-2] for t in (self._keys, given))
-        old = slots + (0 if self.quantized is None else self.quantized.tokens)
+        old = self.coded + slots
         if old and new != old:
             raise CacheError(
                 f"keys or values of {new} tokens were put into a layer that stores {old}, and the "

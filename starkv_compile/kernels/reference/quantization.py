@@ -79,7 +79,7 @@ def dequantize(codes: Tensor, ranges: Tensor, centre: Tensor, dtype: torch.dtype
     dim = centre.shape[-1]
     numbers = codes if codes.shape[-1] == dim else _unpacked(codes, dim)
     low, step = ranges.float().split(1, -1)
-    return (turn_back(low + numbers * step) + centre).to(dtype)
+    return (turn(low + numbers * step) + centre).to(dtype)
 
 
 def turn(rows: Tensor) -> Tensor:
@@ -91,10 +91,6 @@ def turn(rows: Tensor) -> Tensor:
     size = dim & -dim
     blocks = rows.unflatten(-1, (dim // size, size))
     return (blocks @ _hadamard(size, rows)).flatten(-2)
-
-
-turn_back = turn
-"""A symmetric Hadamard matrix is its own inverse."""
 
 
 def _hadamard(size: int, like: Tensor) -> Tensor:
