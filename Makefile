@@ -3,7 +3,7 @@ PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
 
-.PHONY: help venv demo test test-all test-alone types wheels test-kernels test-models test-hf test-trt test-torch-trt weights test-weights bench docs lint clean
+.PHONY: help venv demo test test-all test-alone types wheels test-kernels test-interpreted kernel-resources test-models test-hf test-trt test-torch-trt weights test-weights bench docs lint clean
 
 help:
 	@echo "make venv    create .venv with everything the project needs"
@@ -51,7 +51,12 @@ test-alone: venv
 
 # A kernel learns when it is defined how it will run: each way needs a process of its own.
 test-kernels: venv
+	$(MAKE) -j $(JOBS) test-interpreted kernel-resources
+
+test-interpreted:
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/kernels/interpreted
+
+kernel-resources:
 	$(BIN)/python tools/kernel_resources.py
 
 test-models: venv

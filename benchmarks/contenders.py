@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from starkv_compile import StarKVConfig
+from starkv_compile.cache.quantized import quantize_tokens
 from starkv_compile.kernels.ops import STARKV
 from starkv_compile.kernels.reference.star import fresh_state
 from starkv_compile.policies import ScoreInputs
@@ -87,7 +88,7 @@ def pipeline(
 
 
 def _ours(
-    *, compiled: bool, shared: bool, method: str = "default"
+    *, compiled: bool, shared: bool, method: str = "default", nbits: int = 16
 ) -> Callable[[Size, Inputs], Work]:
     def make(size: Size, inputs: Inputs) -> Work:
         run = pipeline(size, method)
@@ -95,7 +96,17 @@ def _ours(
             run = torch.compile(run, fullgraph=True, dynamic=False)
         total = log_sum_exp(inputs) if shared else None
         arguments = (inputs.query, inputs.key, inputs.value, inputs.hidden, total, *inputs.layout)
-        return lambda: run(*arguments)[0]
+        if nbits == 16:
+            return lambda: run(*arguments)[0]
+
+        def work() -> torch.Tensor:
+            kept, key, value = run(*arguments)
+            coded = slice(kept.shape[-1] - size.window)
+            rows = (t[:, :, coded] for t in (key, value))
+            quantize_tokens(*rows, kept[..., coded].contiguous(), nbits, None)
+            return kept
+
+        return work
 
     return make
 
@@ -163,6 +174,10 @@ def _nothing(_: torch.Tensor) -> None:
 CONTENDERS: dict[str, Contender] = {
     "ours": Contender("ours", _ours(compiled=True, shared=True)),
     "ours, log-sum-exp not shared": Contender("ours", _ours(compiled=True, shared=False)),
+    **{
+        f"ours, {nbits} bits": Contender("ours", _ours(compiled=True, shared=True, nbits=nbits))
+        for nbits in (8, 4)
+    },
     "ours, not compiled": Contender("ours", _ours(compiled=False, shared=True)),
     "ours, STaR-KV": Contender(
         "ours", _ours(compiled=True, shared=True, method="starkv"), "starkv"

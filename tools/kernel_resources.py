@@ -31,6 +31,7 @@ from torch._library.triton import set_wrap_triton_enabled
 from triton.backends.compiler import GPUTarget
 
 from starkv_compile.kernels import triton as kernels
+from starkv_compile.kernels.reference.quantization import centre_of, quantize
 
 TABLE = Path(__file__).parents[1] / "docs" / "kernel_resources.csv"
 TARGETS = {
@@ -58,7 +59,11 @@ MATRIX = re.compile(r"\b(HMMA|HGMMA|UTC\w*MMA|DMMA)\b|\bv_mfma_\w+")
 
 @dataclass(frozen=True)
 class Case:
-    """Holds a layer's shapes. whole: also run selection and ranks, which do not depend on them."""
+    """Holds a layer's shapes.
+
+    whole: also run selection and ranks, which do not depend on them. codes: also decode with kept
+    tokens of 8 and 4 bits.
+    """
 
     name: str
     heads: int
@@ -70,16 +75,17 @@ class Case:
     length: int = 8192
     batch: int = 1
     whole: bool = False
+    codes: bool = False
 
 
 CASES = (
-    Case("Qwen2.5-VL-7B", 28, 4, 128, 8, torch.bfloat16, whole=True),
+    Case("Qwen2.5-VL-7B", 28, 4, 128, 8, torch.bfloat16, whole=True, codes=True),
     Case("Qwen2.5-VL-7B window 32", 28, 4, 128, 32, torch.bfloat16),
     Case("Qwen3-VL-8B", 32, 8, 128, 8, torch.float16),
     Case("padded batch", 28, 4, 128, 8, torch.bfloat16, torch.bool, batch=2, whole=True),
-    Case("additive mask", 12, 2, 64, 8, torch.float32, torch.float32, batch=2),
+    Case("additive mask", 12, 2, 64, 8, torch.float32, torch.float32, batch=2, codes=True),
     Case("head 80", 16, 16, 80, 8, torch.bfloat16),
-    Case("head 256", 4, 1, 256, 8, torch.bfloat16),
+    Case("head 256", 4, 1, 256, 8, torch.bfloat16, codes=True),
 )
 
 
@@ -104,7 +110,7 @@ class Row:
             found.append(f"spills {self.spilled} bytes")
         if self.shared > SHARED_LIMIT[self.target]:
             found.append(f"has {self.shared} bytes shared, limit {SHARED_LIMIT[self.target]}")
-        if self.kernel.startswith(("row_sums", "score_keys")) and not self.matrix:
+        if self.kernel.startswith(("row_sums", "score_keys", "attend_part")) and not self.matrix:
             found.append("has no matrix instruction")
         return found
 
@@ -126,6 +132,12 @@ def run_wrappers(case: Case) -> None:
     kernels.window_attention(query, key, mask, case.dim**-0.5, window, capacity, log_sum_exp=total)
     kept = meta(batch, capacity, dtype=torch.int64)
     kernels.gather_kv(key, key, kept, real)
+    if case.codes:
+        rows = meta(batch, case.groups, case.heads // case.groups, case.dim, dtype=torch.float32)
+        added = None if case.mask is None else meta(batch, 1, 1, capacity, dtype=torch.float32)
+        for nbits in (8, 4):
+            stored = quantize(key[:, :, :capacity], centre_of(key), nbits)
+            kernels.attend_codes(rows, rows[..., :1], stored, stored, added)
     if not case.whole:
         return
     frame = 2691

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from ..kernels.ops import STARKV
-from ..kernels.reference.quantization import Quantized, centre_of, quantize
+from ..kernels.reference.quantization import Quantized
 
 Tensor = torch.Tensor
 
@@ -61,12 +61,11 @@ def quantize_tokens(
     others are rounded around the same centre.
     """
     if earlier is None:
-        return QuantizedTokens(
-            quantize(key, centre_of(key), nbits), quantize(value, centre_of(value), nbits), place
-        )
-    key_centre, value_centre = earlier.key.centre, earlier.value.centre
-    new = quantize(key, key_centre, nbits), quantize(value, value_centre, nbits)
-    if not earlier.tokens:
+        centres = STARKV.centre(key), STARKV.centre(value)
+    else:
+        centres = earlier.key.centre, earlier.value.centre
+    new = [_quantized(*pair, nbits) for pair in zip((key, value), centres, strict=True)]
+    if earlier is None or not earlier.tokens:
         return QuantizedTokens(new[0], new[1], place)
     known = earlier.place.expand_as(place[..., :1].expand(*place.shape[:-1], earlier.tokens))
     found = torch.searchsorted(known.contiguous(), place.contiguous())
@@ -75,6 +74,11 @@ def quantize_tokens(
     return QuantizedTokens(
         _kept(new[0], earlier.key, found, stays), _kept(new[1], earlier.value, found, stays), place
     )
+
+
+def _quantized(rows: Tensor, centre: Tensor, nbits: int) -> Quantized:
+    codes, ranges = STARKV.quantize(rows, centre, nbits)
+    return Quantized(codes, ranges, centre)
 
 
 def _kept(new: Quantized, before: Quantized, found: Tensor, stays: Tensor) -> Quantized:

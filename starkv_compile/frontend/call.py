@@ -26,6 +26,7 @@ from ..config import StarKVConfig
 from ..errors import CacheError, OptionError
 from ..hf.attention import attention_implementation, counts_in_tensors
 from ..hf.packed_rows import known_as_unpacked
+from ..kernels.compiling import in_process
 from ..reporting import LayerStats, Report
 from ..vision.describe import tokens_of
 from .later_masks import check_failure, check_prompt, is_short
@@ -149,7 +150,8 @@ class Attachment:
             return
         check_prompt(cache, call.was_short, self.report)
         if self.config.nbits != 16 and not cache.shared.is_read:
-            cache.quantize(self.config.nbits, self.config.scoring_window)
+            with in_process() if self.config.inner == "inductor" else contextlib.nullcontext():
+                cache.quantize(self.config.nbits, self.config.scoring_window)
         self._read_cache(cache)
         if self.config.budget_bytes is not None:
             self._check_bytes(self.config.budget_bytes)

@@ -43,7 +43,7 @@ def source_fingerprint() -> str:
     """A digest that changes with any source file of the kernels and of recorded ops."""
     folder = Path(__file__).parent
     digest = hashlib.sha256()
-    for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.cpp")]):
+    for path in sorted(path for kind in ("py", "cpp", "h") for path in folder.rglob(f"*.{kind}")):
         digest.update(path.read_bytes())
     for name in sorted(_recorded):
         digest.update(name.encode() + _recorded[name])

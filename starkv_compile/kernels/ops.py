@@ -24,6 +24,7 @@ from . import cpp, reference, shapes
 from .compiling import no_new_guards, record_source, runs_cpp
 from .marker import Written
 from .reference import layout, novelty, quantization
+from .reference import quantized_attention as quantized_reference
 from .reference import star as star_reference
 from .reference.capacity import every_length, split_capacity
 from .reference.spatial import Counting
@@ -234,10 +235,49 @@ def gather_kv(
     return tuple(map(torch.ops.aten._unsafe_view, pair, shapes))
 
 
+@op(shape=shapes.centre)
+def centre(rows: Tensor) -> Tensor:
+    """See `reference.quantization.centre_of`."""
+    return _kernels(rows).centre_of(rows)
+
+
+@op(shape=shapes.quantize)
+def quantize(rows: Tensor, centre: Tensor, nbits: int) -> tuple[Tensor, Tensor]:
+    """See `reference.quantization.codes_and_ranges`."""
+    return _kernels(rows).codes_and_ranges(rows, centre, nbits)
+
+
 @op(shape=shapes.dequantize)
 def dequantize(codes: Tensor, ranges: Tensor, centre: Tensor, dtype: torch.dtype) -> Tensor:
     """See `reference.quantization.dequantize`."""
     return quantization.dequantize(codes, ranges, centre, dtype)
+
+
+@op(shape=shapes.quantized_attention)
+def quantized_attention(
+    query: Tensor,
+    key_codes: Tensor,
+    key_ranges: Tensor,
+    key_centre: Tensor,
+    value_codes: Tensor,
+    value_ranges: Tensor,
+    value_centre: Tensor,
+    newer_key: Tensor,
+    newer_value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """See `reference.quantized_attention.quantized_attention`."""
+    return quantized_reference.quantized_attention(
+        query,
+        quantization.Quantized(key_codes, key_ranges, key_centre),
+        quantization.Quantized(value_codes, value_ranges, value_centre),
+        newer_key,
+        newer_value,
+        mask,
+        scale,
+        _kernels(query).attend_codes,
+    )
 
 
 @torch.library.custom_op("starkv::after", mutates_args=("out",))

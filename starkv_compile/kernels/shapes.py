@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, float32, int64
 
 from .reference.capacity import checked_window, split_capacity
+from .reference.quantization import coded_width, ranges_of
 
 
 def window_attention(
@@ -58,6 +59,41 @@ def gather_kv(
     return key.new_empty(*rows, key.shape[-1]), value.new_empty(*rows, value.shape[-1])
 
 
+def centre(rows: Tensor) -> Tensor:
+    """[B, G, 1, D] float32."""
+    return rows.new_empty(*rows.shape[:2], 1, rows.shape[-1], dtype=float32)
+
+
+def quantize(rows: Tensor, centre: Tensor, nbits: int) -> tuple[Tensor, Tensor]:
+    """Codes [B, G, C, D or half of it] uint8 and ranges [B, G, C, 2] in 16 bits."""
+    *shape, dim = rows.shape
+    codes = rows.new_empty(*shape, coded_width(dim, nbits), dtype=torch.uint8)
+    return codes, ranges_of(rows.new_empty(*shape, 2), nbits, rows.dtype)
+
+
 def dequantize(codes: Tensor, ranges: Tensor, centre: Tensor, dtype: torch.dtype) -> Tensor:
     """[B, G, C, D] of `dtype`."""
     return centre.new_empty(*codes.shape[:3], centre.shape[-1], dtype=dtype)
+
+
+def quantized_attention(query: Tensor, *others: Any) -> Tensor:
+    """[B, H, S, E] of the query's dtype, for an op whose ninth argument is values [B, G, N, E]."""
+    return query.new_empty(*query.shape[:3], others[7].shape[-1])
+
+
+def attend_codes(
+    rows: Tensor,
+    base: Tensor,
+    key_codes: Tensor,
+    key_ranges: Tensor,
+    value_codes: Tensor,
+    value_ranges: Tensor,
+    width: int,
+    added: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """[B, G, R, width], [B, G, R, 1] and [B, G, R, 1] float32."""
+    return (
+        rows.new_empty(*rows.shape[:3], width),
+        base.new_empty(base.shape),
+        base.new_empty(base.shape),
+    )

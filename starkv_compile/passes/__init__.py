@@ -32,6 +32,7 @@ from .find_hidden import FindHidden
 from .find_layout import FindLayout
 from .insert_compaction import InsertCompaction, StripMarkers
 from .insert_scores import InsertScores
+from .read_codes import ReadCodes
 from .share_log_sum_exp import ShareLogSumExp
 from .summary import summarize
 
@@ -43,9 +44,11 @@ PIPELINE: tuple[type[GraphPass], ...] = (
     ShareLogSumExp,  # after the analyses, which hold on to the attention it replaces
     InsertScores,  # before compaction: scores are computed on the uncompacted keys
     InsertCompaction,  # then shapes recorded for the cache are stale
-    StripMarkers,  # last: what is left belongs to sites that were refused
+    StripMarkers,  # what is left belongs to sites that were refused
+    ReadCodes,  # of graphs that decode; they have none of what the others look for
 )
-KEEP_ALL: tuple[type[GraphPass], ...] = (StripMarkers,)  # budget 1.0: no op of ours remains
+KEEP_ALL: tuple[type[GraphPass], ...] = (StripMarkers, ReadCodes)
+"""The passes for a budget of 1.0. In 16 bits no op of ours remains."""
 
 DUMP_VARIABLE = "STARKV_DUMP"
 """Environment variable with the name of a folder for the graph before and after each pass."""

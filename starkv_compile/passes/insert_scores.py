@@ -15,6 +15,7 @@ from ..policies import POLICIES, Scored, ScoreInputs
 from . import fx
 from .base import Context, GraphPass, without_gradient
 from .markers import arguments_of, find_markers
+from .masks import visible
 from .sites import HIDDEN, Attention, Inserted, Site
 
 
@@ -194,16 +195,13 @@ def _mask(context: Context, site: Site, window: Any, observers: int) -> Any:
     attention = site.attention
     if attention.mask_function:
         return _evaluated_mask(context, attention, observers or window)
-    mask = context.proxy(attention.mask)
-    if attention.mask_hides:
-        mask = torch.logical_not(mask)
+    mask = visible(context.proxy(attention.mask), attention)
     told = site.log_sum_exp is not None and not observers
     if mask is None and not attention.causal and not told:
         query, key = context.proxy(attention.query), context.proxy(attention.key)
         everything = query.new_ones((1, 1, 1, 1), dtype=torch.bool)
         return everything.expand(1, 1, query.shape[2], key.shape[2])
-    missing = 0 if mask is None else 4 - len(fx.shape(site.attention.mask))
-    return mask[(None,) * missing] if missing else mask
+    return mask
 
 
 def _evaluated_mask(context: Context, attention: Attention, observers: Any) -> Any:

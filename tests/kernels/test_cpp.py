@@ -1,6 +1,5 @@
 """The CPU's own kernels: attention against float64, for every width of vectors; exact selection."""
 
-import platform
 import sys
 
 import pytest
@@ -14,22 +13,20 @@ from starkv_compile.kernels import reference
 from starkv_compile.kernels.compiling import portable
 from starkv_compile.kernels.cpp import attention
 from starkv_compile.kernels.cpp.attention import window_attention
-from starkv_compile.kernels.cpp.build import library
 from starkv_compile.kernels.cpp.ranks import rank_histogram
 from starkv_compile.kernels.cpp.selection import select_tokens
 from starkv_compile.kernels.ops import STARKV
 from starkv_compile.kernels.reference.capacity import clip_window
 from tests.support.kernel_scores import KINDS, scores_of
+from tests.support.narrower import NARROWER, narrower
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="C++ kernels are for Linux")
-NARROWER = ["", "-mno-avx512f", "-mno-avx"] if platform.machine() == "x86_64" else [""]
 
 
 @pytest.fixture(params=NARROWER, ids=lambda flag: flag or "native")
 def vectors(request, monkeypatch):
     """16, 8 and 4 numbers a vector, as far as this machine has them."""
-    flags = (request.param,) if request.param else ()
-    monkeypatch.setattr(attention, "library", lambda source: library(source, *flags))
+    narrower(monkeypatch, "attention", request.param)
 
 
 def inputs(batch=1, heads=4, groups=2, length=100, dim=32, dtype=torch.float32, seed=0):

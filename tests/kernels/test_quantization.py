@@ -1,10 +1,13 @@
 """Quantization to 8 and 4 bits: exact where it can be, near where it cannot, row by row."""
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from starkv_compile.kernels import cpp
 from starkv_compile.kernels.reference.quantization import (
     BITS,
     centre_of,
@@ -13,6 +16,7 @@ from starkv_compile.kernels.reference.quantization import (
     row_bytes,
     turn,
 )
+from tests.support.narrower import NARROWER, narrower
 
 DIMS = (1, 3, 16, 32, 64, 72, 80, 96, 128, 256)
 
@@ -114,3 +118,51 @@ def test_any_size_and_scale(dim, nbits, scale, seed):
     found = back(quantize(rows, centre_of(rows), nbits))
     reach = rows.abs().amax() * 2 * dim**0.5  # of a row around the centre of all
     assert ((found - rows).abs() <= reach / (2**nbits - 1) + 0.02 * reach + 1e-12).all()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="C++ kernels are for Linux")
+class TestCpp:
+    @pytest.fixture(params=NARROWER, ids=lambda flag: flag or "native", autouse=True)
+    def _vectors(self, request, monkeypatch):
+        narrower(monkeypatch, "quantization", request.param)
+
+    def check(self, rows, nbits):
+        centre = centre_of(rows)
+        torch.testing.assert_close(cpp.centre_of(rows), centre, rtol=1e-5, atol=1e-6)
+        codes, ranges = cpp.codes_and_ranges(rows, centre, nbits)
+        expected = quantize(rows, centre, nbits)
+        assert (codes.dtype, codes.shape) == (torch.uint8, expected.codes.shape)
+        assert (ranges.dtype, ranges.shape) == (expected.ranges.dtype, expected.ranges.shape)
+        # A sum in another order may fall on the other side of a step or of a range's last digit.
+        found, known = (
+            dequantize(*parts, centre, torch.float32) for parts in ((codes, ranges), expected[:2])
+        )
+        step = expected.ranges[..., 1:].float().abs() * rows.shape[-1] ** 0.5
+        near = (found - known).abs() <= 1.1 * step + 1e-6
+        assert (near | (found.isnan() & known.isnan())).all()
+        assert (codes == expected.codes).float().mean() > 0.98
+
+    @pytest.mark.parametrize("nbits", BITS)
+    @pytest.mark.parametrize("dim", DIMS)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_it_gives_what_the_reference_gives(self, dim, nbits, dtype):
+        self.check(made(dim, dtype=dtype), nbits)
+
+    @pytest.mark.parametrize("tokens", [1, 2, 15, 16, 17, 40])
+    def test_every_number_of_rows(self, tokens):
+        self.check(made(64, tokens=tokens), 4)
+
+    @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+    def test_a_row_that_is_not_finite_is_alone(self, bad):
+        rows = made(32)
+        rows[1, 2, 3, 4] = bad
+        self.check(rows, 4)
+        _, ranges = cpp.codes_and_ranges(rows, centre_of(rows), 4)
+        assert ranges.isnan().any(-1).sum() == 1
+
+    @pytest.mark.parametrize("nbits", BITS)
+    def test_equal_numbers_and_rows_that_are_views(self, nbits):
+        self.check(torch.full((1, 2, 5, 16), 3.0), nbits)
+        self.check(made(32).mT.contiguous().mT, nbits)
+        self.check(made(32)[:, :, 2:6], nbits)
+        self.check(made(32).transpose(0, 1), nbits)

@@ -6,6 +6,21 @@ run, and cached where Inductor caches.
 """
 
 from ..reference.selection import gather_kv
-from .ops import rank_histogram, select_tokens, window_attention
+from .ops import (
+    attend_codes,
+    centre_of,
+    codes_and_ranges,
+    rank_histogram,
+    select_tokens,
+    window_attention,
+)
 
-__all__ = ["gather_kv", "rank_histogram", "select_tokens", "window_attention"]
+__all__ = [
+    "attend_codes",
+    "centre_of",
+    "codes_and_ranges",
+    "gather_kv",
+    "rank_histogram",
+    "select_tokens",
+    "window_attention",
+]

@@ -2,32 +2,13 @@
 // registers. Nothing of size rows x keys is stored, and keys are read once a pass.
 //
 // The rows (query heads of a KV head times window) lie along the lanes of vectors, so a key enters
-// as one number at a time and is never transposed. Vectors are those of GCC and Clang, which make
-// them of whatever the machine has.
+// as one number at a time and is never transposed.
 
-#include <algorithm>
-#include <cstdint>
-#include <cstring>
-#include <vector>
+#include "vectors.h"
 
-#if defined(__AVX512F__)
-constexpr int LANES = 16, REGISTERS = 32;
-#elif defined(__AVX__)
-constexpr int LANES = 8, REGISTERS = 16;
-#elif defined(__aarch64__)
-constexpr int LANES = 4, REGISTERS = 32;
-#else
-constexpr int LANES = 4, REGISTERS = 16;
-#endif
-constexpr int SUMS = REGISTERS == 32 ? 24 : 12;       // registers that hold products
 constexpr int MOST_VECTORS = REGISTERS == 32 ? 4 : 2;  // of rows, in one block
 constexpr int64_t TASK = 1024;                         // keys of one unit of parallel work
 constexpr int64_t AHEAD = 24, LINE = 64;  // keys to fetch ahead of use, bytes of a cache line
-
-typedef float Floats __attribute__((vector_size(LANES * 4)));
-typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
-
-constexpr float MOST = 3.4028234663852886e38f;
 
 struct Work {  // mirrored by `_Work` in attention.py
   int64_t batch, groups, heads, window, past, dim;  // heads: query heads of one group
@@ -39,42 +20,6 @@ struct Work {  // mirrored by `_Work` in attention.py
   const void *key;     // [B, KV heads, L, D], float, or bfloat16 as 16 bits
   const float *mask;   // added to the logits; or null
 };
-
-static inline Floats all(float x) { return x - Floats{}; }
-
-static inline Floats load(const float *from) {
-  Floats vector;
-  memcpy(&vector, from, sizeof vector);
-  return vector;
-}
-
-// What is not a number counts as invisible, an infinite one as the largest finite number.
-static inline Floats finite(Floats x) {
-  x = x == x ? x : all(-MOST);
-  x = x > MOST ? all(MOST) : x;
-  return x < -MOST ? all(-MOST) : x;
-}
-
-static inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
-
-// e^x to 2e-7 of its value: 2^n by the exponent's bits times a polynomial (Cephes' coefficients)
-// of the rest. Below -87, where float32 stops being normal, 0; above 88 infinity.
-static inline Floats exponential(Floats x) {
-  const Floats least = all(-87.0f), most = all(88.0f), rounding = all(12582912.0f);  // 1.5 * 2^23
-  const Floats inside = x < least ? least : x;
-  const Floats shifted = inside * 1.44269504088896341f + rounding;
-  const Floats n = shifted - rounding;
-  const Floats f = inside - n * 0.693359375f + n * 2.12194440e-4f;
-  Floats p = all(1.9875691500e-4f);
-  p = p * f + 1.3981999507e-3f;
-  p = p * f + 8.3334519073e-3f;
-  p = p * f + 4.1665795894e-2f;
-  p = p * f + 1.6666665459e-1f;
-  p = p * f + 5.0000001201e-1f;
-  p = p * f * f + f + 1.0f;
-  const Floats power = (Floats)((Ints)p + ((Ints)shifted << 23));
-  return x < least ? Floats{} : x > most ? all(__builtin_inff()) : power;
-}
 
 static inline const float *widen(const float *key, float *, int64_t) { return key; }
 
@@ -146,8 +91,6 @@ struct Group {
     for (int v = 0; v < VECTORS; v++) logits[v] += load(shown + block * WIDTH + v * LANES);
   }
 };
-
-static int64_t parts_of(int64_t size, int64_t part) { return (size + part - 1) / part; }
 
 // Runs task(group, b * groups + g, start, end) for the parts of every group's keys, in parallel.
 template <typename Key, int VECTORS, typename Task>

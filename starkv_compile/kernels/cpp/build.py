@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+VECTORS = Path(__file__).with_name("vectors.h")
+
 
 @functools.cache
 def library(source: Path, *flags: str) -> Any:
@@ -20,7 +22,8 @@ def library(source: Path, *flags: str) -> Any:
     from torch._inductor.codecache import CppCodeCache
 
     flags = ("-ffp-contract=fast", "-ftree-loop-vectorize", *flags)
-    return CppCodeCache.load(source.read_text(), extra_flags=flags)
+    code = source.read_text().replace(f'#include "{VECTORS.name}"', VECTORS.read_text())
+    return CppCodeCache.load(code, extra_flags=flags)
 
 
 def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:

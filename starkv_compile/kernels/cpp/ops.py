@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 
 from .. import shapes
+from ..reference.quantization import Quantized
+from ..reference.quantized_attention import Sums
 from ..reference.spatial import GRID_BINS, VALUE_BINS
-from . import attention, ranks, selection
+from . import attention, quantization, quantized_attention, ranks, selection
 
 Tensor = torch.Tensor
 
@@ -52,3 +54,49 @@ def select_tokens(
 
 
 select_tokens.register_fake(shapes.select_tokens)
+
+
+@torch.library.custom_op("starkv::centre_cpu", mutates_args=())
+def centre_of(rows: Tensor) -> Tensor:
+    """See `reference.quantization.centre_of`."""
+    return quantization.centre_of(rows)
+
+
+centre_of.register_fake(shapes.centre)
+
+
+@torch.library.custom_op("starkv::quantize_cpu", mutates_args=())
+def codes_and_ranges(rows: Tensor, centre: Tensor, nbits: int) -> tuple[Tensor, Tensor]:
+    """See `reference.quantization.codes_and_ranges`."""
+    return quantization.codes_and_ranges(rows, centre, nbits)
+
+
+codes_and_ranges.register_fake(shapes.quantize)
+
+
+@torch.library.custom_op("starkv::attend_codes_cpu", mutates_args=())
+def _attend_codes(
+    rows: Tensor,
+    base: Tensor,
+    key_codes: Tensor,
+    key_ranges: Tensor,
+    value_codes: Tensor,
+    value_ranges: Tensor,
+    width: int,
+    added: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `cpp.quantized_attention.attend_codes`."""
+    return quantized_attention.attend_codes(
+        rows, base, key_codes, key_ranges, value_codes, value_ranges, width, added
+    )
+
+
+_attend_codes.register_fake(shapes.attend_codes)
+
+
+def attend_codes(
+    rows: Tensor, base: Tensor, key: Quantized, value: Quantized, added: Tensor | None
+) -> Sums:
+    """See `reference.quantized_attention.attend_codes`."""
+    width = value.centre.shape[-1]
+    return Sums(*_attend_codes(rows, base, *key[:2], *value[:2], width, added))

@@ -44,9 +44,14 @@ class Quantized(NamedTuple):
         return sum(tensor.untyped_storage().nbytes() for tensor in self)
 
 
+def coded_width(dim: int, nbits: int) -> int:
+    """Bytes of the codes of one row of `dim` numbers."""
+    return -(-dim * nbits // 8)
+
+
 def row_bytes(dim: int, nbits: int) -> int:
     """Bytes of the codes and the range of one row of `dim` numbers."""
-    return -(-dim * nbits // 8) + 4
+    return coded_width(dim, nbits) + 4
 
 
 def centre_of(rows: Tensor) -> Tensor:
@@ -57,29 +62,45 @@ def centre_of(rows: Tensor) -> Tensor:
 
 
 def quantize(rows: Tensor, centre: Tensor, nbits: int) -> Quantized:
-    """Quantizes rows [B, G, C, D] of any floating-point dtype.
+    """`Quantized` rows [B, G, C, D]. See `codes_and_ranges`."""
+    return Quantized(*codes_and_ranges(rows, centre, nbits), centre)
+
+
+def codes_and_ranges(rows: Tensor, centre: Tensor, nbits: int) -> tuple[Tensor, Tensor]:
+    """Codes and ranges of rows [B, G, C, D] of any floating-point dtype, as `Quantized` has them.
 
     Each number ends within half a step of where it was, plus the rounding of the range to 16 bits:
     float16 for rows of float16, else bfloat16. A row with NaN or infinity becomes NaN.
     """
     turned = turn(rows.float() - centre)
-    low, high = turned.amin(-1, keepdim=True), turned.amax(-1, keepdim=True)
-    most = 2**nbits - 1
-    kind = torch.float16 if rows.dtype == torch.float16 else torch.bfloat16
-    ranges = torch.cat([low, (high - low) / most], -1).to(kind)
+    ranges = ranges_of(torch.stack(turned.aminmax(dim=-1), -1), nbits, rows.dtype)
     low, step = ranges.float().split(1, -1)
     # A row of equal numbers has no step. Every code is its least number.
     codes = torch.where(step > 0, (turned - low) / step, 0.0).nan_to_num(nan=0.0)
-    codes = codes.round().clamp(0, most).to(torch.uint8)
-    return Quantized(codes if nbits == 8 else _packed(codes), ranges, centre)
+    codes = codes.round().clamp(0, 2**nbits - 1).to(torch.uint8)
+    return codes if nbits == 8 else _packed(codes), ranges
+
+
+def ranges_of(ends: Tensor, nbits: int, dtype: torch.dtype) -> Tensor:
+    """What `Quantized` stores of the least and the greatest number [..., 2] of rows of `dtype`."""
+    low, high = ends.unbind(-1)
+    ranges = torch.stack([low, (high - low) / (2**nbits - 1)], -1)
+    return ranges.to(torch.float16 if dtype == torch.float16 else torch.bfloat16)
 
 
 def dequantize(codes: Tensor, ranges: Tensor, centre: Tensor, dtype: torch.dtype) -> Tensor:
     """The rows [B, G, C, D] that `quantize` made these of, rounded."""
     dim = centre.shape[-1]
-    numbers = codes if codes.shape[-1] == dim else _unpacked(codes, dim)
+    numbers = unpacked(codes, dim)
     low, step = ranges.float().split(1, -1)
     return (turn(low + numbers * step) + centre).to(dtype)
+
+
+def unpacked(codes: Tensor, dim: int) -> Tensor:
+    """The codes [B, G, C, dim] uint8, one a byte, of codes as `Quantized` has them."""
+    if codes.shape[-1] == dim:
+        return codes
+    return torch.cat([codes & 15, codes >> 4], -1)[..., :dim]
 
 
 def turn(rows: Tensor) -> Tensor:
@@ -94,12 +115,15 @@ def turn(rows: Tensor) -> Tensor:
 
 
 def _hadamard(size: int, like: Tensor) -> Tensor:
-    """Orthogonal and symmetric [size, size]; size is a power of two."""
-    matrix = like.new_ones(1, 1)
-    while matrix.shape[0] < size:
-        upper, lower = torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)
-        matrix = torch.cat([upper, lower])
-    return matrix * size**-0.5
+    """Orthogonal and symmetric [size, size]; size is a power of two, at most 2^16.
+
+    A number is negative where its row and its column have an odd number of bits in common.
+    """
+    place = torch.arange(size, device=like.device)
+    odd = place[:, None] & place
+    for half in (8, 4, 2, 1):
+        odd = odd ^ odd >> half
+    return (1 - 2 * (odd & 1)).to(like.dtype) * size**-0.5
 
 
 def _packed(codes: Tensor) -> Tensor:
@@ -107,7 +131,3 @@ def _packed(codes: Tensor) -> Tensor:
     first, second = codes[..., :half], codes[..., half:]
     second = torch.nn.functional.pad(second, (0, half - second.shape[-1]))
     return first | second << 4
-
-
-def _unpacked(codes: Tensor, dim: int) -> Tensor:
-    return torch.cat([codes & 15, codes >> 4], -1)[..., :dim]

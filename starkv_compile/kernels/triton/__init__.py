@@ -5,9 +5,19 @@ No program waits for another and no floating-point value is added atomically, so
 depend on the order in which programs run.
 """
 
+from ..reference.quantization import centre_of, codes_and_ranges
+from .attend_codes import attend_codes
 from .gather_kv import gather_kv
 from .rank_histogram import rank_histogram
 from .select_tokens import select_tokens
 from .window_attention import window_attention
 
-__all__ = ["gather_kv", "rank_histogram", "select_tokens", "window_attention"]
+__all__ = [
+    "attend_codes",
+    "centre_of",
+    "codes_and_ranges",
+    "gather_kv",
+    "rank_histogram",
+    "select_tokens",
+    "window_attention",
+]

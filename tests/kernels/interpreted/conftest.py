@@ -1,4 +1,4 @@
-"""Kernels run by Triton's interpreter, on the CPU: `make test-interpreter`.
+"""Kernels run by Triton's interpreter, on the CPU: `make test-interpreted`.
 
 The interpreter is chosen when a kernel is defined, so these tests need a process of their own
 with TRITON_INTERPRET=1; in any other they are not collected.

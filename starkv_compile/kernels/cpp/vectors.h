@@ -1,0 +1,61 @@
+// Vectors of floats, as wide as the machine has them, and what the kernels compute with them.
+// Vectors are those of GCC and Clang.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16, REGISTERS = 32;
+#elif defined(__AVX__)
+constexpr int LANES = 8, REGISTERS = 16;
+#elif defined(__aarch64__)
+constexpr int LANES = 4, REGISTERS = 32;
+#else
+constexpr int LANES = 4, REGISTERS = 16;
+#endif
+constexpr int SUMS = REGISTERS == 32 ? 24 : 12;       // registers that hold products
+
+typedef float Floats __attribute__((vector_size(LANES * 4)));
+typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
+
+constexpr float MOST = 3.4028234663852886e38f;
+
+static inline Floats all(float x) { return x - Floats{}; }
+
+static inline Floats load(const float *from) {
+  Floats vector;
+  memcpy(&vector, from, sizeof vector);
+  return vector;
+}
+
+// What is not a number counts as invisible, an infinite one as the largest finite number.
+static inline Floats finite(Floats x) {
+  x = x == x ? x : all(-MOST);
+  x = x > MOST ? all(MOST) : x;
+  return x < -MOST ? all(-MOST) : x;
+}
+
+static inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+
+// e^x to 2e-7 of its value: 2^n by the exponent's bits times a polynomial (Cephes' coefficients)
+// of the rest. Below -87, where float32 stops being normal, 0; above 88 infinity.
+static inline Floats exponential(Floats x) {
+  const Floats least = all(-87.0f), most = all(88.0f), rounding = all(12582912.0f);  // 1.5 * 2^23
+  const Floats inside = x < least ? least : x;
+  const Floats shifted = inside * 1.44269504088896341f + rounding;
+  const Floats n = shifted - rounding;
+  const Floats f = inside - n * 0.693359375f + n * 2.12194440e-4f;
+  Floats p = all(1.9875691500e-4f);
+  p = p * f + 1.3981999507e-3f;
+  p = p * f + 8.3334519073e-3f;
+  p = p * f + 4.1665795894e-2f;
+  p = p * f + 1.6666665459e-1f;
+  p = p * f + 5.0000001201e-1f;
+  p = p * f * f + f + 1.0f;
+  const Floats power = (Floats)((Ints)p + ((Ints)shifted << 23));
+  return x < least ? Floats{} : x > most ? all(__builtin_inff()) : power;
+}
+
+static inline int64_t parts_of(int64_t size, int64_t part) { return (size + part - 1) / part; }

@@ -1,0 +1,16 @@
+"""C++ kernels compiled for narrower vectors than this machine's."""
+
+import importlib
+import platform
+
+from starkv_compile.kernels.cpp.build import library
+
+NARROWER = ["", "-mno-avx512f", "-mno-avx"] if platform.machine() == "x86_64" else [""]
+"""Compiler flags: for 16, 8 and 4 numbers a vector, as far as this machine has them."""
+
+
+def narrower(monkeypatch, kernel, flag):
+    """Lets the module `kernel` of `kernels.cpp` run code compiled with `flag`."""
+    flags = (flag,) if flag else ()
+    module = importlib.import_module(f"starkv_compile.kernels.cpp.{kernel}")
+    monkeypatch.setattr(module, "library", lambda source: library(source, *flags))
