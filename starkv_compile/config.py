@@ -14,6 +14,7 @@ from .validation import check_fields, choice, flag, integer, is_number, number, 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from .kernels.reference.quantization import TokenBytes
     from .options import Options
     from .policies import Policy
 
@@ -131,11 +132,6 @@ class StarKVConfig:
             raise OptionError(
                 f"decode_tokens={self.decode_tokens} with {why}: layers store different numbers of "
                 "tokens, but buffers need the same next slot in all layers; leave out decode_tokens"
-            )
-        if self.nbits != 16 and self.budget_bytes is not None:
-            raise OptionError(
-                f"nbits={self.nbits} with budget_bytes={self.budget_bytes}: bytes are counted in "
-                "the model's precision only; use budget or budget_tokens"
             )
         if self.nbits != 16 and self.shorten_outputs:
             raise OptionError(
@@ -303,7 +299,7 @@ class StarKVConfig:
             )
         return weights
 
-    def capacity(self, seen: int, token_bytes: int | None = None) -> int:
+    def capacity(self, seen: int, token_bytes: TokenBytes | None = None) -> int:
         """Returns how many of `seen` tokens stay, the window included.
 
         That is floor(seen * budget), or `budget_tokens`, or what `budget_bytes` has room for. The
@@ -311,7 +307,7 @@ class StarKVConfig:
 
         Args:
             seen: tokens of the session so far.
-            token_bytes: bytes of one token in all compressed layers and batch rows. Needed with
+            token_bytes: what tokens take in all compressed layers and batch rows. Needed with
                 `budget_bytes` only.
 
         Raises:
@@ -323,7 +319,12 @@ class StarKVConfig:
                     f"budget_bytes={self.budget_bytes}: the number of tokens depends on the model, "
                     "and there is no model here; use budget_tokens"
                 )
-            return self.budget_bytes // token_bytes - (self.decode_tokens or 0)
+            slots = self.decode_tokens or 0
+            if self.nbits == 16:
+                return self.budget_bytes // token_bytes.full - slots
+            in_full = self.scoring_window
+            room = self.budget_bytes - token_bytes.shared - (in_full + slots) * token_bytes.full
+            return in_full + room // token_bytes.coded
         if self.budget_tokens is not None:
             return self.budget_tokens
         return seen * self.fraction.numerator // self.fraction.denominator

@@ -10,7 +10,6 @@ from .size import (
     full_bytes,
     layer_bytes,
     layer_stats,
-    row_bytes,
     token_bytes,
 )
 
@@ -28,6 +27,5 @@ __all__ = [
     "full_bytes",
     "layer_bytes",
     "layer_stats",
-    "row_bytes",
     "token_bytes",
 ]

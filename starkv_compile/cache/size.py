@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..kernels.reference.quantization import TokenBytes
 from ..reporting import LayerStats
 
 if TYPE_CHECKING:
@@ -35,14 +36,6 @@ def cache_bytes(cache: Any) -> int:
     return sum(layer_bytes(layer) for layer in cache.layers)
 
 
-def row_bytes(key: torch.Tensor, value: torch.Tensor) -> int:
-    """Bytes of one token of one batch row in a layer that stores `key` and `value` [B, G, L, D].
-
-    The batch and the length may be symbols, as they are in a graph.
-    """
-    return sum(t.shape[1] * t.shape[3] * t.element_size() for t in (key, value))
-
-
 def token_bytes(layer: StarKVLayer) -> int:
     """Bytes of one token in all batch rows of a layer, in the model's precision.
 
@@ -51,7 +44,7 @@ def token_bytes(layer: StarKVLayer) -> int:
     if not layer.stored:
         return 0
     keys, values = layer.tokens_in_full()
-    return keys.shape[0] * row_bytes(keys, values)
+    return keys.shape[0] * TokenBytes.of(keys, values, layer.nbits).full
 
 
 def full_bytes(layers: Iterable[StarKVLayer]) -> int:

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from ..cache.size import row_bytes
 from ..errors import PolicyError, StarKVError
 from ..kernels.ops import STARKV
 from ..kernels.reference.capacity import every_length, layer_capacity
+from ..kernels.reference.quantization import TokenBytes
 from ..kernels.reference.star import Layout, State
 from ..policies import POLICIES, Scored, ScoreInputs
 from . import fx
@@ -133,10 +133,10 @@ class InsertScores(GraphPass):
         queries = fx.shape(site.attention.query)[2]
         return wanted if bool(queries >= wanted) else int(queries)
 
-    def _token_bytes(self, context: Context, site: Site) -> Any:
-        """Bytes of one token in all layers that are compressed, if the budget is in bytes.
+    def _token_bytes(self, context: Context, site: Site) -> TokenBytes | None:
+        """What tokens take in all layers that are compressed, if the budget is in bytes.
 
-        A number, or a proxy if the number of batch rows is symbolic. If a graph break put layers
+        Numbers, or proxies if the number of batch rows is symbolic. If a graph break put layers
         into other graphs, these count as layers like the ones of this graph.
         """
         if self.config.budget_bytes is None:
@@ -145,9 +145,16 @@ class InsertScores(GraphPass):
         rows = fx.shape(site.write.key)[0]
         if not isinstance(rows, int):
             rows = context.proxy(site.write.key).shape[0]
-        here = sum(_row_bytes(other) for other in context.sites)
+        here = map(sum, zip(*(self._row_bytes(other) for other in context.sites), strict=True))
         elsewhere = max(0, context.layers - len(find_markers(context.graph)))
-        return rows * (here + -(-here * elsewhere // len(context.sites)))
+        layers = len(context.sites)
+        return TokenBytes(*(rows * (n + -(-n * elsewhere // layers)) for n in here))
+
+    def _row_bytes(self, site: Site) -> TokenBytes:
+        """What tokens of one batch row take in this layer's cache."""
+        assert site.write is not None
+        key, value = fx.value(site.write.key), fx.value(site.write.value)
+        return TokenBytes.of(key, value, self.config.nbits)
 
     def _checked(self, tensor: Any, name: str) -> Any:
         return STARKV.check_finite(tensor, name) if self.config.debug else tensor
@@ -178,12 +185,6 @@ def _for_heads(tokens: Any, heads: int) -> Any:
     if tokens is None or len(fx.shape(tokens.node)) == 3:
         return tokens
     return tokens[:, None].expand(-1, heads, -1)
-
-
-def _row_bytes(site: Site) -> int:
-    """Bytes of one token of one batch row in this layer's cache."""
-    assert site.write is not None
-    return row_bytes(fx.value(site.write.key), fx.value(site.write.value))
 
 
 def _mask(context: Context, site: Site, window: Any, observers: int) -> Any:

@@ -9,14 +9,14 @@ from starkv_compile.export.onnx.package import check_config
 from starkv_compile.kernels.ops import STARKV
 from starkv_compile.kernels.reference.quantization import centre_of, dequantize, quantize
 from starkv_compile.passes import apply
-from starkv_compile.testing import TinyPrompt, generate, tiny_inputs, tiny_model
+from starkv_compile.testing import LAYERS, TinyPrompt, generate, tiny_inputs, tiny_model
 from tests.support.turns import two_turns
 
 FAMILY, WINDOW = "qwen2_5_vl", 8
 
 
 def compressed(nbits=4, **options):
-    budget = {} if "budget_tokens" in options else {"budget": 0.4}
+    budget = {} if {"budget_tokens", "budget_bytes"} & options.keys() else {"budget": 0.4}
     options = {"inner": "eager", **budget, **options}
     return starkv_compile.compile(tiny_model(FAMILY), nbits=nbits, **options)
 
@@ -59,6 +59,40 @@ def test_the_bytes_that_are_stored_are_reported():
     codes = 2 * heads * tokens * (dim // 2 + 4) + 2 * heads * dim * 4
     assert cache.nbytes == 2 * (codes + 2 * heads * WINDOW * dim * 4)
     assert cache.full_nbytes == 2 * 2 * heads * layer.seen * dim * 4
+
+
+@pytest.mark.parametrize("nbits", [8, 4])
+@pytest.mark.parametrize("room", [None, 6])
+def test_a_budget_in_bytes_is_spent_on_codes(nbits, room):
+    """Up to the bytes of one more token, in every prompt of a session and in every batch row."""
+    prompts = (TinyPrompt(), TinyPrompt(((4, 4),), 16, seed=3))
+    inputs = tiny_inputs(FAMILY, *prompts)
+    token = 2 * LAYERS * 2 * 2 * (16 * nbits // 8 + 4)  # rows, layers, keys and values, heads
+    full = 2 * LAYERS * 2 * 2 * 16 * 4
+    centres, tokens = full, 25
+    budget = centres + (WINDOW + (room or 0)) * full + tokens * token + token // 2
+    model = compressed(nbits, budget_bytes=budget, decode_tokens=room)
+    cache = generate(model, inputs, 6 if room else 1).past_key_values
+    stored = layer_bytes_of(cache)
+    assert budget - token < stored <= budget
+    assert cache.nbytes == stored
+    assert cache.layers[0].quantized.tokens == tokens
+
+
+def layer_bytes_of(cache):
+    tensors = [
+        tensor
+        for layer in cache.layers
+        for tensor in (layer._keys, layer._values, *layer.quantized.key, *layer.quantized.value)
+    ]
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+
+def test_a_budget_in_bytes_with_hardly_room_for_the_window():
+    model = compressed(4, budget_bytes=LAYERS * 2 * 2 * 16 * 4 * 5)
+    cache = generate(model, tiny_inputs(FAMILY), 1).past_key_values
+    assert cache.nbytes <= LAYERS * 2 * 2 * 16 * 4 * 5
+    assert cache.layers[0].quantized is None
 
 
 @pytest.mark.parametrize("nbits", [8, 4])
@@ -166,7 +200,6 @@ def test_keys_put_in_by_hand():
     [
         ({"nbits": 3}, "nbits=3: expected one of 16, 8, 4"),
         ({"nbits": True}, "nbits=True: expected one of"),
-        ({"nbits": 4, "budget_bytes": 10**6}, "bytes are counted in the model's precision"),
         ({"nbits": 4, "shorten_outputs": True}, "leave out nbits"),
     ],
 )

@@ -10,9 +10,9 @@ from starkv_compile.cache.size import (
     full_bytes,
     layer_bytes,
     layer_stats,
-    row_bytes,
     token_bytes,
 )
+from starkv_compile.kernels.reference.quantization import TokenBytes
 from starkv_compile.testing import LAYERS, tiny_model
 
 ROWS, HEADS, DIM = 2, 2, 16
@@ -81,4 +81,5 @@ def test_a_cache_of_the_library():
 def test_keys_and_values_of_different_widths():
     """As multi-head latent attention stores them."""
     key, value = torch.zeros(3, 1, 7, 12), torch.zeros(3, 1, 7, 8, dtype=torch.bfloat16)
-    assert row_bytes(key, value) == 12 * 4 + 8 * 2
+    sizes = TokenBytes.of(key, value, 4)
+    assert sizes == (12 * 4 + 8 * 2, 6 + 4 + 4 + 4, (12 + 8) * 4)

@@ -54,6 +54,31 @@ def row_bytes(dim: int, nbits: int) -> int:
     return coded_width(dim, nbits) + 4
 
 
+class TokenBytes(NamedTuple):
+    """Bytes of tokens in one layer or in several.
+
+    full: of one token in the model's precision. coded: of one in few bits. shared: of what all
+    tokens in few bits have in common, their centre.
+    """
+
+    full: int
+    coded: int
+    shared: int
+
+    @classmethod
+    def of(cls, key: Tensor, value: Tensor, nbits: int) -> TokenBytes:
+        """For one batch row of a layer that stores rows like `key` and `value` [B, G, L, D].
+
+        The batch and the length may be symbols, as they are in a graph.
+        """
+        heads = [(t.shape[1], t.shape[3], t.element_size()) for t in (key, value)]
+        return cls(
+            sum(groups * dim * size for groups, dim, size in heads),
+            sum(groups * row_bytes(dim, nbits) for groups, dim, _ in heads),
+            sum(groups * dim * 4 for groups, dim, _ in heads),
+        )
+
+
 def centre_of(rows: Tensor) -> Tensor:
     """The mean [B, G, 1, D] float32 of rows [B, G, C, D], without those that are not finite."""
     rows = rows.float()
