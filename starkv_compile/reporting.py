@@ -82,6 +82,8 @@ class LayerStats:
         nbytes: bytes of the storages that hold its keys and values.
         token_bytes: bytes of one token in all batch rows.
         left: how many of the tokens seen have left the session, with their frame or its turn.
+        coded: how many of the tokens stored are in codes of `nbits`.
+        nbits: 16 if all tokens are stored in the model's precision.
     """
 
     stored: int
@@ -89,6 +91,8 @@ class LayerStats:
     nbytes: int
     token_bytes: int
     left: int = 0
+    coded: int = 0
+    nbits: int = 16
 
     @property
     def in_session(self) -> int:
@@ -159,6 +163,10 @@ class Report:
                 f"{readable_bytes(now)} of {readable_bytes(full)})"
             )
             left = max(layer.left for layer in self.layers)
+            coded = [layer for layer in self.layers if layer.coded]
+            if coded:
+                fewest = min(layer.stored - layer.coded for layer in coded)
+                lines.append(f"{coded[0].nbits} bits: all kept tokens but the newest {fewest}")
             if left:
                 lines.append(f"{left:,d} more tokens have left the session, with their frames")
             if self.budget_bytes is not None:

@@ -54,6 +54,14 @@ def add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--seed", type=int, default=0, help="seed of the generated episode")
     add("--budget", default="0.2", help="share of the tokens seen that stays cached: 0.2 or 20%%")
     add(
+        "--nbits",
+        type=int,
+        choices=(16, 8, 4),
+        default=16,
+        help="bits in which both compressed caches store each number of the kept tokens; 16 stands "
+        "for the model's precision",
+    )
+    add(
         "--inner",
         choices=INNER_BACKENDS,
         default="eager",
@@ -104,6 +112,7 @@ def _demo(args: argparse.Namespace) -> int:
             frames=getattr(args, "frames", None),
             seed=args.seed,
             budget=share_of(args.budget),
+            nbits=args.nbits,
             inner=args.inner,
             out=args.out,
             agent=getattr(args, "agent", None),

@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from ..errors import CacheError
 from ..vision.layout import VisionLayout
-from .checks import LAYER_STATE, LAYOUT_STATE, check_state
+from .checks import LAYOUT_STATE, check_state
 from .frames import keep_newest_frames
 from .layer import ONE_PROMPT, StarKVLayer, fixed_address
 from .size import cache_bytes, full_bytes
@@ -161,11 +161,12 @@ class StarKVCache(DynamicCache):
     def quantize(self, nbits: int, in_full: int) -> None:
         """Stores the tokens of all compressed layers in codes, but the newest `in_full`.
 
-        A token that has codes keeps them. The graph of a later call turns codes into keys and
-        values again, one layer at a time.
+        A token that has codes keeps them. The attention of a decoded token reads codes. The graph
+        of a later prompt turns them into keys and values again, one layer at a time.
 
         Args:
-            nbits: 8 or 4 bits for each number, and 32 for each token and head.
+            nbits: 8 or 4 bits for each number, and 32 for each token and head; as many as before if
+                the cache has held codes. 16: all tokens stay in the model's precision.
             in_full: how many of the newest tokens stay in the model's precision.
         """
         for layer in self.compressed_layers:
@@ -204,17 +205,7 @@ class StarKVCache(DynamicCache):
         """
         self.check_whole()
         self._check_only_ours("state_dict")
-        if any(layer.quantized is not None for layer in self.compressed_layers):
-            raise CacheError(
-                "state_dict: tokens in 8 or 4 bits cannot be saved yet; keep the session in "
-                "memory, or compile the model with nbits=16"
-            )
-        for layer in self.compressed_layers:
-            layer.settle()
-        layers = [
-            {name: getattr(layer, name, None) for name in LAYER_STATE}
-            for layer in self.compressed_layers
-        ]
+        layers = [layer.state_dict() for layer in self.compressed_layers]
         layout = self.shared.layout
         described = layout and {name: getattr(layout, name) for name in LAYOUT_STATE}
         return {"layers": layers, "layout": described}
@@ -239,11 +230,7 @@ class StarKVCache(DynamicCache):
         self.shared.layout = None if layout is None else VisionLayout(**layout)
         self.layers = [StarKVLayer(self.shared) for _ in state["layers"]]
         for layer, stored in zip(self.compressed_layers, state["layers"], strict=True):
-            if stored["keys"] is not None:
-                layer.lazy_initialization(stored["keys"], stored["values"])
-                for name in LAYER_STATE:
-                    setattr(layer, name, stored[name])
-                layer.state = None if stored["state"] is None else tuple(stored["state"])
+            layer.load_state_dict(stored)
 
     def reset(self) -> None:
         """Forgets everything. The cache then holds a new session."""

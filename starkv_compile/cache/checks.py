@@ -8,11 +8,15 @@ from typing import Any
 import torch
 
 from ..errors import CacheError
+from ..kernels.reference.quantization import BITS, Quantized, coded_width
 from ..kernels.reference.star import State
 from ..vision.layout import GRIDS, VisionLayout
 
-LAYER_STATE = ("keys", "values", "seen", "retired", "kept", "novelty", "state")
-"""What a layer of the cache stores."""
+LAYER_FACTS = ("seen", "retired", "kept", "novelty", "state")
+"""What a layer of the cache knows about its tokens, as its attributes."""
+
+LAYER_STATE = ("keys", "values", "codes", *LAYER_FACTS)
+"""What is stored of a layer. codes: of its oldest tokens, which are not in keys and values."""
 
 LAYOUT_STATE = tuple(name for name in VisionLayout.__dataclass_fields__ if name != "earlier")
 """What is stored of a layout. `earlier` is of the last chunk only."""
@@ -74,7 +78,8 @@ def _check_layer(name: str, layer: dict[str, Any]) -> None:
         "numbers, the second not above the first",
     )
     if keys is None:
-        nothing = seen == 0 and all(layer[key] is None for key in ("values", "kept", "state"))
+        others = ("values", "codes", "kept", "state")
+        nothing = seen == 0 and all(layer[key] is None for key in others)
         expect(
             nothing and novelty is None, f"{name} has no keys, but other contents; expected none"
         )
@@ -89,7 +94,9 @@ def _check_layer(name: str, layer: dict[str, Any]) -> None:
         f"{name} has keys {_form(keys)} and values {_form(values)}; expected floating-point "
         "numbers of one dtype, of shape [rows, KV heads, tokens, dimension]",
     )
-    rows, groups, stored = keys.shape[:3]
+    rows, groups = keys.shape[:2]
+    _check_codes(name, layer)
+    stored = _stored(layer)
     expect(seen >= stored, f"{name} stores {stored} tokens, but has seen {seen}; expected more")
     if kept is not None:
         sets = _is(kept, torch.int64, (rows, None)) or _is(kept, torch.int64, (rows, groups, None))
@@ -103,6 +110,45 @@ def _check_layer(name: str, layer: dict[str, Any]) -> None:
         f"{name} has novelties {_form(novelty)}; expected one for each kept token, {_form(kept)}",
     )
     _check_scoring(name, layer["state"], rows)
+
+
+def _check_codes(name: str, layer: dict[str, Any]) -> None:
+    """Tokens in few bits: codes, ranges and centre of keys and of values, as in `Quantized`."""
+    codes, kept = layer["codes"], layer["kept"]
+    if codes is None:
+        return
+    _check_names(f"{name}, its codes,", codes, ("nbits", "key", "value"))
+    nbits = codes["nbits"]
+    expect(nbits in BITS, f"{name} has codes of nbits={nbits!r:.40}; expected 8 or 4")
+    counts = set()
+    for side in ("keys", "values"):
+        full, given = layer[side], codes[side.removesuffix("s")]
+        expect(
+            isinstance(given, (list, tuple)) and len(given) == len(Quantized._fields),
+            f"{name} has codes of {side} {_form(given)}; expected {', '.join(Quantized._fields)}",
+        )
+        rows, groups, _, dim = full.shape
+        ranges = torch.float16 if full.dtype == torch.float16 else torch.bfloat16
+        expect(
+            _is(given[0], torch.uint8, (rows, groups, None, coded_width(dim, nbits)))
+            and _is(given[1], ranges, (rows, groups, given[0].shape[2], 2))
+            and _is(given[2], torch.float32, (rows, groups, 1, dim)),
+            f"{name} has codes of {side} {', '.join(map(_form, given)):.120}; expected those of "
+            f"{rows} rows, {groups} KV heads and dimension {dim}, in {nbits} bits",
+        )
+        counts.add(given[0].shape[2])
+    known = kept.shape[-1] if isinstance(kept, torch.Tensor) and kept.dim() > 1 else 0
+    expect(
+        len(counts) == 1 and max(counts) <= known,
+        f"{name} has codes of {sorted(counts)} keys and values, and {known} kept tokens; expected "
+        "as many of both, and not more than are kept",
+    )
+
+
+def _stored(layer: dict[str, Any]) -> int:
+    """Number of tokens that a layer stores, in codes or in the model's precision."""
+    coded = 0 if layer["codes"] is None else layer["codes"]["key"][0].shape[2]
+    return layer["keys"].shape[2] + coded
 
 
 def _check_scoring(name: str, state: Any, rows: int) -> None:
@@ -157,7 +203,7 @@ def _check_seen(name: str, layer: dict[str, Any], described: int | None) -> None
 
     described: tokens of the layout. With it, the newest kept tokens may have left the session.
     """
-    kept, stored, seen = layer["kept"], layer["keys"].shape[2], layer["seen"]
+    kept, stored, seen = layer["kept"], _stored(layer), layer["seen"]
     first = seen - stored + (0 if kept is None else kept.shape[-1])
     if kept is None or not kept.shape[-1]:
         expect(

@@ -10,8 +10,10 @@ from torch.nn import functional as F
 from ..errors import CacheError
 from ..kernels.marker import WriteArguments, Written
 from ..kernels.ops import STARKV
+from ..kernels.reference.quantization import Quantized
 from ..kernels.reference.star import Layout, State, fresh_state
 from ..vision.layout import stored_slots
+from .checks import LAYER_FACTS
 from .quantized import QuantizedTokens, quantize_tokens
 from .reading import WatchedLayer
 from .state import SharedState
@@ -294,15 +296,17 @@ class StarKVLayer(WatchedLayer):
             self.quantize(self.nbits, in_full)
 
     def quantize(self, nbits: int, in_full: int) -> None:
-        """Stores all tokens but the newest `in_full` in codes of `nbits`.
+        """Stores all tokens but the newest `in_full` in codes of `nbits`; 16: none.
 
-        Those that had codes before get these back.
+        Those that had codes before get these back, so the number of bits is then that of before.
         """
         self.settle()
         tokens = self.stored - in_full
-        if tokens <= 0 or self.quantized is not None:
+        if tokens <= 0 or self.quantized is not None or nbits == 16:
+            self.earlier = None
             return
-        self.nbits = nbits
+        self.nbits = nbits if self.earlier is None else self.nbits
+        nbits = self.nbits
         older = self._keys[:, :, :tokens], self._values[:, :, :tokens]
         place = self.places()[..., :tokens].contiguous()
         newer = self._keys[:, :, tokens:].clone(), self._values[:, :, tokens:].clone()
@@ -310,6 +314,35 @@ class StarKVLayer(WatchedLayer):
             self.quantized = quantize_tokens(*older, place, nbits, self.earlier)
         self.hold(*newer)
         self.earlier = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the layer holds, as `checks.check_state` knows it."""
+        self.settle()
+        keys, values = self.tokens_in_full()
+        codes = self.quantized and {
+            "nbits": self.nbits,
+            "key": list(self.quantized.key),
+            "value": list(self.quantized.value),
+        }
+        facts = {name: getattr(self, name) for name in LAYER_FACTS}
+        return {"keys": keys, "values": values, "codes": codes, **facts}
+
+    def load_state_dict(self, stored: dict[str, Any]) -> None:
+        """Takes over what `state_dict` returned and `checks.check_state` has checked."""
+        if stored["keys"] is None:
+            return
+        self.lazy_initialization(stored["keys"], stored["values"])
+        self.hold(stored["keys"], stored["values"])
+        for name in LAYER_FACTS:
+            setattr(self, name, stored[name])
+        self.state = None if self.state is None else tuple(self.state)
+        codes = stored["codes"]
+        if codes is not None:
+            self.nbits = codes["nbits"]
+            key, value = (Quantized(*codes[side]) for side in ("key", "value"))
+            assert self.kept is not None
+            place = self.kept[..., : key.tokens].contiguous()
+            self.quantized = QuantizedTokens(key, value, place)
 
     def fork(self, shared: SharedState) -> StarKVLayer:
         """Returns a copy for another cache. Both share their storage until they grow."""

@@ -55,7 +55,15 @@ def full_bytes(layers: Iterable[StarKVLayer]) -> int:
 def layer_stats(layers: Iterable[StarKVLayer]) -> list[LayerStats]:
     """The numbers of each layer that stores tokens."""
     return [
-        LayerStats(layer.stored, layer.seen, layer_bytes(layer), token_bytes(layer), layer.retired)
+        LayerStats(
+            stored=layer.stored,
+            seen=layer.seen,
+            nbytes=layer_bytes(layer),
+            token_bytes=token_bytes(layer),
+            left=layer.retired,
+            coded=layer.coded,
+            nbits=layer.nbits if layer.coded else 16,
+        )
         for layer in layers
         if layer.stored
     ]

@@ -149,7 +149,7 @@ class Attachment:
         if not finished or new == 1:
             return
         check_prompt(cache, call.was_short, self.report)
-        if self.config.nbits != 16 and not cache.shared.is_read:
+        if not cache.shared.is_read:
             with in_process() if self.config.inner == "inductor" else contextlib.nullcontext():
                 cache.quantize(self.config.nbits, self.config.scoring_window)
         self._read_cache(cache)

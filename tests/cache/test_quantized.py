@@ -55,6 +55,8 @@ def test_the_bytes_that_are_stored_are_reported():
             storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     report = starkv_compile.report(model)
     assert cache.nbytes == report.nbytes == sum(storages.values())
+    assert (report.layers[0].coded, report.layers[0].nbits) == (layer.quantized.tokens, 4)
+    assert f"4 bits: all kept tokens but the newest {WINDOW}" in str(report)
     tokens, heads, dim = layer.quantized.tokens, layer._keys.shape[1], layer._keys.shape[3]
     codes = 2 * heads * tokens * (dim // 2 + 4) + 2 * heads * dim * 4
     assert cache.nbytes == 2 * (codes + 2 * heads * WINDOW * dim * 4)
@@ -183,6 +185,20 @@ def test_a_padded_batch():
     (exact, _), (output, cache) = (after(n, 5, prompts=prompts) for n in (16, 8))
     assert torch.equal(exact.sequences, output.sequences)
     assert cache.layers[0].quantized.key.codes.shape[0] == 2
+
+
+def test_a_cache_keeps_its_bits_and_a_model_of_16_bits_stores_all_in_full():
+    _, cache = after(4)
+    twin, ids = cache.fork(), torch.randint(5, 180, (1, 12))
+    for nbits, held, expected in ((8, cache, 4), (16, twin, 16)):
+        model = compressed(nbits)
+        with torch.no_grad():
+            model(input_ids=ids, past_key_values=held, logits_to_keep=1)
+        layer = starkv_compile.report(model).layers[0]
+        assert layer.nbits == expected
+        assert layer.coded == (layer.stored - WINDOW if expected == 4 else 0)
+        assert held.layers[0].earlier is None
+        assert held.layers[0]._keys.shape[2] == layer.stored - layer.coded
 
 
 def test_keys_put_in_by_hand():

@@ -20,9 +20,9 @@ HEADER, CHECKSUM = "starkv_session", "checksum"
 
 @pytest.fixture(name="saved", scope="module")
 def _saved(untouched_agent, tmp_path_factory):
-    """A compressed session of two steps, and the file that it wrote."""
+    """A compressed session of two steps, with codes, and the file that it wrote."""
     model, processor = untouched_agent
-    starkv_compile.compile(model, budget=0.3, inner="eager")
+    starkv_compile.compile(model, budget=0.3, nbits=4, inner="eager")
     session = AgentSession(model, processor, history=3)
     steps(session, 2)
     starkv_compile.undo(model)
@@ -60,17 +60,18 @@ def loaded(data, path, saved, agent):
 
 
 @pytest.mark.slow
-def test_a_saved_session_goes_on_where_it_was(agent, tmp_path):
+@pytest.mark.parametrize("nbits", [16, 4])
+def test_a_saved_session_goes_on_where_it_was(agent, tmp_path, nbits):
     model, processor = agent
-    starkv_compile.compile(model, budget=0.3, inner="eager")
+    starkv_compile.compile(model, budget=0.3, nbits=nbits, inner="eager")
     session = AgentSession(model, processor, history=3, keep_text=False)
-    steps(session, 3)
+    steps(session, 2)
     twin = session.fork()
     session.save(tmp_path / "session.pt")
-    expected = steps(session, 2, start=3)
+    expected = steps(session, 2, start=2)
     loaded = AgentSession.load(tmp_path / "session.pt", model, processor)
     for other in (loaded, twin):
-        assert steps(other, 2, start=3) == expected
+        assert steps(other, 2, start=2) == expected
         assert torch.equal(session.cache.shared.layout.counts, other.cache.shared.layout.counts)
         for left, right in zip(session.cache.layers, other.cache.layers, strict=True):
             assert torch.equal(left.keys, right.keys)
@@ -168,10 +169,10 @@ def both(*changes):
 
 GONE = object()
 IN, LAYER = ("contents",), ("contents", "cache", "layers", 1)
-KEYS = "cache.layers.1.keys"
+KEYS, CODES = "cache.layers.1.keys", "cache.layers.1.codes.key.0"
 LIES = {
     "another format": put(("format",), "pictures"),
-    "a later version": put(("version",), 2),
+    "a later version": put(("version",), 3),
     "no version": put(("version",), GONE),
     "no model": put(("model",), GONE),
     "another model": put(("model", "KV heads"), 3),
@@ -203,6 +204,19 @@ LIES = {
     "keys of two rows": tensor(KEYS, lambda t: t.repeat(2, 1, 1, 1)),
     "keys that are a number": put((*LAYER, "keys"), 3),
     "no keys": put((*LAYER, "keys"), None),
+    "codes of other heads": tensor(CODES, lambda t: t[:, :3]),
+    "codes of other tokens": tensor(CODES, lambda t: t[:, :, 1:]),
+    "codes of another dtype": tensor(CODES, lambda t: t.float()),
+    "codes of other bits": put((*LAYER, "codes", "nbits"), 8),
+    "codes of no bits": put((*LAYER, "codes", "nbits"), 3),
+    "ranges of another dtype": tensor("cache.layers.1.codes.value.1", lambda t: t.half()),
+    "ranges of other tokens": tensor("cache.layers.1.codes.value.1", lambda t: t[:, :, 1:]),
+    "a centre of two rows": tensor("cache.layers.1.codes.key.2", lambda t: t.repeat(1, 1, 2, 1)),
+    "codes without a centre": put((*LAYER, "codes", "key", 2), GONE),
+    "no codes": put((*LAYER, "codes"), None),
+    "codes of another kind": put((*LAYER, "codes"), 3),
+    "codes with more": put((*LAYER, "codes", "update"), 3),
+    "codes that are a number": put((*LAYER, "codes", "value"), 3),
     "places out of order": tensor("cache.layers.1.kept", lambda t: t.flip(-1)),
     "places beyond the stream": tensor("cache.layers.1.kept", lambda t: t + 10**9),
     "places below zero": tensor("cache.layers.1.kept", lambda t: t - 1),

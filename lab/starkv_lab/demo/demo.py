@@ -38,6 +38,7 @@ class DemoOptions:
     frames: int | None = None
     seed: int = 0
     budget: float = 0.2
+    nbits: int = 16
     inner: str = "eager"
     out: Path = Path("demo-output")
     agent: Path | None = None
@@ -72,7 +73,7 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> list[Measu
         StarKVError: an option is impossible, a file cannot be read, or no agent is found.
     """
     console = console or Console()
-    chosen = ways(options.budget, options.inner)
+    chosen = ways(options.budget, options.inner, options.nbits)
     turns = options.turns()
     agent_folder(options.agent)
     if options.runtime == "onnx":

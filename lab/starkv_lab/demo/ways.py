@@ -59,8 +59,10 @@ class Measured:
     run_seconds: float
 
 
-def ways(budget: float, inner: str) -> tuple[Way, Way, Way]:
+def ways(budget: float, inner: str, nbits: int = 16) -> tuple[Way, Way, Way]:
     """Returns the full cache, the paper's method as released, and our defaults.
+
+    The kept tokens of the last two are stored in `nbits`.
 
     All three are compiled, so that their times are comparable.
 
@@ -71,11 +73,12 @@ def ways(budget: float, inner: str) -> tuple[Way, Way, Way]:
         raise OptionError(
             "budget=1.0 keeps everything, so there is nothing to compare; give less than 1"
         )
-    share = f"{budget:.3g}"
+    share = f"{budget:.3g}" + (f", {nbits} bits" if nbits != 16 else "")
+    options: dict[str, Any] = {"budget": budget, "nbits": nbits, "inner": inner}
     return (
         Way("full", "full cache", StarKVConfig(budget=1.0, inner=inner)),
-        Way("paper", f"paper, budget {share}", StarKVConfig.paper(budget=budget, inner=inner)),
-        Way("default", f"default, budget {share}", StarKVConfig(budget=budget, inner=inner)),
+        Way("paper", f"paper, budget {share}", StarKVConfig.paper(**options)),
+        Way("default", f"default, budget {share}", StarKVConfig(**options)),
     )
 
 
