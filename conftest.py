@@ -29,6 +29,10 @@ def pytest_collection_finish():
     gc.set_threshold(100_000, 50, 100)
 
 
+def pytest_unconfigure():
+    gc.unfreeze()  # or libraries would complain about objects that nobody freed
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _collected_garbage():
     yield

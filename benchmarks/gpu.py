@@ -11,13 +11,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
 from starkv_lab.environment import environment
+from torch.nn import functional as F
 
 from starkv_compile.kernels import reference
 from starkv_compile.kernels.ops import STARKV
+from starkv_compile.kernels.reference.quantization import centre_of, dequantize, quantize
 
 from . import exact
 from .contenders import CONTENDERS
@@ -39,13 +42,14 @@ def main() -> int:
         for name, check in (
             ("window attention", check_window_attention),
             ("selection, ranks, compaction", check_selection),
+            ("attention over codes", check_quantized_attention),
             ("no waiting for the device", check_no_synchronisation),
         ):
             print(f"{name}: {check()} cases right", flush=True)
         bandwidth, rate = floors()
         print(f"copy {bandwidth / 1e12:.2f} TB/s, bf16 products {rate / 1e12:.0f} TFLOP/s")
         print(f"{'kernel':44s} {'us':>9s} {'floor':>9s} {'x floor':>8s}")
-        for name, work, floor in kernels(bandwidth, rate):
+        for name, work, floor in chain(kernels(bandwidth, rate), decoding(bandwidth)):
             microseconds = microseconds_of(work)
             print(
                 f"{name:44s} {microseconds:9.1f} {floor:9.1f} {microseconds / floor:8.2f}",
@@ -109,6 +113,34 @@ def check_selection() -> int:
                         assert torch.equal(pair[0], wanted[0])
                         assert torch.equal(pair[1], wanted[1])
                         count += 1
+    return count
+
+
+def check_quantized_attention() -> int:
+    """Checks attention over codes against float64 over what the codes stand for."""
+    count = 0
+    for dtype in DTYPES:
+        for dim in (64, 80, 128, 256):
+            for heads, groups, nbits, masked in (
+                (28, 4, 4, False),
+                (8, 8, 8, True),
+                (7, 1, 4, True),
+            ):
+                query = torch.randn(2, heads, 1, dim, device="cuda", dtype=dtype)
+                older = torch.randn(2, groups, 1031, dim, device="cuda", dtype=dtype) + 2
+                newer = torch.randn(2, groups, 12, dim, device="cuda", dtype=dtype)
+                codes = quantize(older, centre_of(older), nbits)
+                mask = torch.rand(2, 1, 1, 1043, device="cuda") < 0.8 if masked else None
+                scale = dim**-0.5
+                arguments = (query, *codes, *codes, newer, newer, mask, scale)
+                rows = torch.cat([dequantize(*codes, torch.float64), newer.double()], 2)
+                expected = F.scaled_dot_product_attention(
+                    query.double(), rows, rows, attn_mask=mask, scale=scale, enable_gqa=True
+                )
+                ours = STARKV.quantized_attention(*arguments).double()
+                # Queries are rounded as in TF32, and results as the model's numbers are.
+                torch.testing.assert_close(ours, expected, rtol=1e-2, atol=1e-2)
+                count += 1
     return count
 
 
@@ -181,6 +213,29 @@ def kernels(bandwidth: float, rate: float) -> Iterator[tuple[str, Callable[[], A
                 f"compaction by {name}, {length}",
                 lambda g=gather, k=key, i=kept: g(k, k, i, None),
                 moved / bandwidth * 1e6,
+            )
+
+
+def decoding(bandwidth: float) -> Iterator[tuple[str, Callable[[], Any], float]]:
+    """Yields (name, work, floor) of a decoded token's attention over kept tokens."""
+    layer = LAYERS["qwen2.5-vl-7b"]
+    for batch, tokens in ((1, 2_700), (8, 2_700), (1, 27_000)):
+        generator = {"device": "cuda", "dtype": torch.bfloat16}
+        query = torch.randn(batch, layer.heads, 1, layer.dim, **generator)
+        key = torch.randn(batch, layer.groups, tokens, layer.dim, **generator)
+        newer = torch.randn(batch, layer.groups, 12, layer.dim, **generator)
+        yield (
+            f"decoding, 16 bits by SDPA, {batch} x {tokens} tokens",
+            lambda q=query, k=key: F.scaled_dot_product_attention(q, k, k, enable_gqa=True),
+            2 * key.nbytes / bandwidth * 1e6,
+        )
+        for nbits in (8, 4):
+            codes = quantize(key, centre_of(key), nbits)
+            arguments = (query, *codes, *codes, newer, newer, None, layer.dim**-0.5)
+            yield (
+                f"decoding, {nbits} bits, {batch} x {tokens} tokens",
+                lambda a=arguments: STARKV.quantized_attention(*a),
+                2 * (codes.nbytes + newer.nbytes) / bandwidth * 1e6,
             )
 
 

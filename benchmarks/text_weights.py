@@ -93,12 +93,14 @@ NAMES: dict[str, Callable[..., StarKVConfig]] = {
 }
 
 
-def configurations(window: int, names: Sequence[str]) -> Iterator[tuple[str, StarKVConfig]]:
+def configurations(
+    window: int, names: Sequence[str], nbits: int
+) -> Iterator[tuple[str, StarKVConfig]]:
     """Yields the full cache once, then every policy at every budget."""
     yield "full", StarKVConfig(budget=1.0, window=window, inner="eager")
     for name in names:
         for budget in BUDGETS:
-            yield name, NAMES[name](budget=budget, window=window, inner="eager")
+            yield name, NAMES[name](budget=budget, window=window, nbits=nbits, inner="eager")
 
 
 def measure(
@@ -110,6 +112,7 @@ def measure(
     opened: bool,
     names: Sequence[str],
     chunk: int | None = None,
+    nbits: int = 16,
 ) -> Iterator[Row]:
     """Yields a row for each configuration. Every text is read once, before the compilation.
 
@@ -126,7 +129,7 @@ def measure(
     for text in track(passages()[:texts], "reading passages"):
         ids = tokenizer(text, return_tensors="pt").input_ids[:, : CONTEXT + REST]
         pieces.append((ids, None if chunk else read(model, ids[:, :CONTEXT])))
-    for policy, config in configurations(window, names):
+    for policy, config in configurations(window, names, nbits):
         name = f"{policy} {config.budget:.0%}"
         torch._dynamo.reset()  # lets go of the last configuration's graphs
         starkv_compile.compile(model, config)
@@ -223,6 +226,9 @@ def main() -> None:
         metavar="N",
         help="read texts N tokens at a time, compacting after each",
     )
+    parser.add_argument(
+        "--nbits", type=int, choices=(16, 8, 4), default=16, help="bits of the kept tokens"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="file for every prompt's answers, as JSON")
     args = parser.parse_args()
@@ -239,12 +245,14 @@ def main() -> None:
         not args.unopened,
         args.policies,
         args.chunk,
+        args.nbits,
     ):
         rows.append(row)
         if args.out:
             args.out.write_text(json.dumps([asdict(row) for row in rows], indent=1))
     in_chunks = f", in chunks of {args.chunk} tokens" if args.chunk else ""
-    title = f"{TEXT_MODELS[args.model].title}, window {args.window}{in_chunks}"
+    bits = f", {args.nbits} bits" if args.nbits != 16 else ""
+    title = f"{TEXT_MODELS[args.model].title}, window {args.window}{in_chunks}{bits}"
     console = Console()
     for table in tables(title, rows):
         console.print(table)

@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from starkv_compile.cli import importing, share_of
+from starkv_compile.cli import add_nbits, importing, share_of
 from starkv_compile.config import INNER_BACKENDS
 
 from .gui.arguments import add_gui
@@ -53,14 +53,7 @@ def add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     add("--seed", type=int, default=0, help="seed of the generated episode")
     add("--budget", default="0.2", help="share of the tokens seen that stays cached: 0.2 or 20%%")
-    add(
-        "--nbits",
-        type=int,
-        choices=(16, 8, 4),
-        default=16,
-        help="bits in which both compressed caches store each number of the kept tokens; 16 stands "
-        "for the model's precision",
-    )
+    add_nbits(demo)
     add(
         "--inner",
         choices=INNER_BACKENDS,

@@ -25,6 +25,18 @@ def add_method(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_nbits(parser: argparse.ArgumentParser) -> None:
+    """`--nbits`."""
+    parser.add_argument(
+        "--nbits",
+        type=int,
+        choices=(16, 8, 4),
+        default=16,
+        help="bits in which a compressed cache stores each number of the kept tokens; 16 stands "
+        "for the model's precision",
+    )
+
+
 def share_of(text: str) -> float:
     """A budget on the command line, as a share of the tokens: 0.2, or "20%", which is the same.
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from starkv_compile import OptionError
-from starkv_compile.cli import add_method, config_of, importing, share_of
+from starkv_compile.cli import add_method, add_nbits, config_of, importing, share_of
 from starkv_compile.config import INNER_BACKENDS
 
 
@@ -61,6 +61,7 @@ def add_gui(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         default="0.2",
         help="share of the tokens seen that stays cached: 0.2 or 20%%; 1 for the full cache",
     )
+    add_nbits(gui)
     add_method(gui)
     add(
         "--inner",
@@ -133,7 +134,7 @@ def _gui(args: argparse.Namespace) -> int:
     from .samples import Reading
     from .shards import shard_of
 
-    choices = {"budget": share_of(args.budget), "inner": args.inner}
+    choices = {"budget": share_of(args.budget), "nbits": args.nbits, "inner": args.inner}
     config = config_of(given.get("policy"), args.paper, **choices)
     run_gui(
         GuiOptions(

@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from starkv_compile.cli import add_method, importing
+from starkv_compile.cli import add_method, add_nbits, importing
 
 
 def add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -38,6 +38,7 @@ def add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--prompt")
     add("--prompt", metavar="TEXT", default=argparse.SUPPRESS,
         help="text that follows the screenshots in the prompt of --model")
+    add_nbits(inspect)
     add_method(inspect)
     add("--budget", metavar="P,Q", default="40%,20%,10%,5%",
         help="shares of the tokens that stay: 0.2 or 20%%; the page offers each of them")
@@ -63,6 +64,7 @@ def _inspect(args: argparse.Namespace) -> int:
         InspectOptions(
             images=tuple(given.get("image", ())),
             paper=args.paper,
+            nbits=args.nbits,
             budgets=args.budget,
             out=args.out,
             **{name: given.get(name) for name in names},

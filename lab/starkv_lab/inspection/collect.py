@@ -10,8 +10,13 @@ import torch
 from torch.nn import functional as F
 
 from starkv_compile import StarKVCache, StarKVConfig, UnsupportedModel
-from starkv_compile.cache import StarKVLayer, token_bytes
-from starkv_compile.kernels.reference import best_first, layer_capacity, split_capacity
+from starkv_compile.cache import StarKVLayer
+from starkv_compile.kernels.reference import (
+    TokenBytes,
+    best_first,
+    layer_capacity,
+    split_capacity,
+)
 from starkv_compile.policies import ScoreInputs
 
 from .axes import Axis, axes_of
@@ -44,7 +49,7 @@ class Inspection:
     """Holds everything that the page shows, for the layers that are compressed.
 
     frame, row, column: [L] int64, the place of each token; frame is -1 for text. layers: the
-    layers' numbers in the model. token_bytes: bytes of one token in each layer. axes: their values
+    layers' numbers in the model. token_bytes: what tokens take in each layer. axes: their values
     are [layers, L], and NaN where a token has no score.
     """
 
@@ -54,9 +59,18 @@ class Inspection:
     row: torch.Tensor
     column: torch.Tensor
     layers: tuple[int, ...]
-    token_bytes: tuple[int, ...]
+    token_bytes: tuple[TokenBytes, ...]
     budgets: tuple[Budget, ...]
     axes: tuple[Axis, ...]
+
+    def nbytes(self, budget: Budget, layer: int) -> int:
+        """Bytes that a layer keeps. `layer` counts compressed layers only."""
+        full, coded, shared = self.token_bytes[layer]
+        kept = budget.kept[layer]
+        if self.config.nbits == 16 or kept <= self.config.scoring_window:
+            return kept * full
+        in_full = self.config.scoring_window
+        return in_full * full + (kept - in_full) * coded + shared
 
 
 @torch.no_grad()
@@ -102,7 +116,9 @@ def collect(prompt: InspectedPrompt, config: StarKVConfig, shares: Sequence[floa
         row=row,
         column=column,
         layers=tuple(number for number, _ in stored),
-        token_bytes=tuple(token_bytes(layer) for _, layer in stored),
+        token_bytes=tuple(
+            TokenBytes.of(*layer.tokens_in_full(), config.nbits) for _, layer in stored
+        ),
         budgets=tuple(notes.budget(i) for i in range(len(configs))),
         axes=notes.stacked_axes(),
     )

@@ -37,6 +37,7 @@ class InspectOptions:
     prompt: str | None = None
     policy: str | None = None
     paper: bool = False
+    nbits: int = 16
     budgets: str = "40%,20%,10%,5%"
     reply: int | None = None
     out: Path = Path("inspect.html")
@@ -69,7 +70,7 @@ class InspectOptions:
             )
 
     def config(self) -> StarKVConfig:
-        return config_of(self.policy, self.paper)
+        return config_of(self.policy, self.paper, nbits=self.nbits)
 
     def shares(self) -> list[float]:
         """Returns the budgets as shares of the tokens, largest first.

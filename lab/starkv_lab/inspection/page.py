@@ -55,7 +55,7 @@ def _options(config: StarKVConfig) -> dict[str, Any]:
 def page_data(inspection: Inspection, replies: Sequence[str] = ()) -> dict[str, Any]:
     """Returns the data that the page's scripts read. Arrays are packed by `packed`."""
     prompt = inspection.prompt
-    budgets, rankings = _budgets(inspection.budgets)
+    budgets, rankings = _budgets(inspection)
     visual = inspection.frame >= 0
     return {
         "model": prompt.model_name,
@@ -73,7 +73,7 @@ def page_data(inspection: Inspection, replies: Sequence[str] = ()) -> dict[str, 
         "column": packed(inspection.column),
         "frames": _frames(inspection),
         "layers": inspection.layers,
-        "tokenBytes": inspection.token_bytes,
+        "fullBytes": [len(visual) * layer.full for layer in inspection.token_bytes],
         "heads": inspection.budgets[0].ranks.shape[1],
         "budgets": budgets,
         "rankings": rankings,
@@ -90,7 +90,7 @@ def page_data(inspection: Inspection, replies: Sequence[str] = ()) -> dict[str, 
     }
 
 
-def _budgets(budgets: Sequence[Budget]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _budgets(inspection: Inspection) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Returns the budgets, and the rankings that they refer to.
 
     All budgets share one ranking, unless the scores depend on the budget. A ranking lists the
@@ -98,6 +98,7 @@ def _budgets(budgets: Sequence[Budget]) -> tuple[list[dict[str, Any]], list[dict
     the kept tokens, because the page would be too large otherwise.
     """
     distinct: list[list[Budget]] = []
+    budgets = inspection.budgets
     for budget in budgets:
         same = (group for group in distinct if torch.equal(group[0].ranks, budget.ranks))
         group = next(same, None)
@@ -111,6 +112,7 @@ def _budgets(budgets: Sequence[Budget]) -> tuple[list[dict[str, Any]], list[dict
             "ranking": number,
             "kept": budget.kept,
             "window": budget.window,
+            "bytes": [inspection.nbytes(budget, layer) for layer in range(len(budget.kept))],
         }
         for number, group in enumerate(distinct)
         for budget in group

@@ -54,16 +54,14 @@ def _policies(comparison: Comparison, parts: tuple[str, ...], title: str) -> Ite
         rows = [
             [
                 title_of(c.variant),
-                *(_share(comparison.accuracy(c, part)) for part in shown),
+                *(share(comparison.accuracy(c, part)) for part in shown),
                 "" if full is None or c is full else points(comparison.difference(c, full)),
                 f"{c.same.mean():.0%}",
                 f"{c.nbytes / c.full_nbytes:.1%}",
             ]
             for c in here
         ]
-        yield _table(
-            ["", *shown, "all, minus full cache", "same as full cache", "bytes kept"], rows
-        )
+        yield table(["", *shown, "all, minus full cache", "same as full cache", "bytes kept"], rows)
 
 
 def _changes(comparison: Comparison, group: str, base: str, title: str) -> Iterator[str]:
@@ -84,15 +82,17 @@ def _changes(comparison: Comparison, group: str, base: str, title: str) -> Itera
     if rows:
         yield f"## One change to {title}"
         yield "Each number is the gain in points. The interval of a bold number does not contain 0."
-        yield _table(["", *(f"{b:.0%} {p}" for b in budgets for p in ("again", "other"))], rows)
+        yield table(["", *(f"{b:.0%} {p}" for b in budgets for p in ("again", "other"))], rows)
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _share(interval: Interval) -> str:
+def share(interval: Interval) -> str:
+    """A share and its interval in percent."""
     value, low, high = (100 * number for number in interval)
     return f"{value:.1f} ({low:.0f}-{high:.0f})"
 

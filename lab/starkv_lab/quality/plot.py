@@ -9,6 +9,7 @@ from typing import Any
 from starkv_compile import MissingPackage
 from starkv_compile.files import check_writable
 
+from .bits import bits_table, draw_bits
 from .cells import Cell, read_cells
 from .design import Design, Trajectories
 from .markdown import ABLATED_AT, markdown
@@ -50,7 +51,8 @@ COLORS = (
 def draw_plots(folder: Path, out: Path) -> list[Path]:
     """Writes `quality-tables.md` and `quality.png`, and returns the paths of all files.
 
-    Writes `quality-ablation.png` too if the folder has changes to the paper's method.
+    Writes `quality-ablation.png` too if the folder has changes to the paper's method, and
+    `quality-bits.md` and `quality-bits.png` if it has kept tokens in few bits.
 
     Args:
         folder: a folder with `cells.jsonl`. The tables include a `trajectories.jsonl` next to it.
@@ -73,7 +75,11 @@ def draw_plots(folder: Path, out: Path) -> list[Path]:
     _draw_policies(comparison, paths[1])
     if any(group_of(cell.variant) == "ablation" for cell in cells):
         paths.append(out / "quality-ablation.png")
-        _draw_ablation(comparison, paths[2])
+        _draw_ablation(comparison, paths[-1])
+    if any(group_of(cell.variant) == "bits" for cell in cells):
+        paths += [out / "quality-bits.md", out / "quality-bits.png"]
+        paths[-2].write_text(bits_table(comparison))
+        draw_bits(comparison, paths[-1])
     return paths
 
 

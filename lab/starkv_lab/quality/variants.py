@@ -26,7 +26,8 @@ class Variant:
     is read in parts, or "bits" for kept tokens in few bits. by_need: True for the oracle, which is
     the upper limit. It knows what the questions need, so of `make` only the capacity counts. chunk:
     tokens of each part, each compacted before the next is read (`prefill_chunk_size` of
-    transformers), or SCREEN for one screen at a time; None: one part.
+    transformers), or SCREEN for one screen at a time; None: one part. nbits: bits of the kept
+    tokens. of: the variant that stores the same tokens in 16 bits.
     """
 
     name: str
@@ -35,6 +36,8 @@ class Variant:
     group: str = "policy"
     by_need: bool = False
     chunk: Chunk | None = None
+    nbits: int = 16
+    of: str = ""
 
     def config(self, budget: float) -> StarKVConfig:
         return self.make(budget=budget, inner="eager")
@@ -62,13 +65,15 @@ def _in_chunks(policy: str, title: str) -> list[Variant]:
     ]
 
 
-def _in_bits(policy: str, title: str) -> list[Variant]:
+def _in_bits(policy: str, title: str, of: str = "") -> list[Variant]:
     return [
         Variant(
             f"{policy}-{nbits}-bits",
             f"{title}, {nbits} bits",
             partial(_flat, policy=policy, nbits=nbits),
             "bits",
+            nbits=nbits,
+            of=of or policy,
         )
         for nbits in (8, 4)
     ]
@@ -158,7 +163,7 @@ _ALL = (
     _own("own-window-16", "window 16", window=16),
     *_in_chunks("screen_novelty", "screen novelty"),
     *_in_chunks("st_lite", "ST-Lite"),
-    *_in_bits("screen_novelty", "screen novelty"),
+    *_in_bits("screen_novelty", "screen novelty", "default"),
     *_in_bits("st_lite", "ST-Lite"),
     *_in_bits("snapkv", "SnapKV"),
     *_in_bits("random", "random"),

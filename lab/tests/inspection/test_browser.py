@@ -120,9 +120,9 @@ def test_counts_at_an_address(shown, dom, layer, frame, percent):
 
     table = rows_of(page, "layers")[1:]
     for number, row in enumerate(table[:-1]):
-        nbytes = budget.kept[number] * inspection.token_bytes[number]
+        full = tokens * inspection.token_bytes[number].full
         assert row[:3] == [str(number), str(budget.kept[number]), str(tokens)]
-        assert row[-2:] == [readable(nbytes), readable(tokens * inspection.token_bytes[number])]
+        assert row[-2:] == [readable(inspection.nbytes(budget, number)), readable(full)]
     dropped = rows_of(page, "dropped")[1:]
     gone = [len(here) - len(k.intersection(here)) for k in kept]
     assert dropped[frame - 1][1] == mean(gone)

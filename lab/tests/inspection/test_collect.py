@@ -7,6 +7,7 @@ from starkv_lab.inspection.collect import collect
 import starkv_compile
 from lab.tests.support.inspection_prompts import tiny_prompt
 from starkv_compile import StarKVCache, StarKVConfig, UnsupportedModel
+from starkv_compile.cache import layer_bytes
 from starkv_compile.policies import ScreenNovelty
 from tests.support.crossing import slow
 
@@ -26,6 +27,7 @@ def compressed(prompt, config):
     ("family", "config"),
     [
         ("qwen2_vl", StarKVConfig()),
+        ("qwen2_vl", StarKVConfig(nbits=4)),
         ("qwen3_vl", StarKVConfig(policy="gui_kv")),  # a set a head, scores by capacity
         slow("qwen2_vl", StarKVConfig(policy="pyramidkv")),  # a budget a layer
         slow("llava", StarKVConfig(policy="tova")),  # a window of its own
@@ -47,8 +49,7 @@ def test_kept_sets_and_bytes_are_the_compiled_caches(family, config):
             heads = [budget.places(number, head) for head in range(budget.ranks.shape[1])]
             assert heads == kept.tolist()
             assert layer.stored == budget.kept[number] < layer.seen
-            stored = layer.keys.nbytes + layer.values.nbytes
-            assert stored == budget.kept[number] * inspection.token_bytes[number]
+            assert layer_bytes(layer) == inspection.nbytes(budget, number)
         layout = cache.shared.layout
         for name in ("frame", "row", "column"):
             assert torch.equal(getattr(inspection, name), getattr(layout, name)[0])

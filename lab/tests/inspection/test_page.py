@@ -17,6 +17,7 @@ from starkv_lab.inspection.prompt import InspectedPrompt, Picture
 
 from lab.tests.support.inspection_prompts import Numbers
 from starkv_compile import StarKVConfig
+from starkv_compile.kernels.reference import TokenBytes
 
 TYPES = {"u16": "<u2", "u32": "<u4", "bf16": "<u2"}
 
@@ -60,7 +61,7 @@ def made(pictures, rows, columns, layers, text, heads=1, rankings=1):
         offset // columns,
         offset % columns,
         tuple(range(layers)),
-        (512,) * layers,
+        (TokenBytes(512, 100, 64),) * layers,
         budgets,
         axes,
     )

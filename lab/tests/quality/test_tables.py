@@ -79,3 +79,22 @@ def test_documents_are_made_from_the_file_alone(tmp_path):
     assert "| -66.7 (-66.7 to -66.7) | 100% | 20.0% |" in text
     gained = "**+100.0 (+100.0 to +100.0)** | +0.0 (+0.0 to +0.0)"
     assert f"| paper, scores not pooled | {gained} |  |  |" in text
+
+
+def test_answers_against_bytes_for_kept_tokens_in_few_bits(tmp_path):
+    pytest.importorskip("matplotlib")
+    file = CellFile(tmp_path, DESIGN, {})
+    for variant, right in (
+        ("default", True),
+        ("screen_novelty-4-bits", ONLY_OTHER),
+        ("tova", True),
+    ):
+        file.add(cell(DESIGN, variant, 0.2, right=right))
+    file.add(cell(DESIGN, "full", 1.0))
+    table, picture = draw_plots(tmp_path, tmp_path / "docs")[-2:]
+    assert (table.name, picture.name) == ("quality-bits.md", "quality-bits.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    text = table.read_text()
+    assert "| 20.0 | 20 | not rounded | screen novelty (our default) | 100.0 (100-100) |" in text
+    assert "| 4 bits | screen novelty (our default) | 33.3 (33-33) | -66.7" in text
+    assert "TOVA" not in text, "never measured in few bits"

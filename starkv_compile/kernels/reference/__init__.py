@@ -5,7 +5,7 @@ Selection and compaction are exact. Scores are float32 for models of any dtype.
 
 from .attention import window_attention
 from .capacity import layer_capacity, split_capacity
-from .quantization import centre_of, codes_and_ranges, row_bytes
+from .quantization import TokenBytes, centre_of, codes_and_ranges, row_bytes
 from .quantized_attention import attend_codes
 from .selection import best_first, gather_kv, select_tokens
 from .spatial import rank_histogram
@@ -13,6 +13,7 @@ from .star import Scores
 
 __all__ = [
     "Scores",
+    "TokenBytes",
     "attend_codes",
     "best_first",
     "centre_of",

@@ -141,7 +141,7 @@ function drawLayers() {
   const rows = data.layers.map((number, layer) => {
     const kept = budget.kept[layer];
     const button = element("button", `${number}`, { type: "button", ariaLabel: `layer ${number}` });
-    const [now, full] = [kept, tokens].map(count => bytes(count * data.tokenBytes[layer]));
+    const [now, full] = [budget.bytes[layer], data.fullBytes[layer]].map(bytes);
     const counts = [kept, tokens].map(whole).concat([screens, textTokens].map(list => mean(countKept(list, layer))));
     const row = line(button, ...counts, bar(kept / tokens), now, full);
     row.setAttribute("aria-current", layer === state.layer);
@@ -151,8 +151,7 @@ function drawLayers() {
   const hadFocus = at("layers").contains(document.activeElement);
   at("layers").tBodies[0].replaceChildren(...rows);
   if (hadFocus) rows[state.layer].querySelector("button").focus();
-  const stored = data.layers.reduce((sum, _, layer) => sum + budget.kept[layer] * data.tokenBytes[layer], 0);
-  const full = data.tokenBytes.reduce((sum, one) => sum + tokens * one, 0);
+  const [stored, full] = [budget.bytes, data.fullBytes].map(list => list.reduce((sum, one) => sum + one, 0));
   at("layers").tFoot.replaceChildren(line("all", "", "", "", "", bar(stored / full), bytes(stored), bytes(full)));
 }
 
