@@ -11,7 +11,8 @@ the tokens that are rounded together, or ranges of each token.
 
 `planted` measures the output of attention on made-up tensors whose keys have a few channels far
 from zero, as Qwen2.5-VL's have, which norms no keys. `agent` counts right answers of the shipped
-agent. `text` counts door codes found by a small language model, and nats a token.
+agent, `peer` those with all tokens in 4 bits by optimum-quanto (which must be installed). `text`
+counts door codes found by a small language model, and nats a token.
 """
 
 from __future__ import annotations
@@ -149,6 +150,50 @@ def _error(query: Tensor, key: Tensor, value: Tensor, form: Form) -> float:
 
 def agent(questions: int, budget: float) -> None:
     """Prints the right answers of the shipped agent for each form."""
+    show = _agent_rows(questions)
+    show(1, 16, "full cache", None)
+    show(budget, 16, "not rounded", None)
+    for bits in (8, 4, 3, 2):
+        for name, form in forms(bits).items():
+            show(budget, bits, name, form)
+
+
+def peer(questions: int) -> None:
+    """Prints the agent's right answers with all tokens in 4 bits, as transformers' `QuantizedCache`
+    stores them by optimum-quanto, and with all tokens in ours."""
+    print(f"quanto stores a number in {_quanto_bits(torch.randn(1, 4, 256, 32)):.2f} bits")
+    show = _agent_rows(questions)
+    show(1, 16, "full cache", None)
+    show(1, 4, "all tokens, quanto", Form(quanto, quanto, (4, 4)))
+    show(1, 4, "all tokens, ours", Form(centred, centred, (4, 4)))
+
+
+def quanto(x: Tensor, bits: int) -> Tensor:
+    """Rounds [B, G, L, D] as `QuantizedCache(backend="quanto")` does with its default options."""
+    stored = _quanto(x, bits)
+    return stored.dequantize()
+
+
+def _quanto(x: Tensor, bits: int) -> Any:
+    from transformers.cache_utils import QuantoQuantizedLayer
+
+    layer = QuantoQuantizedLayer(nbits=bits)
+    return layer._quantize(x.contiguous(), layer.axis_key)
+
+
+def _quanto_bits(x: Tensor) -> float:
+    """Bits that quanto stores for each number, scales and shifts included."""
+
+    def nbytes(tensor: Any) -> int:
+        if type(tensor) is Tensor:
+            return tensor.nbytes
+        return sum(nbytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+
+    return 8 * nbytes(_quanto(x, 4)) / x.numel()
+
+
+def _agent_rows(questions: int) -> Callable[[float, int, str, Form | None], None]:
+    """Returns what measures one form on the shipped agent and prints its row of a table."""
     from starkv_lab.quality.design import Design
     from starkv_lab.quality.measure import Bench
     from starkv_lab.quality.variants import FULL, VARIANTS
@@ -165,19 +210,15 @@ def agent(questions: int, budget: float) -> None:
     print("| tokens | bits | form | right answers | nats from the full cache |")
     print("| --- | --- | --- | --- | --- |")
 
-    def show(tokens: float, bits: int, name: str) -> None:
+    def show(tokens: float, bits: int, name: str, form: Form | None) -> None:
+        bench.form = form
         cell = bench.measure(FULL if tokens == 1 else VARIANTS["default"], tokens)
         right, kl = cell.right.ravel(), statistics.fmean(cell.kl.values())
         low, high = wilson(int(right.sum()), right.size)
         share = f"{right.mean():.1%} ({low:.1%} to {high:.1%})"
         print(f"| {tokens:.0%} | {bits} | {name} | {share} | {kl:.4f} |", flush=True)
 
-    show(1, 16, "full cache")
-    show(budget, 16, "not rounded")
-    for bits in (8, 4, 3, 2):
-        for name, form in forms(bits).items():
-            bench.form = form
-            show(budget, bits, name)
+    return show
 
 
 def text(model_name: str, prompts: int, passages: int, budget: float) -> None:
@@ -235,7 +276,7 @@ def _after_prompts(form: Form | None, window: int) -> Callable[[StarKVCache], An
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=("planted", "agent", "text"))
+    parser.add_argument("what", choices=("planted", "agent", "peer", "text"))
     parser.add_argument("--questions", type=int, default=512)
     parser.add_argument("--model", default="smollm2", help="smollm2 or gemma3")
     parser.add_argument("--prompts", type=int, default=18)
@@ -245,6 +286,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if args.what == "planted":
         planted()
+    elif args.what == "peer":
+        peer(args.questions)
     elif args.what == "agent":
         agent(args.questions, args.budget or 0.2)
     else:
