@@ -23,7 +23,7 @@ from ..errors import NonFiniteScores
 from . import cpp, reference, shapes
 from .compiling import no_new_guards, record_source, runs_cpp
 from .marker import Written
-from .reference import layout, novelty, quantization
+from .reference import layout, quantization
 from .reference import quantized_attention as quantized_reference
 from .reference import star as star_reference
 from .reference.capacity import every_length, split_capacity
@@ -184,7 +184,7 @@ def spatial_novelty(
     key: Tensor, frame: Tensor, row: Tensor, column: Tensor, earlier: Tensor
 ) -> Tensor:
     """See `reference.novelty.spatial_novelty`."""
-    return novelty.spatial_novelty(key, frame, row, column, earlier)
+    return _kernels(key).spatial_novelty(key, frame, row, column, earlier)
 
 
 @op(shape=shapes.novelty)
@@ -192,13 +192,13 @@ def temporal_novelty(
     key: Tensor, frame: Tensor, row: Tensor, column: Tensor, current: Tensor, stored: int
 ) -> Tensor:
     """See `reference.novelty.temporal_novelty`."""
-    return novelty.temporal_novelty(key, frame, row, column, current, stored)
+    return _kernels(key).temporal_novelty(key, frame, row, column, current, stored)
 
 
 @op(shape=shapes.novelty)
 def key_novelty(key: Tensor, among: Tensor) -> Tensor:
     """See `reference.novelty.key_novelty`."""
-    return novelty.key_novelty(key, among)
+    return _kernels(key).key_novelty(key, among)
 
 
 @op(shape=shapes.select_tokens)

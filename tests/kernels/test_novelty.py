@@ -1,10 +1,13 @@
 """Novelty in space and in time, and ranks of two kinds of tokens, against cases done by hand."""
 
+import sys
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 import starkv_compile.policies  # noqa: F401 - registers novelty_scores and share_out
+from starkv_compile.kernels import cpp
 from starkv_compile.kernels.ops import STARKV
 from starkv_compile.kernels.reference.layout import newest_places
 from starkv_compile.kernels.reference.novelty import (
@@ -14,6 +17,7 @@ from starkv_compile.kernels.reference.novelty import (
     spatial_novelty,
     temporal_novelty,
 )
+from tests.support.narrower import NARROWER, narrower
 
 
 def layout_of(*parts):
@@ -314,3 +318,55 @@ def test_compiled_it_is_the_same_on_inputs_that_share_memory(backend):
     before = long.clone()
     assert torch.equal(compiled(*inputs).argsort(), scored(*inputs).argsort())
     assert torch.equal(long, before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="C++ kernels are for Linux")
+class TestCpp:
+    """The C++ against the reference, on every layout above."""
+
+    LAYOUTS = (MANY, (4,), ((3, 4),), ((4, 1), 1), ((2, 3), (5, 7), 3), (9, (6, 5), (6, 5), 1))
+
+    @pytest.fixture(params=NARROWER, ids=lambda flag: flag or "native", autouse=True)
+    def _vectors(self, request, monkeypatch):
+        narrower(monkeypatch, "novelty", request.param)
+
+    def inputs(self, parts, dtype=torch.float32, dim=24):
+        frame, row, column, current = layout_of(*parts)
+        generator = torch.Generator().manual_seed(0)
+        key = torch.randn(2, 3, frame.shape[1], dim, generator=generator).to(dtype)
+        return key, *(t.expand(2, -1) for t in (frame, row, column, current))
+
+    def check(self, key, frame, row, column, current, before=0):
+        earlier = torch.rand(2, before, generator=torch.Generator().manual_seed(1))
+        for ours, theirs, arguments in (
+            (cpp.spatial_novelty, spatial_novelty, (frame, row, column, earlier)),
+            (cpp.temporal_novelty, temporal_novelty, (frame, row, column, current, before)),
+            (cpp.key_novelty, key_novelty, (frame < 0,)),
+            (cpp.key_novelty, key_novelty, (frame > 0,)),
+        ):
+            found, expected = ours(key, *arguments), theirs(key, *arguments)
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+    @pytest.mark.parametrize("parts", LAYOUTS)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_every_layout_and_dtype(self, parts, dtype):
+        self.check(*self.inputs(parts, dtype))
+
+    @pytest.mark.parametrize("before", [1, 5, 9])
+    def test_what_earlier_prompts_left(self, before):
+        self.check(*self.inputs(MANY), before)
+
+    @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 0.0, 1e30])
+    def test_keys_without_a_direction(self, bad):
+        key, *layout = self.inputs(((3, 4), 2, (3, 4), 2))
+        key[0, :, [1, 7, 12, 20]] = bad
+        self.check(key, *layout)
+
+    def test_keys_that_are_views(self):
+        key, *layout = self.inputs(MANY)
+        for view in (
+            key[..., ::2],
+            key.transpose(0, 1).contiguous().transpose(0, 1),
+            key.mT.clone().mT,
+        ):
+            self.check(view, *layout)

@@ -8,7 +8,7 @@ from .. import shapes
 from ..reference.quantization import Quantized
 from ..reference.quantized_attention import Sums
 from ..reference.spatial import GRID_BINS, VALUE_BINS
-from . import attention, quantization, quantized_attention, ranks, selection
+from . import attention, novelty, quantization, quantized_attention, ranks, selection
 
 Tensor = torch.Tensor
 
@@ -54,6 +54,37 @@ def select_tokens(
 
 
 select_tokens.register_fake(shapes.select_tokens)
+
+
+@torch.library.custom_op("starkv::spatial_novelty_cpu", mutates_args=())
+def spatial_novelty(
+    key: Tensor, frame: Tensor, row: Tensor, column: Tensor, earlier: Tensor
+) -> Tensor:
+    """See `reference.novelty.spatial_novelty`."""
+    return novelty.spatial_novelty(key, frame, row, column, earlier)
+
+
+spatial_novelty.register_fake(shapes.novelty)
+
+
+@torch.library.custom_op("starkv::temporal_novelty_cpu", mutates_args=())
+def temporal_novelty(
+    key: Tensor, frame: Tensor, row: Tensor, column: Tensor, current: Tensor, stored: int
+) -> Tensor:
+    """See `reference.novelty.temporal_novelty`."""
+    return novelty.temporal_novelty(key, frame, row, column, current, stored)
+
+
+temporal_novelty.register_fake(shapes.novelty)
+
+
+@torch.library.custom_op("starkv::key_novelty_cpu", mutates_args=())
+def key_novelty(key: Tensor, among: Tensor) -> Tensor:
+    """See `reference.novelty.key_novelty`."""
+    return novelty.key_novelty(key, among)
+
+
+key_novelty.register_fake(shapes.novelty)
 
 
 @torch.library.custom_op("starkv::centre_cpu", mutates_args=())

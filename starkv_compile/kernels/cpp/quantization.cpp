@@ -11,15 +11,6 @@ struct Work {  // mirrored by `_Work` in quantization.py
   int64_t bfloat16, threads;
 };
 
-static inline float widen(float number) { return number; }
-
-static inline float widen(uint16_t number) {
-  const uint32_t bits = (uint32_t)number << 16;
-  float wide;
-  memcpy(&wide, &bits, sizeof wide);
-  return wide;
-}
-
 // To the nearest bfloat16, of two equally near ones to the even one.
 static inline uint16_t narrow(float number) {
   uint32_t bits;

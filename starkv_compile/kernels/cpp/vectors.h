@@ -58,4 +58,14 @@ static inline Floats exponential(Floats x) {
   return x < least ? Floats{} : x > most ? all(__builtin_inff()) : power;
 }
 
+// The number of a key: float, or bfloat16 as 16 bits.
+static inline float widen(float number) { return number; }
+
+static inline float widen(uint16_t number) {
+  const uint32_t bits = (uint32_t)number << 16;
+  float wide;
+  memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
+
 static inline int64_t parts_of(int64_t size, int64_t part) { return (size + part - 1) / part; }

@@ -5,6 +5,7 @@ No program waits for another and no floating-point value is added atomically, so
 depend on the order in which programs run.
 """
 
+from ..reference.novelty import key_novelty, spatial_novelty, temporal_novelty
 from ..reference.quantization import centre_of, codes_and_ranges
 from .attend_codes import attend_codes
 from .gather_kv import gather_kv
@@ -17,7 +18,10 @@ __all__ = [
     "centre_of",
     "codes_and_ranges",
     "gather_kv",
+    "key_novelty",
     "rank_histogram",
     "select_tokens",
+    "spatial_novelty",
+    "temporal_novelty",
     "window_attention",
 ]
