@@ -2,8 +2,8 @@
 
 C++ for what Inductor makes slow of the reference: it cannot sum what a product gives before all of
 it is stored, and it ranks and selects by sorting. And for what it compiles for long: novelty's
-comparisons of keys at places that other tensors name. Compiled by Inductor's own compiler when first
-run, and cached where Inductor caches.
+comparisons of keys at places that other tensors name. Compiled by Inductor's own compiler when
+first run, and cached where Inductor caches.
 """
 
 from ..reference.selection import gather_kv
