@@ -123,6 +123,20 @@ def test_no_token_is_rounded_twice_in_thirty_steps(nbits, policy):
     assert cache.layers[1].stored == 40
 
 
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("options", [{}, {"decode_tokens": 5}, {"budget": 1.0}])
+def test_decoding_reads_codes(monkeypatch, tmp_path, implementation, options):
+    monkeypatch.setenv("STARKV_DUMP", str(tmp_path))
+    model = tiny_model(FAMILY)
+    model.set_attn_implementation(implementation)
+    starkv_compile.compile(model, **{"budget": 0.4, "nbits": 4, "inner": "eager", **options})
+    generate(model, tiny_inputs(FAMILY), 3)
+    graphs = [path.read_text() for path in tmp_path.glob("*ReadCodes-after.txt")]
+    decoding = [graph for graph in graphs if "quantized_attention" in graph]
+    assert decoding
+    assert not any("dequantize" in graph for graph in graphs)
+
+
 def test_buffers_give_what_a_growing_cache_gives():
     (grown, _), (output, cache) = after(4, 12), after(4, 12, decode_tokens=5)
     assert torch.equal(grown.sequences, output.sequences)
