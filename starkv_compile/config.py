@@ -320,11 +320,14 @@ class StarKVConfig:
                     "and there is no model here; use budget_tokens"
                 )
             slots = self.decode_tokens or 0
+            tokens = self.budget_bytes // token_bytes.full - slots
             if self.nbits == 16:
-                return self.budget_bytes // token_bytes.full - slots
-            in_full = self.scoring_window
+                return tokens
+            from .kernels.reference.capacity import least, most
+
+            in_full = self.scoring_window  # and where there is no room for codes, all tokens are
             room = self.budget_bytes - token_bytes.shared - (in_full + slots) * token_bytes.full
-            return in_full + room // token_bytes.coded
+            return most(in_full + room // token_bytes.coded, least(in_full, tokens))
         if self.budget_tokens is not None:
             return self.budget_tokens
         return seen * self.fraction.numerator // self.fraction.denominator

@@ -165,12 +165,21 @@ class StarKVCache(DynamicCache):
         of a later prompt turns them into keys and values again, one layer at a time.
 
         Args:
-            nbits: 8 or 4 bits for each number, and 32 for each token and head; as many as before if
-                the cache has held codes. 16: all tokens stay in the model's precision.
+            nbits: 8 or 4 bits for each number, and 32 for each token and head. 16: all tokens stay
+                in the model's precision.
             in_full: how many of the newest tokens stay in the model's precision.
         """
         for layer in self.compressed_layers:
             layer.quantize(nbits, in_full)
+
+    def check_bits(self, nbits: int) -> None:
+        """Raises `CacheError` if tokens have codes of another number of bits; 16 fits all."""
+        held = {x.nbits for x in self.compressed_layers if x.quantized is not None} - {nbits}
+        if nbits != 16 and held:
+            raise CacheError(
+                f"this cache holds tokens in {min(held)} bits, and the model was compiled with "
+                f"nbits={nbits}; compile it with nbits={min(held)}, or begin a new cache"
+            )
 
     def fork(self) -> StarKVCache:
         """Returns a second cache that continues from here. Neither one changes the other.

@@ -119,7 +119,10 @@ def _check_codes(name: str, layer: dict[str, Any]) -> None:
         return
     _check_names(f"{name}, its codes,", codes, ("nbits", "key", "value"))
     nbits = codes["nbits"]
-    expect(nbits in BITS, f"{name} has codes of nbits={nbits!r:.40}; expected 8 or 4")
+    expect(
+        is_count(nbits) and nbits in BITS,
+        f"{name} has codes of nbits={nbits!r:.40}; expected 8 or 4",
+    )
     counts = set()
     for side in ("keys", "values"):
         full, given = layer[side], codes[side.removesuffix("s")]

@@ -262,7 +262,8 @@ class StarKVLayer(WatchedLayer):
         self.settle()
         end = max(0, self.in_full - remove)
         if self.quantized is not None:
-            self.quantized = self.quantized.first(min(self.coded, self.stored - remove))
+            coded = min(self.coded, self.stored - remove)
+            self.quantized = self.quantized.first(coded) if coded else None
         self.hold(self._keys[:, :, :end], self._values[:, :, :end])
         self.seen -= remove
         if self.kept is not None:
@@ -298,15 +299,14 @@ class StarKVLayer(WatchedLayer):
     def quantize(self, nbits: int, in_full: int) -> None:
         """Stores all tokens but the newest `in_full` in codes of `nbits`; 16: none.
 
-        Those that had codes before get these back, so the number of bits is then that of before.
+        Those that had codes before get these back.
         """
         self.settle()
         tokens = self.stored - in_full
         if tokens <= 0 or self.quantized is not None or nbits == 16:
             self.earlier = None
             return
-        self.nbits = nbits if self.earlier is None else self.nbits
-        nbits = self.nbits
+        self.nbits = nbits
         older = self._keys[:, :, :tokens], self._values[:, :, :tokens]
         place = self.places()[..., :tokens].contiguous()
         newer = self._keys[:, :, tokens:].clone(), self._values[:, :, tokens:].clone()

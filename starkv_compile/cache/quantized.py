@@ -31,11 +31,11 @@ class QuantizedTokens(NamedTuple):
         """Bytes of the storages of codes, ranges and centres."""
         return self.key.nbytes + self.value.nbytes
 
-    def rows(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, G, C, D] that the codes stand for."""
+    def rows(self, dtypes: tuple[torch.dtype, torch.dtype]) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, G, C, D] that the codes stand for, each of its dtype."""
         return (
-            STARKV.dequantize(*self.key, dtype),
-            STARKV.dequantize(*self.value, dtype),
+            STARKV.dequantize(*self.key, dtypes[0]),
+            STARKV.dequantize(*self.value, dtypes[1]),
         )
 
     def first(self, tokens: int) -> QuantizedTokens:

@@ -67,7 +67,7 @@ class WatchedLayer(DynamicLayer):
         """Keys and values of the tokens stored in few bits, followed by these."""
         if self.quantized is None:
             return keys, values
-        older_keys, older_values = self.quantized.rows(keys.dtype)
+        older_keys, older_values = self.quantized.rows((keys.dtype, values.dtype))
         return torch.cat([older_keys, keys], -2), torch.cat([older_values, values], -2)
 
     @property

@@ -204,6 +204,8 @@ class Attachment:
         was_short = is_short(given)
         if tokens is not None and was_short:
             check_later_call(given, named, tokens)
+        if tokens is not None and isinstance(given, StarKVCache) and tokens.shape[1] > 1:
+            given.check_bits(self.config.nbits)
         if tokens is not None and isinstance(given, StarKVCache) and given.is_uneven:
             return _with_uneven_layers(owner, given, tokens, args, kwargs)
         if tokens is not None and tokens.shape[1] == 1:

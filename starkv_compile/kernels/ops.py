@@ -13,6 +13,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from typing import Any, get_type_hints
 
@@ -86,6 +87,12 @@ def _kernels(tensor: Tensor) -> Any:
     from . import triton
 
     return triton
+
+
+def _exactly(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Switches autocast off, which would round what codes are made of and multiplied with."""
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 @op(shape=shapes.window_attention)
@@ -238,19 +245,22 @@ def gather_kv(
 @op(shape=shapes.centre)
 def centre(rows: Tensor) -> Tensor:
     """See `reference.quantization.centre_of`."""
-    return _kernels(rows).centre_of(rows)
+    with _exactly(rows):
+        return _kernels(rows).centre_of(rows)
 
 
 @op(shape=shapes.quantize)
 def quantize(rows: Tensor, centre: Tensor, nbits: int) -> tuple[Tensor, Tensor]:
     """See `reference.quantization.codes_and_ranges`."""
-    return _kernels(rows).codes_and_ranges(rows, centre, nbits)
+    with _exactly(rows):
+        return _kernels(rows).codes_and_ranges(rows, centre, nbits)
 
 
 @op(shape=shapes.dequantize)
 def dequantize(codes: Tensor, ranges: Tensor, centre: Tensor, dtype: torch.dtype) -> Tensor:
     """See `reference.quantization.dequantize`."""
-    return quantization.dequantize(codes, ranges, centre, dtype)
+    with _exactly(codes):
+        return quantization.dequantize(codes, ranges, centre, dtype)
 
 
 @op(shape=shapes.quantized_attention)
@@ -268,16 +278,17 @@ def quantized_attention(
     scale: float,
 ) -> Tensor:
     """See `reference.quantized_attention.quantized_attention`."""
-    return quantized_reference.quantized_attention(
-        query,
-        quantization.Quantized(key_codes, key_ranges, key_centre),
-        quantization.Quantized(value_codes, value_ranges, value_centre),
-        newer_key,
-        newer_value,
-        mask,
-        scale,
-        _kernels(query).attend_codes,
-    )
+    with _exactly(query):
+        return quantized_reference.quantized_attention(
+            query,
+            quantization.Quantized(key_codes, key_ranges, key_centre),
+            quantization.Quantized(value_codes, value_ranges, value_centre),
+            newer_key,
+            newer_value,
+            mask,
+            scale,
+            _kernels(query).attend_codes,
+        )
 
 
 @torch.library.custom_op("starkv::after", mutates_args=("out",))

@@ -43,10 +43,11 @@ class InsertScores(GraphPass):
                     state = State(*map(context.proxy, given.state))
                     seen = context.proxy(given.seen)
                     counts = context.proxy(given.counts) if given.has_layout else None
-                capacity = self.config.capacity(seen, self._token_bytes(context, site))
+                token_bytes = self._token_bytes(context, site)
                 window = self._window(context, site, self.config.scoring_window)
-                if weights is not None:
-                    with every_length():  # proxies have no values: minima stay in the graph
+                with every_length():  # proxies have no values: minima stay in the graph
+                    capacity = self.config.capacity(seen, token_bytes)
+                    if weights is not None:
                         capacity = layer_capacity(key.shape[2], window, capacity, weights, number)
                 mask = _mask(context, site, window, policy.observers)
                 real = _real_tokens(context, site, mask)

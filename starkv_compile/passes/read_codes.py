@@ -10,7 +10,7 @@ from ..kernels.ops import STARKV
 from . import forms, fx, ops
 from .base import Context, GraphPass
 from .forms.logits import PRODUCT
-from .functional import written_by
+from .functional import is_intact, written_by
 from .masks import visible
 from .sites import Arranged, Attention
 
@@ -40,6 +40,12 @@ class ReadCodes(GraphPass):
         result = _result(context.functional.given(attention.node))
         if key is None or value is None or result is None:
             return
+        if not all(
+            is_intact(part, attention.node) for part in (*key[0], key[1], *value[0], value[1])
+        ):
+            return
+        if not _agree(attention, [*key[0], key[1]], [*value[0], value[1]]):
+            return
         query, order = fx.shape(attention.query), LAYOUTS[attention.form]
         shape = [(*query[:3], fx.shape(value[1])[-1])[dim] for dim in order]
         if not all(map(fx.same, fx.shape(result), shape)):
@@ -49,8 +55,8 @@ class ReadCodes(GraphPass):
         with context.graph.inserting_before(context.functional.given(attention.node)):
             asked = context.compute(attention.query)
             mask = visible(context.proxy(context.compute(attention.mask)), attention)
-            arguments = [*map(context.proxy, [asked, *codes, *newer]), mask, attention.scale]
-            out = STARKV.quantized_attention(*arguments)
+            arguments = [*map(context.proxy, [asked, *codes, *newer]), mask]
+            out = STARKV.quantized_attention(*arguments, context.proxy(attention.scale))
             out = out if order == (0, 1, 2, 3) else out.transpose(1, 2)
             if fx.value(result).dtype != fx.value(asked).dtype:
                 out = out.to(fx.value(result).dtype)
@@ -67,9 +73,25 @@ def _is_understood(attention: Attention) -> bool:
         return False
     if attention.causal and not attention.aligned_last:  # aligned with the oldest key
         return False
-    # A permuted result of as many rows as heads would look like one that is not.
-    exact = attention.form != "spelled out" or not fx.same(query[0], query[1]) or query[0] == 1
-    return exact and not _drops(attention)
+    # A permuted result would look like one that is not if two of its dimensions have one size.
+    rows, heads, _, _ = query
+    wide = fx.shape(attention.value.node)[-1]
+    alike = heads != 1 and (fx.same(rows, heads) or fx.same(heads, wide))
+    return not (attention.form == "spelled out" and alike) and not _drops(attention)
+
+
+def _agree(attention: Attention, key: list[Node], value: list[Node]) -> bool:
+    """Whether nothing is broadcast that the op does not broadcast."""
+    batch, heads = fx.shape(attention.query)[:2]
+    groups = fx.shape(key[0])[1]
+    length = fx.shape(attention.key.node)[TOKENS]
+    last = fx.shape(attention.mask)[-1:] or (length,)
+    return (
+        all(fx.same(fx.shape(part)[0], batch) for part in (*key, *value))
+        and all(fx.same(fx.shape(part)[1], groups) for part in (*key, *value))
+        and fx.same(heads % groups, 0)
+        and fx.same(last[0], length)
+    )
 
 
 def _drops(attention: Attention) -> bool:
@@ -80,7 +102,7 @@ def _drops(attention: Attention) -> bool:
     queue, seen = fx.producers(attention.node), set()
     while queue:
         node = queue.pop()
-        if node in seen or node < attention.value.node:
+        if node in seen or node < min(attention.key.node, attention.value.node):
             continue
         seen.add(node)
         args = fx.bind(node, "input", "p", "training")

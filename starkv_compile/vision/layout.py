@@ -61,6 +61,7 @@ class VisionLayout:
         """Forgets the tokens from `seen` on."""
         for name in _BY_TOKEN:
             setattr(self, name, getattr(self, name)[:, :seen])
+        self.current = self.current.where(self.current < seen, TEXT)
 
     def pad_text(self, seen: int) -> None:
         """Appends the tokens up to `seen` that no chunk described (replies), as text."""

@@ -201,18 +201,55 @@ def test_a_padded_batch():
     assert cache.layers[0].quantized.key.codes.shape[0] == 2
 
 
-def test_a_cache_keeps_its_bits_and_a_model_of_16_bits_stores_all_in_full():
+def test_another_number_of_bits_is_refused_and_16_bits_store_all_in_full():
     _, cache = after(4)
-    twin, ids = cache.fork(), torch.randint(5, 180, (1, 12))
-    for nbits, held, expected in ((8, cache, 4), (16, twin, 16)):
-        model = compressed(nbits)
-        with torch.no_grad():
-            model(input_ids=ids, past_key_values=held, logits_to_keep=1)
-        layer = starkv_compile.report(model).layers[0]
-        assert layer.nbits == expected
-        assert layer.coded == (layer.stored - WINDOW if expected == 4 else 0)
-        assert held.layers[0].earlier is None
-        assert held.layers[0]._keys.shape[2] == layer.stored - layer.coded
+    ids = torch.randint(5, 180, (1, 12))
+    before = cache.nbytes
+    with pytest.raises(CacheError, match="holds tokens in 4 bits, and the model was compiled with"):
+        compressed(8)(input_ids=ids, past_key_values=cache)
+    assert cache.nbytes == before
+    model = compressed(16)
+    with torch.no_grad():
+        model(input_ids=ids, past_key_values=cache, logits_to_keep=1)
+    layer = starkv_compile.report(model).layers[0]
+    assert (layer.nbits, layer.coded) == (16, 0)
+    assert cache.layers[0].earlier is None
+    assert cache.layers[0]._keys.shape[2] == layer.stored
+
+
+@pytest.mark.parametrize("inner", ["eager", "aot_eager"])
+def test_under_autocast_codes_are_exact(inner):
+    model = compressed(8, inner=inner)
+    with torch.autocast("cpu", torch.bfloat16):
+        cache = generate(model, tiny_inputs(FAMILY), 3).past_key_values
+    layer = cache.layers[0]
+    keys = layer._keys
+    assert layer.quantized.key.centre.dtype == torch.float32
+    plain = compressed(16, inner=inner)
+    with torch.autocast("cpu", torch.bfloat16):
+        full = generate(plain, tiny_inputs(FAMILY), 3).past_key_values.layers[0]
+    older = full.keys[:, :, : layer.quantized.tokens]
+    expected = dequantize(*quantize(older, centre_of(older), 8), keys.dtype)
+    torch.testing.assert_close(layer.keys[:, :, : layer.quantized.tokens], expected)
+
+
+def test_nothing_is_left_of_codes_that_are_cropped():
+    _, cache = after(8, budget=1.0)
+    cache.crop(-cache.get_seq_length())
+    assert cache.layers[0].quantized is None
+    assert cache.get_seq_length() == 0
+
+
+@pytest.mark.parametrize("tokens", [2, 5, 8, 12])
+def test_few_bits_never_keep_less_than_16(tokens):
+    budget = LAYERS * 2 * 2 * 16 * 4 * tokens
+    stored = []
+    for nbits in (16, 8, 4):
+        model = compressed(nbits, budget_bytes=budget, policy="snapkv")
+        cache = generate(model, tiny_inputs(FAMILY), 1).past_key_values
+        assert cache.nbytes <= budget
+        stored.append(cache.layers[0].stored)
+    assert max(stored[:1]) <= min(stored[1:])
 
 
 def test_keys_put_in_by_hand():

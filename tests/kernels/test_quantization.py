@@ -166,3 +166,5 @@ class TestCpp:
         self.check(made(32).mT.contiguous().mT, nbits)
         self.check(made(32)[:, :, 2:6], nbits)
         self.check(made(32).transpose(0, 1), nbits)
+        one_head = torch.randn(3, 7, 1, 16, generator=torch.Generator().manual_seed(0))
+        self.check(one_head.transpose(1, 2), nbits)

@@ -100,6 +100,14 @@ def test_a_query_that_sees_no_code(kernel, least):
     check(found, sdpa(query, key, value, enable_gqa=True).double())
 
 
+def test_a_query_that_sees_nothing_gets_zeros(kernel):
+    mask = torch.ones(2, 1, 1, 40, dtype=torch.bool)
+    mask[1] = False
+    found, expected = both(asked(), made(), mask, kernel)
+    assert torch.equal(found[1], torch.zeros_like(found[1]))
+    check(found[:1], expected[:1])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_every_dtype(kernel, dtype):
     found, expected = both(asked(dtype=dtype), made(dtype=dtype), None, kernel)

@@ -92,7 +92,7 @@ def inputs(rows=1, queries=1, heads=H, masked=True):
     return tensor(heads, queries, D), *codes, *newer, mask.expand(-1, -1, queries, -1)
 
 
-def rewritten(form, given, budget=0.5):
+def rewritten(form, given, budget=0.5, module=Decode, dynamic=False):
     """The graph of a decoded token after the passes, and what it returns."""
     graphs = []
 
@@ -101,7 +101,8 @@ def rewritten(form, given, budget=0.5):
         Pipeline(StarKVConfig(budget=budget)).run(graph, cache="nobody")
         return graph.forward
 
-    found = torch.compile(Decode(form), backend=backend, fullgraph=True)(*given)
+    compiled = torch.compile(module(form), backend=backend, fullgraph=True, dynamic=dynamic)
+    found = compiled(*given)
     return graphs[0], found
 
 
@@ -119,6 +120,57 @@ def test_it_reads_codes_and_answers_the_same(form, rows, masked, budget):
     graph, found = rewritten(form, given, budget)
     assert (count(graph, "quantized_attention"), count(graph, "dequantize")) == (1, 0)
     torch.testing.assert_close(found, Decode(form)(*given))
+
+
+def dropping_before_values(q, k, v, mask):
+    """The values are joined only after the weights."""
+    k = k.repeat_interleave(H // G, 1)
+    weights = F.dropout((q @ k.mT * 0.3).softmax(-1), 0.5, True)
+    return weights @ (v * 1).repeat_interleave(H // G, 1)
+
+
+def by_heads_last(q, k, v, mask):
+    """With as many heads as numbers in a value, its shape is that of the usual order."""
+    k, v = (t.repeat_interleave(D // G, 1) for t in (k, v))
+    return torch.einsum("bhsl,bhld->bdsh", (q @ k.mT * 0.3).softmax(-1), v)
+
+
+def one_mask_for_all_tokens(q, k, v, mask):
+    return sdpa(q, k, v, mask[..., :1])
+
+
+@pytest.mark.parametrize("form", [dropping_before_values, by_heads_last, one_mask_for_all_tokens])
+def test_what_the_op_does_not_compute_stays(form):
+    graph, _ = rewritten(form, inputs(heads=D if form is by_heads_last else H))
+    assert count(graph, "quantized_attention") == 0
+
+
+class WrittenLater(Decode):
+    """The newer tokens are overwritten before attention, and after they were joined."""
+
+    def forward(self, query, key, value, newer_key, newer_value, mask):
+        newer_key = newer_key + 0
+        keys = torch.cat([STARKV.dequantize(*key, torch.float32), newer_key], dim=2)
+        values = torch.cat([STARKV.dequantize(*value, torch.float32), newer_value], dim=2)
+        newer_key.zero_()
+        return self.form(query + 0, keys, values, mask)
+
+
+def test_tokens_that_were_overwritten_meanwhile():
+    given = inputs()
+    graph, found = rewritten(sdpa, given, module=WrittenLater)
+    assert count(graph, "quantized_attention") == 0
+    torch.testing.assert_close(found, WrittenLater(sdpa)(*given))
+
+
+def test_a_scale_that_is_a_value_of_the_graph():
+    def scaled(q, k, v, mask):
+        return F.scaled_dot_product_attention(q, k, v, scale=1 / k.shape[2], enable_gqa=True)
+
+    given = inputs()
+    graph, found = rewritten(scaled, given, dynamic=True)
+    assert count(graph, "quantized_attention") == 1
+    torch.testing.assert_close(found, Decode(scaled)(*given))
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,7 @@ LIES = {
     "codes of other tokens": tensor(CODES, lambda t: t[:, :, 1:]),
     "codes of another dtype": tensor(CODES, lambda t: t.float()),
     "codes of other bits": put((*LAYER, "codes", "nbits"), 8),
+    "codes of bits that are no whole number": put((*LAYER, "codes", "nbits"), 4.0),
     "codes of no bits": put((*LAYER, "codes", "nbits"), 3),
     "ranges of another dtype": tensor("cache.layers.1.codes.value.1", lambda t: t.half()),
     "ranges of other tokens": tensor("cache.layers.1.codes.value.1", lambda t: t[:, :, 1:]),

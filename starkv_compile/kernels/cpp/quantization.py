@@ -64,7 +64,7 @@ def _readable(rows: torch.Tensor) -> torch.Tensor:
     rows = rows if rows.dtype == torch.bfloat16 else rows.float()
     batch, group, token, number = rows.stride()
     even = batch == rows.shape[1] * group and (token, number) == (rows.shape[-1], 1)
-    return rows if even else rows.contiguous()
+    return rows if even else rows.clone(memory_format=torch.contiguous_format)
 
 
 def _work(rows: torch.Tensor, width: int, most: int) -> _Work:

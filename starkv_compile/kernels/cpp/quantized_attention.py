@@ -51,13 +51,18 @@ def attend_codes(
     code = library(SOURCE)
     lanes = code.starkv_lanes()
     batch, groups, number, dim = rows.shape
+    rows, base = rows.float(), base.float()
+    parts = (key_codes, key_ranges, value_codes, value_ranges)
+    key_codes, key_ranges, value_codes, value_ranges = (
+        part.expand(batch, groups, -1, -1).contiguous() for part in parts
+    )
     planes = 1 if (key_codes.shape[-1], value_codes.shape[-1]) == (dim, width) else 2
-    key_codes, value_codes = key_codes.contiguous(), value_codes.contiguous()
     query = _in_planes(rows, key_codes.shape[-1], planes, lanes)
     ranges = [given.float().contiguous() for given in (key_ranges, value_ranges)]
     base = base.contiguous()
     strides: tuple[int, ...] = (0, 0, 0)
     if added is not None:
+        added = added.float().expand(-1, -1, -1, key_codes.shape[2])
         added = added if added.stride(-1) == 1 else added.contiguous()
         added = added.expand(batch, groups, number, -1)
         strides = added.stride()[:3]

@@ -79,7 +79,8 @@ def quantized_attention(
     top = torch.maximum(older.top, newer.top)
     first, second = (older.top - top).exp(), (newer.top - top).exp()
     out = older.weighted * first + newer.weighted * second
-    out = out / (older.total * first + newer.total * second)
+    total = older.total * first + newer.total * second
+    out = out / total.where(total != 0, 1.0)  # 0 for a query that sees nothing, as in SDPA
     return out.reshape(batch, heads, queries, -1).to(query.dtype)
 
 
