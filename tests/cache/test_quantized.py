@@ -27,8 +27,7 @@ def after(nbits, tokens=1, prompts=(), **options):
     return output, output.past_key_values
 
 
-@pytest.mark.parametrize("nbits", [8, 4])
-@pytest.mark.parametrize("policy", ["screen_novelty", "snapkv"])
+@pytest.mark.parametrize(("nbits", "policy"), [(8, "snapkv"), (4, "screen_novelty")])
 def test_the_same_tokens_are_kept_and_all_but_the_window_are_quantized(nbits, policy):
     (_, full), (_, cache) = (after(n, policy=policy) for n in (16, nbits))
     for exact, layer in zip(full.layers, cache.layers, strict=True):
@@ -63,8 +62,7 @@ def test_the_bytes_that_are_stored_are_reported():
     assert cache.full_nbytes == 2 * 2 * heads * layer.seen * dim * 4
 
 
-@pytest.mark.parametrize("nbits", [8, 4])
-@pytest.mark.parametrize("room", [None, 6])
+@pytest.mark.parametrize(("nbits", "room"), [(8, None), (4, 6)])
 def test_a_budget_in_bytes_is_spent_on_codes(nbits, room):
     """Up to the bytes of one more token, in every prompt of a session and in every batch row."""
     prompts = (TinyPrompt(), TinyPrompt(((4, 4),), 16, seed=3))
@@ -97,8 +95,7 @@ def test_a_budget_in_bytes_with_hardly_room_for_the_window():
     assert cache.layers[0].quantized is None
 
 
-@pytest.mark.parametrize("nbits", [8, 4])
-@pytest.mark.parametrize("policy", ["screen_novelty", "snapkv"])
+@pytest.mark.parametrize(("nbits", "policy"), [(8, "screen_novelty"), (4, "snapkv")])
 def test_no_token_is_rounded_twice_in_thirty_steps(nbits, policy):
     model = compressed(nbits, budget_tokens=40, policy=policy)
     cache, known, stayed = StarKVCache(model.config), {}, 0
@@ -123,8 +120,10 @@ def test_no_token_is_rounded_twice_in_thirty_steps(nbits, policy):
     assert cache.layers[1].stored == 40
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize("options", [{}, {"decode_tokens": 5}, {"budget": 1.0}])
+@pytest.mark.parametrize(
+    ("implementation", "options"),
+    [("eager", {}), ("sdpa", {"decode_tokens": 5}), ("sdpa", {"budget": 1.0})],
+)
 def test_decoding_reads_codes(monkeypatch, tmp_path, implementation, options):
     monkeypatch.setenv("STARKV_DUMP", str(tmp_path))
     model = tiny_model(FAMILY)
@@ -240,7 +239,7 @@ def test_nothing_is_left_of_codes_that_are_cropped():
     assert cache.get_seq_length() == 0
 
 
-@pytest.mark.parametrize("tokens", [2, 5, 8, 12])
+@pytest.mark.parametrize("tokens", [5, 12])
 def test_few_bits_never_keep_less_than_16(tokens):
     budget = LAYERS * 2 * 2 * 16 * 4 * tokens
     stored = []
