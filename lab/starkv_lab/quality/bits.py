@@ -57,7 +57,7 @@ def draw_bits(comparison: Comparison, path: Path) -> None:
     """Draws a line with its 95 % band for each policy and number of bits."""
     from matplotlib import pyplot
 
-    figure, panel = pyplot.subplots(figsize=(9, 6.5), layout="constrained")
+    figure, panel = pyplot.subplots(figsize=(9, 7.5), layout="constrained")
     by_bits = lines(comparison)
     policies = list(dict.fromkeys(policy for policy, _ in by_bits))
     full: Any = comparison.cells.get((FULL.name, 1.0))
@@ -91,6 +91,6 @@ def draw_bits(comparison: Comparison, path: Path) -> None:
     panel.set_xlabel("bytes kept, % of the full cache")
     panel.set_ylabel("right answers in %, with 95 % bands")
     panel.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
