@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..errors import CacheError
-from ..kernels.reference.quantization import BITS, Quantized, coded_width
+from ..kernels.reference.quantization import BITS, Quantized, coded_width, range_dtype
 from ..kernels.reference.star import State
 from ..vision.layout import GRIDS, VisionLayout
 
@@ -131,10 +131,9 @@ def _check_codes(name: str, layer: dict[str, Any]) -> None:
             f"{name} has codes of {side} {_form(given)}; expected {', '.join(Quantized._fields)}",
         )
         rows, groups, _, dim = full.shape
-        ranges = torch.float16 if full.dtype == torch.float16 else torch.bfloat16
         expect(
             _is(given[0], torch.uint8, (rows, groups, None, coded_width(dim, nbits)))
-            and _is(given[1], ranges, (rows, groups, given[0].shape[2], 2))
+            and _is(given[1], range_dtype(full.dtype), (rows, groups, given[0].shape[2], 2))
             and _is(given[2], torch.float32, (rows, groups, 1, dim)),
             f"{name} has codes of {side} {', '.join(map(_form, given)):.120}; expected those of "
             f"{rows} rows, {groups} KV heads and dimension {dim}, in {nbits} bits",

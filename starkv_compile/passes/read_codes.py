@@ -9,13 +9,12 @@ from torch.fx import Node
 from ..kernels.ops import STARKV
 from . import forms, fx, ops
 from .base import Context, GraphPass
+from .find_cache_writes import TOKENS
 from .forms.logits import PRODUCT
 from .functional import is_intact, written_by
 from .masks import visible
 from .sites import Arranged, Attention
 
-TOKENS = 2
-"""The dimension of tokens in [B, G, L, D]."""
 LAYOUTS = {"sdpa": (0, 1, 2, 3), "spelled out": (0, 1, 2, 3), "flash": (0, 2, 1, 3)}
 """Forms whose result is understood, each with the order that it gives to [B, H, S, D]."""
 
@@ -40,22 +39,20 @@ class ReadCodes(GraphPass):
         result = _result(context.functional.given(attention.node))
         if key is None or value is None or result is None:
             return
-        if not all(
-            is_intact(part, attention.node) for part in (*key[0], key[1], *value[0], value[1])
-        ):
+        parts = [*key, *value]
+        if not all(is_intact(part, attention.node) for part in parts):
             return
-        if not _agree(attention, [*key[0], key[1]], [*value[0], value[1]]):
+        if not _agree(attention, parts):
             return
         query, order = fx.shape(attention.query), LAYOUTS[attention.form]
-        shape = [(*query[:3], fx.shape(value[1])[-1])[dim] for dim in order]
+        shape = [(*query[:3], fx.shape(value[-1])[-1])[dim] for dim in order]
         if not all(map(fx.same, fx.shape(result), shape)):
             return
-        codes = [context.functional.given(part) for side in (key, value) for part in side[0]]
-        newer = [context.functional.given(side[1]) for side in (key, value)]
+        given = map(context.functional.given, (*key[:-1], *value[:-1], key[-1], value[-1]))
         with context.graph.inserting_before(context.functional.given(attention.node)):
             asked = context.compute(attention.query)
             mask = visible(context.proxy(context.compute(attention.mask)), attention)
-            arguments = [*map(context.proxy, [asked, *codes, *newer]), mask]
+            arguments = [*map(context.proxy, [asked, *given]), mask]
             out = STARKV.quantized_attention(*arguments, context.proxy(attention.scale))
             out = out if order == (0, 1, 2, 3) else out.transpose(1, 2)
             if fx.value(result).dtype != fx.value(asked).dtype:
@@ -80,15 +77,15 @@ def _is_understood(attention: Attention) -> bool:
     return not (attention.form == "spelled out" and alike) and not _drops(attention)
 
 
-def _agree(attention: Attention, key: list[Node], value: list[Node]) -> bool:
+def _agree(attention: Attention, parts: list[Node]) -> bool:
     """Whether nothing is broadcast that the op does not broadcast."""
     batch, heads = fx.shape(attention.query)[:2]
-    groups = fx.shape(key[0])[1]
+    groups = fx.shape(parts[0])[1]
     length = fx.shape(attention.key.node)[TOKENS]
     last = fx.shape(attention.mask)[-1:] or (length,)
     return (
-        all(fx.same(fx.shape(part)[0], batch) for part in (*key, *value))
-        and all(fx.same(fx.shape(part)[1], groups) for part in (*key, *value))
+        all(fx.same(fx.shape(part)[0], batch) for part in parts)
+        and all(fx.same(fx.shape(part)[1], groups) for part in parts)
         and fx.same(heads % groups, 0)
         and fx.same(last[0], length)
     )
@@ -112,8 +109,8 @@ def _drops(attention: Attention) -> bool:
     return False
 
 
-def _parts_of(side: Arranged) -> tuple[list[Node], Node] | None:
-    """(codes, ranges and centre; newer tokens) of keys or values that were joined of these."""
+def _parts_of(side: Arranged) -> list[Node] | None:
+    """Codes, ranges, centre and newer tokens of keys or values that were joined of these."""
     node: Any = side.node
     if not side.is_plain or not fx.is_op(node, ops.CAT):
         return None
@@ -124,7 +121,7 @@ def _parts_of(side: Arranged) -> tuple[list[Node], Node] | None:
     if not fx.is_op(older, ops.DEQUANTIZE) or fx.value(older).dtype != fx.value(newer[0]).dtype:
         return None
     given = fx.bind_schema(older)
-    return [given["codes"], given["ranges"], given["centre"]], newer[0]
+    return [given["codes"], given["ranges"], given["centre"], newer[0]]
 
 
 def _result(node: Node) -> Node | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from .band import draw_band
 from .cells import Cell
 from .markdown import share, table
 from .tables import Comparison, points
@@ -66,25 +67,8 @@ def draw_bits(comparison: Comparison, path: Path) -> None:
         panel.axhline(right, color="black", linewidth=0.8, label="full cache")
     for (policy, nbits), line in by_bits.items():
         color = COLORS[policies.index(policy) % len(COLORS)]
-        shares = [cell.nbytes / cell.full_nbytes for cell in line]
-        values = [comparison.accuracy(cell) for cell in line]
-        panel.plot(
-            shares,
-            [100 * v.value for v in values],
-            color=color,
-            linestyle=STYLES[nbits],
-            marker="o",
-            markersize=3,
-            label=f"{title_of(policy)}, {_named(nbits)}",
-        )
-        panel.fill_between(
-            shares,
-            [100 * v.low for v in values],
-            [100 * v.high for v in values],
-            color=color,
-            alpha=0.1,
-            linewidth=0,
-        )
+        label = f"{title_of(policy)}, {_named(nbits)}"
+        draw_band(panel, comparison, line, "all", color=color, linestyle=STYLES[nbits], label=label)
     panel.set_xscale("log")
     panel.set_xticks([0.03, 0.05, 0.1, 0.2, 0.4], ["3", "5", "10", "20", "40"])
     panel.minorticks_off()

@@ -9,6 +9,7 @@ from typing import Any
 from starkv_compile import MissingPackage
 from starkv_compile.files import check_writable
 
+from .band import draw_band
 from .bits import bits_table, draw_bits
 from .cells import Cell, read_cells
 from .design import Design, Trajectories
@@ -130,25 +131,15 @@ def _draw_policies(comparison: Comparison, path: Path) -> None:
 def _draw_line(
     panel: Any, comparison: Comparison, line: Sequence[Cell], part: str, name: str, color: Any
 ) -> None:
-    shares = [cell.nbytes / cell.full_nbytes for cell in line]
-    values = [comparison.accuracy(cell, part) for cell in line]
-    panel.plot(
-        shares,
-        [100 * v.value for v in values],
+    draw_band(
+        panel,
+        comparison,
+        line,
+        part,
         color=color,
-        marker="o",
-        markersize=3,
         linewidth=2.4 if name in LOUD else 1.1,
         linestyle="--" if name == "oracle" else "-",
         label=title_of(name),
-    )
-    panel.fill_between(
-        shares,
-        [100 * v.low for v in values],
-        [100 * v.high for v in values],
-        color=color,
-        alpha=0.12,
-        linewidth=0,
     )
 
 

@@ -48,10 +48,11 @@ def codes_and_ranges(
     """
     if rows.dtype == torch.float16:
         return reference.codes_and_ranges(rows, centre, nbits)
+    dtype = reference.range_dtype(rows.dtype)
     rows, centre = _readable(rows), centre.contiguous()
     width = reference.coded_width(rows.shape[-1], nbits)
     codes = rows.new_empty(*rows.shape[:3], width, dtype=torch.uint8)
-    ranges = rows.new_empty(*rows.shape[:3], 2, dtype=torch.bfloat16)
+    ranges = rows.new_empty(*rows.shape[:3], 2, dtype=dtype)
     work = _work(rows, width, 2**nbits - 1)
     library(SOURCE).starkv_quantize(
         ctypes.byref(work), *map(pointer, (rows, centre, codes, ranges))

@@ -58,7 +58,7 @@ def attend_codes(
     )
     planes = 1 if (key_codes.shape[-1], value_codes.shape[-1]) == (dim, width) else 2
     query = _in_planes(rows, key_codes.shape[-1], planes, lanes)
-    ranges = [given.float().contiguous() for given in (key_ranges, value_ranges)]
+    ranges = [given.float() for given in (key_ranges, value_ranges)]
     base = base.contiguous()
     strides: tuple[int, ...] = (0, 0, 0)
     if added is not None:

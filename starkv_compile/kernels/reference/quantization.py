@@ -54,6 +54,11 @@ def row_bytes(dim: int, nbits: int) -> int:
     return coded_width(dim, nbits) + 4
 
 
+def range_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype, of 16 bits, of the ranges of rows of `dtype`."""
+    return torch.float16 if dtype == torch.float16 else torch.bfloat16
+
+
 class TokenBytes(NamedTuple):
     """Bytes of tokens in one layer or in several.
 
@@ -110,7 +115,7 @@ def ranges_of(ends: Tensor, nbits: int, dtype: torch.dtype) -> Tensor:
     """What `Quantized` stores of the least and the greatest number [..., 2] of rows of `dtype`."""
     low, high = ends.unbind(-1)
     ranges = torch.stack([low, (high - low) / (2**nbits - 1)], -1)
-    return ranges.to(torch.float16 if dtype == torch.float16 else torch.bfloat16)
+    return ranges.to(range_dtype(dtype))
 
 
 def dequantize(codes: Tensor, ranges: Tensor, centre: Tensor, dtype: torch.dtype) -> Tensor:
