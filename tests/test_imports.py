@@ -64,6 +64,7 @@ def test_triton_is_not_needed():
     )
 
 
+@pytest.mark.slow
 def test_other_backends_are_untouched():
     out = run(
         "import torch, starkv_compile.frontend.entry\n"

@@ -21,7 +21,7 @@ from starkv_lab.demo.runtimes import export_agent, in_onnx, in_torch
 from starkv_lab.demo.turns import Turn, episode_turns
 from starkv_lab.demo.ways import MAX_REPLY, Clock, Way, ways
 
-from starkv_compile.cli import share_of
+from starkv_compile.cli import add_nbits, share_of
 from starkv_compile.session import AgentSession
 
 FRAMES = 4
@@ -96,13 +96,14 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--episodes", type=int, default=8)
     parser.add_argument("--budget", default="0.2", help="share of the tokens: 0.2 or 20%%")
+    add_nbits(parser)
     parser.add_argument("--inner", default="eager")
     args = parser.parse_args()
     episodes = [episode_turns(FRAMES, seed) for seed in range(args.episodes)]
     print("|", " | ".join(HEADER), "|")
     print("|", " | ".join("---" for _ in HEADER), "|", flush=True)
     same = True
-    for way in ways(share_of(args.budget), args.inner):
+    for way in ways(share_of(args.budget), args.inner, args.nbits):
         cells, alike = row(way, episodes, args.folder / way.name)
         print("|", " | ".join(cells), "|", flush=True)
         same = same and alike

@@ -78,7 +78,7 @@ class WatchedLayer(DynamicLayer):
     @keys.setter
     def keys(self, keys: torch.Tensor | None) -> None:
         self._check_length(keys)
-        self._drop_codes()
+        self.drop_codes()
         self._keys = keys
 
     @property
@@ -89,7 +89,7 @@ class WatchedLayer(DynamicLayer):
     @values.setter
     def values(self, values: torch.Tensor | None) -> None:
         self._check_length(values)
-        self._drop_codes()
+        self.drop_codes()
         self._values = values
 
     def in_model_precision(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -100,7 +100,7 @@ class WatchedLayer(DynamicLayer):
         """Keys and values of the tokens stored in the model's precision, with free slots."""
         return self._keys, self._values
 
-    def _drop_codes(self) -> None:
+    def drop_codes(self) -> None:
         """Before somebody else puts tokens in place: all others are stored in full, too."""
         if self.quantized is not None:
             keys, values = self.in_model_precision()

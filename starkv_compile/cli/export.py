@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import add_method, config_of, importing, share_of
+from ..errors import OptionError
+from .options import add_method, add_nbits, config_of, importing, share_of
 
 
 def add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -30,6 +31,7 @@ def add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="number of tokens that stay at any length; k is then a constant of the graph",
     )
     add_method(export)
+    add_nbits(export)
     add("--max-seq", type=int, metavar="N", default=16384, help="most tokens a session may see")
     add(
         "--dtype",
@@ -68,6 +70,11 @@ def add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _export(args: argparse.Namespace) -> int:
+    if args.engine and args.nbits != 16:
+        raise OptionError(
+            f"--nbits {args.nbits} with --engine: TensorRT takes no codes of few bits as an input; "
+            "leave out one of the two"
+        )
     importing()
     from ..export.onnx.package import ExportOptions, export_checkpoint
 
@@ -76,6 +83,7 @@ def _export(args: argparse.Namespace) -> int:
         args.paper,
         budget=share_of(args.budget),
         budget_tokens=getattr(args, "budget_tokens", None),
+        nbits=args.nbits,
     )
     folder = export_checkpoint(
         ExportOptions(

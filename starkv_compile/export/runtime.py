@@ -13,6 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ..cache.cache import StarKVCache
 from ..cache.chunk import DRAFTED_PROMPT, begin_chunk
 from ..cache.layer import StarKVLayer
+from ..cache.quantized import quantize_tokens
 from ..errors import CacheError, StarKVError
 from ..hf.cache_argument import with_cache
 from ..kernels.reference.star import State
@@ -32,6 +33,7 @@ class Runtime:
 
     def __init__(self, folder: Path, manifest: Manifest, provider: str) -> None:
         self.shapes: Shapes = manifest.shapes
+        self.window = manifest.config.scoring_window
         self.max_seq = manifest.max_seq
         self._past = {
             f"past.{i}.{name}": f"present.{i}.{name}"
@@ -63,6 +65,7 @@ class Runtime:
     ) -> CausalLMOutputWithPast:
         """Returns what the model's own forward returns, for the last token (all with drafts)."""
         cache = past_key_values
+        cache.check_bits(self.shapes.nbits)
         batch, new = input_ids.shape
         self._layers(cache, batch)
         seen = cache.get_seq_length()
@@ -174,13 +177,14 @@ class Runtime:
                     "the session keeps a different set of tokens for each head (policy 'snapkv' or "
                     "one like it), but exported graphs keep one set; continue the session in torch"
                 )
+            keys, values = layer.in_model_precision()
             if self.shapes.slots:  # runtimes do not write these in place, so `past` may be a view
-                feeds |= of_layer("buffer", i, {"key": layer.keys, "value": layer.values})
+                feeds |= of_layer("buffer", i, {"key": keys, "value": values})
             state = State(*layer.state)
             room = width - state.pattern.shape[-1]
             past = {
-                "key": layer.keys[:, :, : layer.stored],
-                "value": layer.values[:, :, : layer.stored],
+                "key": keys[:, :, : layer.stored],
+                "value": values[:, :, : layer.stored],
                 "kept": layer.places(),
                 "novelty": layer.novelties(),
                 **state._replace(pattern=F.pad(state.pattern, (0, room)))._asdict(),
@@ -191,6 +195,7 @@ class Runtime:
             present = fields_of("present", i, found)
             state = State(*(present[name] for name in State._fields))
             pattern = state.pattern[..., : layout.current.shape[1]]
+            layer.earlier, layer.quantized = layer.quantized, None
             layer.hold(present["key"], present["value"])
             layer.kept, layer.novelty = present["kept"], present["novelty"]
             layer.state = tuple(state._replace(pattern=pattern))
@@ -198,6 +203,8 @@ class Runtime:
             if self.shapes.slots:
                 layer.filled = layer.kept.shape[1]
                 layer.dropped = layer.seen - layer.filled
+        if self.shapes.nbits < 16:
+            cache.quantize(self.shapes.nbits, self.window)
         return found["logits"]
 
     def _arrange(self, layers: list[StarKVLayer], new: int = 0) -> None:
@@ -207,7 +214,9 @@ class Runtime:
             StarKVError: the buffers have no room for them.
         """
         for layer in layers:
-            if layer.keys.shape[2] != self.shapes.slots:
+            if self.shapes.nbits == 16:
+                layer.drop_codes()
+            if layer.tokens_in_full()[0].shape[2] != self.shapes.slots:
                 layer.settle()
             if not self.shapes.slots:
                 continue
@@ -249,7 +258,9 @@ class Runtime:
         layers = cache.compressed_layers
         self._arrange(layers, 1)
         for i, layer in enumerate(layers):
-            feeds |= {f"past.{i}.key": layer.keys, f"past.{i}.value": layer.values}
+            keys, values = layer.tokens_in_full()
+            feeds |= of_layer("past", i, {"key": keys, "value": values})
+            feeds |= self._codes(i, layer)
         if self.shapes.slots:
             feeds |= self._slot(layers[0].stored, feeds["attention_mask"])
             found = self._decode(feeds, self._past)
@@ -261,6 +272,22 @@ class Runtime:
             if layer.filled is not None:
                 layer.filled += 1
         return found["logits"]
+
+    def _codes(self, number: int, layer: StarKVLayer) -> dict[str, torch.Tensor]:
+        """A layer's tokens in few bits, as ports of the decoding graph; {} in 16 bits."""
+        if self.shapes.nbits == 16:
+            return {}
+        tokens = layer.quantized
+        if tokens is None:
+            key, value = (t[:, :, :0] for t in layer.tokens_in_full())
+            place = layer.places()[..., :0]
+            tokens = quantize_tokens(key, value, place, self.shapes.nbits, None)
+        fields = {
+            f"{side}_{part}": tensor
+            for side, rows in (("key", tokens.key), ("value", tokens.value))
+            for part, tensor in rows._asdict().items()
+        }
+        return of_layer("coded", number, fields)
 
     def _slot(self, stored: int, mask: torch.Tensor) -> dict[str, torch.Tensor]:
         """Where the next token goes, and which slots it reads. Dropped padding was on the left."""

@@ -18,6 +18,7 @@ FORMS = {
     "float16": ("qwen2_vl", 1, "starkv", {"select": "topk", "dtype": "float16"}),
     "bfloat16": ("qwen2_vl", 1, "starkv", {"dtype": "bfloat16", "cache": "static"}),
     "static": ("qwen2_vl", 2, "screen_novelty", {"cache": "static", "slots": 128}),
+    "4 bits": ("qwen3_vl", 2, "screen_novelty", {"nbits": 4}),
 }
 """Family, layers, policy, options. Two layers share a cache part; deep features: Qwen3."""
 
@@ -84,13 +85,15 @@ def _export(form, tmp_path_factory):
     model.to(DTYPES[form_options.get("dtype", "float32")])
     checkpoint = tmp_path_factory.mktemp("checkpoint")
     model.config.save_pretrained(checkpoint)
+    ours = {"budget": 0.3, "policy": policy, "nbits": form_options.get("nbits", 16)}
+    of_export = {name: form_options[name] for name in form_options if name != "nbits"}
     options = ExportOptions(
         checkpoint=checkpoint,
         out=tmp_path_factory.mktemp("exported") / "folder",
-        config=StarKVConfig(budget=0.3, policy=policy),
+        config=StarKVConfig(**ours),
         max_seq=400,
-        **form_options,
+        **of_export,
     )
     folder = export_model(model, options, lambda text: None)
-    starkv_compile.compile(model, budget=0.3, policy=policy, inner="eager")
+    starkv_compile.compile(model, **ours, inner="eager")
     return Exported(family, layers, model, folder)

@@ -99,6 +99,7 @@ def test_layers_in_other_graphs_count():
     assert len(starkv_compile.report(model).prompt_graphs) == 2
 
 
+@pytest.mark.slow
 def test_a_cache_made_without_a_configuration_learns_the_number_of_layers():
     cache = DynamicCache()
     generate(in_two_graphs(), tiny_inputs("llava"), 1, past_key_values=cache)

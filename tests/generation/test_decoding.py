@@ -388,6 +388,7 @@ def test_a_change_of_dtype_widens_the_cache_as_in_the_plain_one(modes, room):
             torch.testing.assert_close(left, right, rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.slow
 def test_buffers_that_a_wider_token_moved_are_buffers_again():
     model, addresses = compiled("llava", 8), []
     cache = StarKVCache(model.config)

@@ -16,7 +16,7 @@ import starkv_compile
 from starkv_compile import CacheError, NonFiniteScores, StarKVCache
 from starkv_compile.frontend.call import Attachment
 from starkv_compile.testing import TinyPrompt, generate, tiny_inputs, tiny_model
-from tests.support.crossing import slow
+from tests.support.crossing import first_only, slow
 from tests.support.planted import planted_fault
 
 FAMILY = "llava"
@@ -53,7 +53,7 @@ def test_padding_that_no_cache_could_account_for_is_refused(model, row, match):
     assert_same(generate(model, inputs), expected)
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("value", first_only([torch.nan, torch.inf]))
 def test_a_key_that_is_not_finite_is_kept_and_harms_no_other_row(value):
     """The model's answer is lost in that row, as without starkv; the count and order are not."""
     model = tiny_model(FAMILY)
@@ -160,7 +160,7 @@ def test_a_compiled_model_is_pickled_as_the_model_it_is(model):
     assert not starkv_compile.undo(loaded)
 
 
-@pytest.mark.parametrize("way", ["starkv_compile.compile", "model.compile"])
+@pytest.mark.parametrize("way", first_only(["starkv_compile.compile", "model.compile"]))
 def test_a_model_that_nobody_holds_is_gone(way):
     model = tiny_model(FAMILY)
     if way == "model.compile":
@@ -247,6 +247,7 @@ def test_models_of_one_class_do_not_use_up_each_others_recompilations(monkeypatc
         assert all(layer.stored < layer.seen for layer in starkv_compile.report(model).layers)
 
 
+@pytest.mark.slow
 def test_a_prompt_past_dynamos_limit_is_left_whole_with_the_way_out(monkeypatch):
     monkeypatch.setattr("starkv_compile.frontend.call.GRAPHS", 1)
     torch._dynamo.reset()

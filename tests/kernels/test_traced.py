@@ -76,6 +76,7 @@ def generated_code(function, *inputs):
     return written[0]
 
 
+@pytest.mark.slow
 def test_a_padded_batch_is_compiled_without_copies_of_its_mask():
     """Left-padded rows: the mask and what is padding are values of the graph itself."""
 

@@ -304,6 +304,7 @@ def test_uneven_layers_in_one_tensor_are_refused():
     assert "in one tensor" in report.sites[0].reason
 
 
+@pytest.mark.slow
 def test_any_length():
     """Lengths and rows stay symbols, whatever the layout."""
 

@@ -13,7 +13,8 @@ from tests.support.planted import planted_fault
 from tests.support.turns import contents, steps, two_turns
 
 
-@pytest.mark.parametrize("family", first_only(FAMILIES))
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
 def test_second_turn_at_budget_one_equals_the_uncompressed_one(family):
     from transformers import DynamicCache
 
@@ -72,6 +73,7 @@ def test_same_cache_is_not_shared_between_sessions():
         assert torch.equal(left.kept, right.kept)
 
 
+@pytest.mark.slow
 def test_agent_session_prefills_only_what_is_new(agent):
     model, processor = agent
     starkv_compile.compile(model, budget=0.3, policy="starkv", inner="eager")
@@ -364,6 +366,7 @@ def test_what_a_session_cannot_do_is_said(agent):
         sliding.fork()
 
 
+@pytest.mark.slow
 def test_frames_that_leave_a_session_take_no_other_codes_with_them(agent):
     model, processor = agent
     starkv_compile.compile(model, budget=0.4, inner="eager", nbits=4)

@@ -146,6 +146,7 @@ def test_known_checkpoints_are_of_families_of_this_transformers():
     assert {each.family for each in CHECKPOINTS} <= set(families())
 
 
+@pytest.mark.slow
 def test_an_answer_in_words(capsys):
     assert main(["models", "OpenCUA-7B"]) == 0
     shown = capsys.readouterr()

@@ -88,6 +88,7 @@ def test_right_is_what_greedy_decoding_says(bench):
     assert 0 < judged.right.sum() < len(judged.right), "some of each, or nothing was compared"
 
 
+@pytest.mark.slow
 def test_a_prompt_in_chunks(bench):
     names = ("default", *(f"screen_novelty-chunk-{n}" for n in (150, 50)))
     whole, one, several = (bench.measure(VARIANTS[name], 0.25) for name in names)
@@ -97,6 +98,7 @@ def test_a_prompt_in_chunks(bench):
     assert several.recall != pytest.approx(whole.recall)
 
 
+@pytest.mark.slow
 def test_screens_one_at_a_time_are_the_whole_prompt():
     reader, seen = (bench := Bench(Design.of(1, frames=(3,)))).reader, bench.batches[0].seen
     whole, parts = reader.read(seen), readers._read(reader.plain, seen, SCREEN)

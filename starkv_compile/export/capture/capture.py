@@ -21,16 +21,25 @@ from ...kernels.reference.capacity import every_length
 from ...kernels.reference.spatial import Counting
 from ...passes import Pipeline, fx
 from ...reporting import GraphReport
+from . import codes
 from .carve import Part, carve
 from .counting import RANKS, information_by_table
 from .ports import GraphPorts, Port
 from .select import SELECTIONS, best_by_threshold
 
-EXAMPLE_SIZES = {"batch": 2, "new": 41, "stored": 53, "seen": 127, "budgeted": 109, "on_frame": 17}
+EXAMPLE_SIZES = {
+    "batch": 2,
+    "new": 41,
+    "stored": 53,
+    "coded": 37,
+    "seen": 127,
+    "budgeted": 109,
+    "on_frame": 17,
+}
 """Lengths to trace with. All differ, so that tracing does not confuse them; none is 0 or 1."""
 
-SHORTEST = {"seen": 5}
-"""The least that tracing assumes: two new tokens after three tokens, of which two are stored."""
+SHORTEST = {"seen": 6}
+"""The least that tracing assumes: two of each kind of token, new, stored and in few bits."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ def export_program(
         port.name: {i: dims[d] for i, d in enumerate(port.dims) if isinstance(d, str)}
         for port in ports
     }
-    inputs = {port.name: torch.zeros(port.shape(sizes), dtype=port.dtype) for port in ports}
+    inputs = {port.name: port.zeros(sizes) for port in ports}
     with warnings.catch_warnings(), torch.no_grad(), portable():
         warnings.simplefilter("ignore")
         try:
@@ -107,6 +116,18 @@ def port_names(program: ExportedProgram) -> tuple[list[str], list[str]]:
     assert returns is not None
     (inputs,), _ = tree_unflatten([None] * takes.num_leaves, takes)
     return list(inputs), list(tree_unflatten([None] * returns.num_leaves, returns))
+
+
+def capture_decode(module: torch.nn.Module, ports: GraphPorts, nbits: int) -> ExportedProgram:
+    """Captures a module that decodes a token. Its attention reads codes of `nbits`, 16 for none."""
+    program = export_program(module, ports.inputs)
+    if nbits == 16:
+        return program
+    reading: GraphModule = program.module(check_guards=False)
+    config = StarKVConfig(budget=1.0, nbits=nbits, inner="eager")
+    Pipeline(config).run(reading, cache="marked", every_length=True)
+    put_in_place(reading, codes.bodies(nbits))
+    return export_program(reading, ports.inputs)
 
 
 @dataclass(frozen=True)

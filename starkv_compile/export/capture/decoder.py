@@ -12,8 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ...cache.cache import StarKVCache
 from ...cache.layer import StarKVLayer
+from ...cache.quantized import QuantizedTokens
 from ...errors import UnsupportedModel, root_cause
 from ...hf.cache_argument import with_cache
+from ...kernels.reference.quantization import Quantized
 from ...kernels.reference.star import State
 from ...vision.layout import VisionLayout
 from .ports import Layer, Shapes, deepstack, fields_of, of_layer
@@ -147,6 +149,9 @@ class Decode(nn.Module):
             )
             for i in range(len(self.shapes.layers))
         ]
+        if self.shapes.nbits < 16:
+            for i, layer in enumerate(cache.compressed_layers):
+                layer.quantized = _quantized(fields_of("coded", i, ports))
         logits = self.inner.run(self.inner.embed(ports["input_ids"]), ports, cache)
         return {"logits": logits, **_pairs(cache)}
 
@@ -180,11 +185,24 @@ def _stored_layer(cache: StarKVCache, past: Tensors, seen: int) -> StarKVLayer:
     return layer
 
 
+def _quantized(coded: Tensors) -> QuantizedTokens:
+    """Tokens in few bits of the ports of `ports.codes`. Attention does not read their places."""
+    key, value = (
+        Quantized(*(coded[f"{side}_{part}"] for part in Quantized._fields))
+        for side in ("key", "value")
+    )
+    return QuantizedTokens(key, value, key.codes.new_empty(0))
+
+
 def _pairs(cache: StarKVCache) -> Tensors:
-    """Keys and values of each layer, with names of the decoding graph's ports as keys."""
+    """Keys and values of each layer, with names of the decoding graph's ports as keys.
+
+    Only those in the model's precision: codes stay as they are.
+    """
     found: Tensors = {}
     for i, layer in enumerate(cache.compressed_layers):
-        found |= of_layer("present", i, {"key": layer.keys, "value": layer.values})
+        keys, values = layer.tokens_in_full()
+        found |= of_layer("present", i, {"key": keys, "value": values})
     return found
 
 

@@ -12,13 +12,23 @@ from typing import Any, TypeVar
 
 import torch
 
+from ...kernels.reference.quantization import coded_width, range_dtype
+
 T = TypeVar("T")
 Dims = tuple[int | str, ...]
+
+UINT4: torch.dtype = torch.uint4  # type: ignore[attr-defined]
+CODES = {8: torch.uint8, 4: UINT4}
+"""The dtype of codes in a file, by their bits."""
 
 
 @dataclass(frozen=True)
 class Port:
-    """One tensor that goes in or comes out. dims: a number, or the name of a length that varies."""
+    """One tensor that goes in or comes out. dims: a number, or the name of a length that varies.
+
+    dtype: of the tensor in a file. PyTorch holds `UINT4` as bytes, two numbers in each, as ONNX
+    does.
+    """
 
     name: str
     dims: Dims
@@ -26,6 +36,13 @@ class Port:
 
     def shape(self, sizes: dict[str, int]) -> list[int]:
         return [sizes[dim] if isinstance(dim, str) else dim for dim in self.dims]
+
+    def zeros(self, sizes: dict[str, int]) -> torch.Tensor:
+        """A tensor of these sizes, as PyTorch holds it."""
+        *rows, last = self.shape(sizes)
+        if self.dtype == UINT4:
+            return torch.zeros(*rows, last // 2, dtype=torch.uint8)
+        return torch.zeros(*rows, last, dtype=self.dtype)
 
     def described(self) -> dict[str, Any]:
         """For `export.json`."""
@@ -55,6 +72,7 @@ class Shapes:
         images: whether the model takes images.
         deepstack: how many further features of an image token are added to early layers.
         slots: tokens that fit in each layer's buffers; 0 if keys and values grow.
+        nbits: bits of each number of the older tokens stored; 16 for the model's precision.
     """
 
     layers: tuple[Layer, ...]
@@ -65,6 +83,7 @@ class Shapes:
     images: bool = False
     deepstack: int = 0
     slots: int = 0
+    nbits: int = 16
 
 
 @dataclass(frozen=True)
@@ -142,6 +161,21 @@ def pair(
     return {field: Port(f"{prefix}.{number}.{field}", dims[field], shapes.dtype) for field in dims}
 
 
+def codes(shapes: Shapes, number: int, layer: Layer) -> dict[str, Port]:
+    """A layer's oldest tokens in few bits, by field; see `kernels.reference.quantization`."""
+    rows: Dims = ("batch", layer.heads, "coded")
+    one_centre: Dims = ("batch", layer.heads, 1)
+    found: dict[str, tuple[Dims, torch.dtype]] = {}
+    for side, dim in (("key", layer.key_dim), ("value", layer.value_dim)):
+        width = coded_width(dim, shapes.nbits) * 8 // shapes.nbits
+        found |= {
+            f"{side}_codes": ((*rows, width), CODES[shapes.nbits]),
+            f"{side}_ranges": ((*rows, 2), range_dtype(shapes.dtype)),
+            f"{side}_centre": ((*one_centre, dim), torch.float32),
+        }
+    return {field: Port(f"coded.{number}.{field}", *found[field]) for field in found}
+
+
 def state(prefix: str, number: int, layer: Layer, length: str) -> dict[str, Port]:
     """A layer's places in the stream, novelties and scoring state, by field."""
     kinds: dict[str, tuple[Dims, torch.dtype]] = {
@@ -182,16 +216,19 @@ def decode_ports(shapes: Shapes) -> GraphPorts:
     """Ports of the graph of one more token. The scoring state stays that of the prompt.
 
     With buffers, `attention_mask` says which slots are read, and `slot` where the token is written.
+    With few bits, `coded` comes before `past`, and only `past` grows.
     """
     slots = shapes.slots
-    past, present = [], []
+    past, present, coded = [], [], []
     for i, layer in enumerate(shapes.layers):
         past.append(pair(shapes, "past", i, layer, slots or "stored"))
         present.append(pair(shapes, "present", i, layer, slots or "stored_and_new"))
+        if shapes.nbits < 16:
+            coded.append(codes(shapes, i, layer))
     inputs = tokens_in(shapes, 1, slots or "seen")
     if slots:
         inputs.append(Port("slot", ("batch",), torch.int64))
-    return GraphPorts([*inputs, *_every(past)], logits_out(shapes), present)
+    return GraphPorts([*inputs, *_every(coded), *_every(past)], logits_out(shapes), present)
 
 
 def logits_out(shapes: Shapes) -> Port:

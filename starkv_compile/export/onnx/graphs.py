@@ -10,13 +10,16 @@ import torch
 
 from ...errors import StarKVError
 from ...optional import needs
+from ..capture.ports import UINT4
 
 ONNX_TYPES = {
     torch.float32: 1,
+    torch.uint8: 2,
     torch.int64: 7,
     torch.bool: 9,
     torch.float16: 10,
     torch.bfloat16: 16,
+    UINT4: 21,
 }
 """Numbers of `onnx.TensorProto`. Graphs run without the package onnx."""
 
@@ -64,7 +67,8 @@ class Graph:
                 "export again if a file is missing. A static cache needs a runtime that has "
                 "TensorScatter, and bfloat16 needs provider 'cuda'"
             ) from error
-        self.inputs = [port.name for port in self._session.get_inputs()]
+        self._types = {port.name: port.type for port in self._session.get_inputs()}
+        self.inputs = list(self._types)
         self.outputs = [port.name for port in self._session.get_outputs()]
 
     def __call__(
@@ -79,7 +83,7 @@ class Graph:
         binding = self._session.io_binding()
         inputs = {name: feeds[name].detach().cpu().contiguous() for name in self.inputs}
         for name, tensor in inputs.items():
-            binding.bind_input(*_bound(name, tensor))
+            binding.bind_input(*_bound(name, tensor, self._types[name]))
         written = {output: inputs[name] for name, output in (buffers or {}).items()}
         for name in self.outputs:
             if name in written:
@@ -93,10 +97,15 @@ class Graph:
         }
 
 
-def _bound(name: str, tensor: torch.Tensor) -> tuple[Any, ...]:
-    """Arguments of ONNX Runtime's binding to a tensor's own memory."""
-    kind = ONNX_TYPES[tensor.dtype]
-    return name, "cpu", 0, kind, tuple(tensor.shape), tensor.data_ptr()
+def _bound(name: str, tensor: torch.Tensor, wanted: str = "") -> tuple[Any, ...]:
+    """Arguments of ONNX Runtime's binding to a tensor's own memory.
+
+    wanted: the type of the input. PyTorch has numbers of 4 bits as bytes, which hold two each.
+    """
+    kind, shape = ONNX_TYPES[tensor.dtype], tuple(tensor.shape)
+    if wanted == "tensor(uint4)":
+        kind, shape = ONNX_TYPES[UINT4], (*shape[:-1], shape[-1] * 2)
+    return name, "cpu", 0, kind, shape, tensor.data_ptr()
 
 
 def _tensor(value: Any) -> torch.Tensor:

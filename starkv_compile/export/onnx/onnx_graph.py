@@ -18,18 +18,20 @@ from torch.export import ExportedProgram
 from ...errors import UnsupportedModel, root_cause
 from ..capture.capture import Captured, port_names
 from ..capture.grouped import share_heads
-from ..capture.ports import GraphPorts, Port, of_layer
+from ..capture.ports import UINT4, GraphPorts, Port, Shapes, of_layer
 from .graphs import ONNX_TYPES
-from .translations import NEWEST, translations
+from .translations import HAS_BLOCKS, NEWEST, translations
 from .weights import Weights
 
 OPSET = 20
 DOMAIN, COMPACT = "starkv", "Compact"
 
 
-def opset_for(cache: str) -> int:
-    """The opset: for a static cache, the least that has TensorScatter."""
-    return NEWEST if cache == "static" else OPSET
+def opset_for(shapes: Shapes) -> int:
+    """The opset: the least that has TensorScatter, for buffers, or blocks, for few bits."""
+    if shapes.slots:
+        return NEWEST
+    return OPSET if shapes.nbits == 16 else HAS_BLOCKS
 
 
 def to_onnx(program: ExportedProgram, opset: int = OPSET) -> ir.Model:
@@ -89,10 +91,20 @@ def prompt_model(captured: Captured, ports: GraphPorts, opset: int) -> ir.Model:
 
 
 def name_lengths(model: ir.Model, inputs: Sequence[Port]) -> None:
-    """Gives the lengths of the inputs the names in their ports; tracing numbered them."""
-    dims = {port.name: port.dims for port in inputs}
-    for value in model.graph.inputs:
-        value.shape = ir.Shape(dims[value.name])
+    """Gives the inputs the dtypes in their ports, and lengths the names; tracing numbered them.
+
+    Tracing saw the bytes of 4-bit numbers. ONNX Runtime has no Shape of these, so the graph takes
+    the lengths of their ranges.
+    """
+    by_name = {port.name: port for port in inputs}
+    values = {value.name: value for value in model.graph.inputs}
+    for name, value in values.items():
+        port = by_name[name]
+        value.shape, value.dtype = ir.Shape(port.dims), ir.DataType(ONNX_TYPES[port.dtype])
+        if port.dtype == UINT4:
+            measured = [node for node in value.consumers() if node.op_type == "Shape"]
+            for node in measured:
+                node.replace_input_with(0, values[name.replace("_codes", "_ranges")])
 
 
 def tidy(model: ir.Model) -> ir.Model:

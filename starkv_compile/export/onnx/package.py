@@ -139,11 +139,6 @@ def check_config(config: StarKVConfig, max_seq: int) -> None:
     for name in ("budget_bytes", "decode_tokens", "layer_budgets"):
         if getattr(config, name) is not None:
             raise OptionError(f"{name} is not exported yet; use budget or budget_tokens")
-    if config.nbits != 16:
-        raise OptionError(
-            f"nbits={config.nbits} is not exported yet: graphs store tokens in the model's "
-            "precision; leave it out"
-        )
     if config.keeps_everything:
         raise OptionError(
             "budget=1.0 keeps everything, so starkv has nothing to export; give a smaller budget"
@@ -153,6 +148,11 @@ def check_config(config: StarKVConfig, max_seq: int) -> None:
 def _check_slots(options: ExportOptions) -> None:
     if options.cache not in CACHES:
         raise OptionError(f"cache={options.cache!r}: expected one of {', '.join(CACHES)}")
+    if options.cache == "static" and options.config.nbits != 16:
+        raise OptionError(
+            f"nbits={options.config.nbits} with cache='static': buffers of codes are not exported "
+            "yet; leave out one of the two"
+        )
     if options.slots is None:
         return
     if options.cache == "dynamic":
@@ -176,7 +176,7 @@ def _write(model: Any, options: ExportOptions, folder: Path, say: Callable[[str]
 
     weights = Weights(folder)
     shapes = _write_decoder(model, options, weights, say)
-    opset = opset_for(options.cache)
+    opset = opset_for(shapes)
     visual = export_visual(model, weights, opset, say)
     Manifest(
         model_class=type(model).__name__,
@@ -198,8 +198,9 @@ def _write_decoder(
     from .onnx_graph import opset_for, prompt_model, save
 
     decoder = Decoder(model)
-    shapes = replace(describe(model, decoder), slots=options.room)
-    opset = opset_for(options.cache)
+    shapes = describe(model, decoder)
+    shapes = replace(shapes, slots=options.room, nbits=options.config.nbits)
+    opset = opset_for(shapes)
     select = chosen(options.select, options.max_seq)
     ports = prefill_ports(shapes)
     with traceable(decoder.decoder):
@@ -216,13 +217,13 @@ def _write_decoder(
 
 def write_decode(decoder: Decoder, shapes: Shapes, opset: int, weights: Weights) -> None:
     """Writes `decode.onnx`."""
-    from ..capture.capture import export_program
+    from ..capture.capture import capture_decode
     from .onnx_graph import name_lengths, save, tidy, to_onnx
 
-    inputs = decode_ports(shapes).inputs
+    ports = decode_ports(shapes)
     decode = DecodeInSlots if shapes.slots else Decode
-    one = to_onnx(export_program(decode(decoder, shapes).eval(), inputs), opset)
-    name_lengths(one, inputs)
+    one = to_onnx(capture_decode(decode(decoder, shapes).eval(), ports, shapes.nbits), opset)
+    name_lengths(one, ports.inputs)
     save(tidy(one), weights.folder / "decode.onnx", weights)
 
 

@@ -10,8 +10,10 @@ import torch
 from onnxscript import opset20 as op
 from onnxscript.values import Opset
 
+from ..capture.codes import dequantize_linear
 from ..capture.slots import write_slots
 
+HAS_BLOCKS = 21  # of DequantizeLinear: a step for every row; and numbers of 4 bits
 HAS_ATTENTION = 23
 NEWEST = 24  # TensorScatter came with it
 
@@ -52,6 +54,12 @@ def conv3d(
 def tensor_scatter(buffer: Any, new: Any, slot: Any) -> Any:
     """`slots.write_slots`."""
     return Opset("", NEWEST).TensorScatter(buffer, new, slot, axis=-2)
+
+
+def dequantize(codes: Any, step: Any, nbits: int) -> Any:
+    """`codes.dequantize_linear`. A block is a row. With 4 bits, see `onnx_graph.name_lengths`."""
+    width = codes.shape[-1] * 8 // nbits
+    return Opset("", HAS_BLOCKS).DequantizeLinear(codes, step, axis=3, block_size=width)
 
 
 def attention(
@@ -97,6 +105,7 @@ ALWAYS: dict[Any, Any] = {
     torch.ops.aten.sort.stable: sort_stable,
     torch.ops.aten.conv3d.default: conv3d,
     write_slots._opoverload: tensor_scatter,
+    dequantize_linear._opoverload: dequantize,
 }
 
 

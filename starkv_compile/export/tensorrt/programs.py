@@ -17,7 +17,7 @@ from torch.fx import Graph, GraphModule
 from torch.fx.graph import CodeGen
 
 from ...config import StarKVConfig
-from ...errors import UnsupportedModel
+from ...errors import OptionError, UnsupportedModel
 from ...kernels.reference.capacity import every_length
 from ...passes import fx, ops
 from ..capture.capture import bodies, cut_graph, export_program, port_names, put_in_place
@@ -71,6 +71,11 @@ def export_programs(
         UnsupportedModel: the model cannot be exported.
     """
     check_config(config, max_seq)
+    if config.nbits != 16:
+        raise OptionError(
+            f"nbits={config.nbits}: programs for torch-tensorrt store tokens in the model's "
+            "precision; leave it out, or write ONNX files with export_checkpoint"
+        )
     decoder = Decoder(model)
     device = decoder.embed.weight.device
     if device.type != "cpu":

@@ -65,7 +65,7 @@ def quantized_attention(
     groups, coded = newer_key.shape[1], key.tokens
     # The query heads of a KV head are rows of one product.
     rows = query.float().reshape(batch, groups, heads // groups * queries, -1) * scale
-    added = None if mask is None else _added(mask, groups, heads, queries)
+    added = None if mask is None else added_by(mask, groups, heads, queries)
     older = (attend or attend_codes)(
         turn(rows),
         rows @ key.centre.mT,
@@ -110,7 +110,7 @@ def _sums(logits: Tensor, values: Tensor) -> Sums:
     return Sums(factors @ values, factors.sum(-1, keepdim=True), top)
 
 
-def _added(mask: Tensor, groups: int, heads: int, queries: int) -> Tensor:
+def added_by(mask: Tensor, groups: int, heads: int, queries: int) -> Tensor:
     """What a mask adds to the logits: [B|1, G|1, R|1, L] float32, a group's heads as rows."""
     if mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, -torch.inf)

@@ -18,6 +18,8 @@ from benchmarks.text_tasks import (
 from starkv_compile import StarKVCache
 from starkv_compile.cache.layer import StarKVLayer
 
+pytestmark = pytest.mark.slow
+
 FULL_ATTENTION = {"smollm2": 30, "gemma3": 3}
 # Longer than Gemma 3's sliding window of 512 tokens.
 NEEDLES = Needles.of(2, sentences=70)
