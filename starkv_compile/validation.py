@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 from .errors import OptionError, did_you_mean
@@ -125,3 +126,24 @@ def is_number(value: Any) -> bool:
 
 def _checked(default: Any, check: Check) -> Any:
     return dataclasses.field(default=default, metadata={"check": check})
+
+
+def share(text: str, name: str = "budget") -> Fraction:
+    """A share of the tokens, written as 0.2 or 20%.
+
+    Raises:
+        OptionError: the text is neither, or a number above 1, which could be meant as a percentage.
+    """
+    number, per_cent, rest = text.strip().partition("%")
+    try:
+        value = Fraction(number) / (100 if per_cent else 1)
+    except (ValueError, ArithmeticError):
+        value = Fraction(-1)
+    if rest or value < 0:
+        raise OptionError(f"{name} {text.strip()!r}: expected a share such as 0.2, or 20%")
+    if value > 1:
+        meant = f"; for {number} percent write {number}%" if not per_cent and value <= 100 else ""
+        raise OptionError(
+            f"{name} {text.strip()!r}: expected a share of the tokens, at most 1 or 100%{meant}"
+        )
+    return value

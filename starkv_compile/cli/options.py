@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from fractions import Fraction
 from typing import Any
 
 from ..config import StarKVConfig
 from ..errors import OptionError
+from ..validation import share
 
 
 def add_method(parser: argparse.ArgumentParser) -> None:
@@ -46,19 +46,7 @@ def share_of(text: str) -> float:
     Raises:
         OptionError: the text is neither, or a number above 1, which could be meant as a percentage.
     """
-    number, per_cent, rest = text.strip().partition("%")
-    try:
-        value = Fraction(number) / (100 if per_cent else 1)
-    except (ValueError, ArithmeticError):
-        value = Fraction(-1)
-    if rest or value < 0:
-        raise OptionError(f"budget {text.strip()!r}: expected a share such as 0.2, or 20%")
-    if value > 1:
-        meant = f"; for {number} percent write {number}%" if not per_cent and value <= 100 else ""
-        raise OptionError(
-            f"budget {text.strip()!r}: expected a share of the tokens, at most 1 or 100%{meant}"
-        )
-    return float(value)
+    return float(share(text))
 
 
 def shares_of(text: str) -> list[float]:

@@ -42,6 +42,7 @@ class ScoreInputs:
         capacity: C, how many tokens stay, the window included.
         sharing: how many heads of the key are stored as one. Scores and state have G / sharing
             heads.
+        new: S, if `query` has only the last of the new queries. None: it has all.
     """
 
     query: Any
@@ -61,6 +62,12 @@ class ScoreInputs:
     window: int
     capacity: Any
     sharing: int = 1
+    new: Any = None
+
+    @property
+    def stored(self) -> Any:
+        """How many of the L tokens were stored before this prompt."""
+        return self.key.shape[2] - (self.query.shape[2] if self.new is None else self.new)
 
     def window_attention(self) -> Any:
         """Returns [B, G / sharing, P]: attention that the last W queries pay to each token.
@@ -92,7 +99,7 @@ class ScoreInputs:
         """
         frame, row, column, _ = self.layout
         told = torch.ones_like(frame, dtype=torch.float32) if self.novelty is None else self.novelty
-        earlier = told[:, : self.key.shape[2] - self.query.shape[2]]
+        earlier = told[:, : self.stored]
         return STARKV.spatial_novelty(self.key, frame, row, column, earlier)
 
     def temporal_novelty(self) -> Any:
@@ -101,8 +108,7 @@ class ScoreInputs:
         0 to 1; text and the newest screen have 1. The layer must keep one set for all heads.
         `kernels.reference.novelty` has the details.
         """
-        stored = self.key.shape[2] - self.query.shape[2]
-        return STARKV.temporal_novelty(self.key, *self.layout, stored)
+        return STARKV.temporal_novelty(self.key, *self.layout, self.stored)
 
     def key_novelty(self, among: Any = None) -> Any:
         """Returns [B, L]: 1 - mean cosine of a token's keys with those of the tokens `among`.

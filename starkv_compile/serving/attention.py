@@ -1,0 +1,132 @@
+"""An attention of vLLM that compacts a prompt once it is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .current import current_rule
+from .metadata import Step
+from .pages import Pages
+from .plan import Row
+from .rule import Rule
+from .scoring import kept_tokens
+
+Tensor = torch.Tensor
+
+
+@dataclass
+class Compactor:
+    """What one layer needs between steps.
+
+    Attributes:
+        rule: the engine's rule.
+        saved: queries of windows that began in an earlier step, [tokens, H, D] by request.
+        pages: how the layer's cache is read; made at the first compaction.
+        record: for tests: what was kept, by request. None: not recorded.
+    """
+
+    rule: Rule
+    saved: dict[str, Tensor] = field(default_factory=dict)
+    pages: Pages | None = None
+    record: dict[str, Tensor] | None = None
+
+    @torch.no_grad()
+    def run(self, attention: Any, layer: Any, query: Tensor, cache: Tensor, step: Step) -> None:
+        """Saves queries and compacts the prompts of a step."""
+        for request in [name for name in self.saved if not step.is_alive(name)]:
+            del self.saved[request]
+        for saving in step.plan.savings:
+            new = query[saving.start : saving.stop].clone()
+            before = () if saving.is_first else (self.saved[saving.request],)
+            self.saved[saving.request] = torch.cat([*before, new])
+        for row in step.plan.compactions:
+            self._compact(attention, layer, query, cache, step, row)
+            step.plan.done += 1
+
+    def _compact(
+        self, attention: Any, layer: Any, query: Tensor, cache: Tensor, step: Step, row: Row
+    ) -> None:
+        block = step.block_size
+        if self.pages is None:
+            self.pages = Pages(attention, layer, cache, block)
+        blocks = step.blocks[row.number]
+        key, value = self.pages.read(cache, blocks, row.prompt)
+        kept = kept_tokens(
+            self.rule,
+            self._window(query, row).transpose(0, 1),
+            key,
+            value,
+            float(attention.scale),
+            row.prompt - row.skip,
+            step.layout(row, key.device),
+        )
+        place = torch.arange(row.skip, row.prompt, device=key.device)
+        slots = blocks[place // block].long() * block + place % block
+        # By the backend's own writer, so that any layout of its cache is right.
+        attention.do_kv_cache_update(layer, _rows(key, kept), _rows(value, kept), cache, slots)
+        if self.record is not None:
+            self.record[row.request] = kept.clone()
+
+    def _window(self, query: Tensor, row: Row) -> Tensor:
+        """[W, H, D]: the last queries of the prompt."""
+        wanted = min(self.rule.config.scoring_window, row.prompt)
+        saved = self.saved.pop(row.request, None)
+        recent = query[max(row.first, row.end - wanted) : row.end]
+        if len(recent) < wanted:
+            assert saved is not None, f"no queries were saved of {row}"
+            recent = torch.cat([saved, recent])[-wanted:]
+        assert len(recent) == wanted, f"{len(recent)} of {wanted} queries were saved of {row}"
+        return recent
+
+
+def _rows(tokens: Tensor, kept: Tensor) -> Tensor:
+    """[kept, G, D] of tokens [G, L, D], as backends write them."""
+    if kept.dim() == 1:
+        return tokens[:, kept].transpose(0, 1).contiguous()
+    index = kept[..., None].expand(-1, -1, tokens.shape[-1])
+    return tokens.gather(1, index).transpose(0, 1).contiguous()
+
+
+def compacting_attention(base: type) -> type:
+    """A subclass of a backend's attention."""
+
+    class CompactingAttention(base):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            rule = current_rule()
+            self.compactor = None if rule is None else Compactor(rule)
+
+        def forward(
+            self,
+            layer: Any,
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            kv_cache: Tensor,
+            attn_metadata: Any,
+            output: Tensor,
+            *args: Any,
+            **kwargs: Any,
+        ) -> Tensor:
+            found = super().forward(
+                layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs
+            )
+            step: Step | None = getattr(attn_metadata, "starkv", None)
+            if step is None or self.compactor is None:
+                return found
+            self.compactor.run(self, layer, query, kv_cache, step)
+            if step.again is not None:
+                # Outputs that were computed before must see what they saw then.
+                places = step.again_places
+                part = torch.empty_like(output[places])
+                tokens = (t[places] for t in (query, key, value))
+                super().forward(layer, *tokens, kv_cache, step.again, part, *args, **kwargs)
+                output[places] = part
+            return found
+
+    CompactingAttention.__name__ = f"Compacting{base.__name__}"
+    CompactingAttention.__qualname__ = CompactingAttention.__name__
+    return CompactingAttention

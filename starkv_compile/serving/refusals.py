@@ -1,0 +1,71 @@
+"""What compaction is not right with. An engine that asks for both does not start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import UnsupportedModel
+from .rule import Rule
+
+PRECISIONS = ("auto", "float16", "bfloat16", "float32")
+"""Values of `--kv-cache-dtype` that store keys and values as they are."""
+
+
+def check_engine(config: Any) -> None:
+    """Raises `UnsupportedModel` for a `VllmConfig` that compaction is not right with."""
+    parallel, cache, model = config.parallel_config, config.cache_config, config.model_config
+    drafts = config.speculative_config
+    reasons = {
+        "speculative decoding with a draft model (ngram works)": drafts is not None
+        and drafts.method != "ngram",
+        "KV transfer between engines": config.kv_transfer_config is not None,
+        "pipeline parallelism": parallel.pipeline_parallel_size > 1,
+        "context parallelism": parallel.decode_context_parallel_size > 1
+        or parallel.prefill_context_parallel_size > 1,
+        "dual batch overlap": parallel.enable_dbo,
+        f"a KV cache in {cache.cache_dtype}": cache.cache_dtype not in PRECISIONS,
+        "multi-head latent attention": model is not None and model.use_mla,
+    }
+    _refuse([name for name, given in reasons.items() if given])
+
+
+def check_layer(attention: Any) -> None:
+    """Raises `UnsupportedModel` for an attention whose logits depend on more than the keys."""
+    reasons = {
+        "ALiBi": getattr(attention, "alibi_slopes", None) is not None,
+        "attention sinks": getattr(attention, "sinks", None) is not None,
+        "soft caps of logits": bool(getattr(attention, "logits_soft_cap", None)),
+        "layers that share a cache": getattr(attention, "kv_sharing_target_layer_name", None)
+        is not None,
+    }
+    _refuse([name for name, given in reasons.items() if given])
+
+
+def check_caches(groups: Any, rule: Rule | None) -> None:
+    """Raises `UnsupportedModel` if no layer of the engine is compacted.
+
+    Args:
+        groups: vLLM's KV-cache groups.
+        rule: the engine's rule.
+    """
+    if rule is None or any(_is_compacted(group.kv_cache_spec) for group in groups):
+        return
+    from .backends import WRAPPED
+
+    raise UnsupportedModel(
+        "starkv compacts no layer of this model: none has full attention in one of the backends "
+        f"{', '.join(WRAPPED)}; choose one with --attention-backend, or leave the option out"
+    )
+
+
+def _is_compacted(spec: Any) -> bool:
+    specs = getattr(spec, "kv_cache_specs", None)
+    return any(getattr(one, "rule", "") for one in (specs.values() if specs else [spec]))
+
+
+def _refuse(names: list[str]) -> None:
+    if names:
+        raise UnsupportedModel(
+            f"starkv does not support {' and '.join(names)} in vLLM; leave that out, or start the "
+            "engine without the option 'starkv'"
+        )

@@ -1,0 +1,63 @@
+"""How many tokens a prompt loses: the same for the scheduler and for workers."""
+
+import random
+from fractions import Fraction
+from types import SimpleNamespace
+
+import pytest
+
+from starkv_compile import OptionError
+from starkv_compile.policies import POLICIES
+from starkv_compile.serving.rule import BUDGET, SERVED, Rule, budget_of
+
+
+def test_whole_blocks_leave_and_at_least_the_budget_stays():
+    generator = random.Random(0)
+    for _ in range(10_000):
+        length, block = generator.randint(1, 20_000), generator.choice([1, 16, 32, 128])
+        share = Fraction(generator.randint(1, 100), 100)
+        rule = Rule.of({"budget": float(share)})
+        skip = rule.skip(length, block)
+        kept, wanted = length - skip, length * share.numerator // share.denominator
+        assert skip % block == 0
+        assert kept >= min(length, max(3, wanted))
+        assert kept < max(3, wanted) + block or skip == 0
+        assert skip or length - max(3, wanted) < block
+        assert skip == Rule.loads(rule.dumps()).skip(length, block)
+        assert skip == Rule.of({"budget": 1.0}).skip(length, block, share), "asked by a request"
+
+
+def test_a_number_of_tokens():
+    rule = Rule.of({"budget_tokens": 100})
+    assert rule.skip(1000, 32) == 896
+    assert rule.skip(120, 32) == 0
+    assert rule.skip(1000, 32, Fraction(1)) == 0
+
+
+def test_all_options_of_a_policy_travel():
+    given = {"budget": 0.1, "policy": "snapkv", "pool": 7, "window": 16}
+    rule = Rule.loads(Rule.of(given).dumps())
+    assert (rule.config.policy.pool, rule.config.window) == (7, 16)
+
+
+def params(budget):
+    return SimpleNamespace(extra_args={BUDGET: budget})
+
+
+def test_a_requests_budget():
+    assert budget_of(None) is None
+    assert budget_of(SimpleNamespace(extra_args=None)) is None
+    assert budget_of(params(0.2)) == budget_of(params("20%")) == Fraction(1, 5)
+    for wrong in (0, -1, 2, "20", "much", [0.2]):
+        with pytest.raises(OptionError, match="starkv_budget"):
+            budget_of(params(wrong))
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_works_or_is_refused_by_name(name):
+    kind = POLICIES[name]
+    if kind in SERVED:
+        assert Rule.of({"policy": name}).config.policy.name == name
+    else:
+        with pytest.raises(OptionError, match=f"policy='{name}' does not work in vLLM"):
+            Rule.of({"policy": name})

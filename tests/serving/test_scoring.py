@@ -1,0 +1,91 @@
+"""The tokens that stay, against those that the cache of a compiled model keeps."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from starkv_compile.kernels.ops import STARKV
+from starkv_compile.kernels.reference.star import Layout, fresh_state
+from starkv_compile.policies import ScoreInputs
+from starkv_compile.serving.images import layout_of
+from starkv_compile.serving.rule import SERVED, Rule
+from starkv_compile.serving.scoring import kept_tokens
+
+LENGTH, CAPACITY, WINDOW = 90, 33, 8
+
+
+def tensors(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(6, LENGTH, 16, generator=generator)
+    key, value = torch.randn(2, 2, LENGTH, 16, generator=generator)
+    return query, key, value
+
+
+def feature(offset, length, grid=None, modality="image", is_embed=None):
+    data = (
+        None if grid is None else {f"{modality}_grid_thw": SimpleNamespace(data=torch.tensor(grid))}
+    )
+    place = SimpleNamespace(offset=offset, length=length, is_embed=is_embed)
+    return SimpleNamespace(modality=modality, data=data, mm_position=place)
+
+
+@pytest.mark.parametrize("kind", SERVED, ids=lambda kind: kind.name)
+def test_the_windows_queries_are_enough(kind):
+    """With all queries of the prompt, a policy keeps the same tokens."""
+    query, key, value = tensors()
+    layout = layout_of(LENGTH, [feature(5, 24, [1, 4, 6]), feature(40, 20, [1, 4, 5])], key.device)
+    rule = Rule.of({"policy": kind.name})
+    window = rule.config.scoring_window
+    kept = kept_tokens(rule, query[:, -window:], key, value, 0.25, CAPACITY, layout)
+    heads = kind.per_head
+    described = (
+        Layout(*(t[:, None].expand(-1, 2, -1) for t in layout[:3]), layout.current)
+        if heads
+        else layout
+    )
+    visual = int((layout.frame >= 0).sum())
+    places = torch.arange(LENGTH)[None]
+    whole = ScoreInputs(
+        query=query[None],
+        key=key[None],
+        value=value[None],
+        mask=None,
+        scale=0.25,
+        log_sum_exp=None,
+        hidden=None,
+        real=None,
+        layout=described,
+        counts=torch.tensor([[LENGTH - visual, visual]]),
+        state=fresh_state(key[None], layout.current),
+        index=places[:, None].expand(-1, 2, -1) if heads else places,
+        novelty=None,
+        layer=0,
+        window=window,
+        capacity=CAPACITY,
+    )
+    scores = rule.config.policy.score(whole).scores
+    assert torch.equal(kept, STARKV.select_tokens(scores, None, LENGTH, window, CAPACITY)[0])
+    assert kept.shape[-1] == CAPACITY
+
+
+def test_pictures_of_known_and_unknown_shape():
+    layout = layout_of(40, [feature(20, 10), feature(2, 12, [1, 6, 8])], torch.device("cpu"))
+    frame, row, column = (t[0] for t in layout[:3])
+    assert frame.tolist() == [-1] * 2 + [0] * 12 + [-1] * 6 + [1] * 10 + [-1] * 10
+    assert row[2:14].tolist() == [0] * 4 + [1] * 4 + [2] * 4, "four patches are a token"
+    assert column[2:14].tolist() == [0, 1, 2, 3] * 3
+    assert (int(row[20:30].max()), int(column[20:30].max())) == (2, 3), "nearly a square"
+    assert layout.current[0][:11].tolist() == [*range(20, 30), -1]
+
+
+def test_frames_of_a_video_with_text_between_them():
+    is_embed = torch.tensor([1] * 4 + [0] * 2 + [1] * 4, dtype=torch.bool)
+    video = feature(3, 10, [2, 4, 4], "video", is_embed)
+    frame = layout_of(15, [video], torch.device("cpu")).frame[0]
+    assert frame.tolist() == [-1] * 3 + [0] * 4 + [-1] * 2 + [1] * 4 + [-1] * 2
+
+
+def test_text_alone():
+    layout = layout_of(7, None, torch.device("cpu"))
+    assert layout.frame.tolist() == [[-1] * 7]
