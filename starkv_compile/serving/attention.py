@@ -11,6 +11,7 @@ from .current import current_rule
 from .metadata import Step
 from .pages import Pages
 from .plan import Row
+from .refusals import check_layer
 from .rule import Rule
 from .scoring import kept_tokens
 
@@ -97,6 +98,8 @@ def compacting_attention(base: type) -> type:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             rule = current_rule()
+            if rule is not None:
+                check_layer(self)
             self.compactor = None if rule is None else Compactor(rule)
 
         def forward(

@@ -9,10 +9,10 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import OptionError
+from ..errors import StarKVError
 from .current import batch_of_v1, batch_of_v2, current_rule, entered, note_batch
 from .metrics import Counters
-from .refusals import check_caches, check_engine
+from .refusals import check_caches, check_engine, check_request
 from .rule import BUDGET, Rule, budget_of
 from .versions import given_options, wrap
 
@@ -50,28 +50,21 @@ def _check_configuration() -> None:
 
 def _check_requests() -> None:
     """A request with an impossible budget is refused, and those that are compacted are counted."""
+    from vllm.exceptions import VLLMValidationError
     from vllm.v1.engine.input_processor import InputProcessor
 
     def make(original: Method) -> Method:
         def process_inputs(
             self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
         ) -> Any:
-            budget, given = budget_of(params), given_options(self.vllm_config)
-            if given is None:
-                if budget is not None:
-                    raise OptionError(
-                        f"{BUDGET}: this engine was started without the option 'starkv', so it "
-                        "compacts nothing; start it with --additional-config "
-                        '\'{"starkv": {"budget": 1.0}}\' to let requests choose'
-                    )
-                return original(self, request_id, prompt, params, *args, **kwargs)
+            given = given_options(self.vllm_config)
+            try:
+                budget = budget_of(params)
+                check_request(budget, given, is_stream=kwargs.get("resumable", False))
+            except StarKVError as error:  # a server answers this one with status 400
+                raise VLLMValidationError(str(error), parameter=BUDGET) from error
             made = original(self, request_id, prompt, params, *args, **kwargs)
-            if made.resumable:
-                raise OptionError(
-                    "starkv does not support streaming sessions, whose prompts grow; send the "
-                    "whole prompt, or start the engine without the option 'starkv'"
-                )
-            if made.sampling_params is not None:
+            if given is not None and made.sampling_params is not None:
                 length = len(made.prompt_token_ids or ())
                 block = self.vllm_config.cache_config.block_size
                 skip = Rule.of(given).skip(length, block, budget)

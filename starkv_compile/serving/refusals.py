@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
-from ..errors import UnsupportedModel
-from .rule import Rule
+from ..errors import OptionError, UnsupportedModel
+from .rule import BUDGET, Rule
 
 PRECISIONS = ("auto", "float16", "bfloat16", "float32")
 """Values of `--kv-cache-dtype` that store keys and values as they are."""
@@ -27,6 +28,27 @@ def check_engine(config: Any) -> None:
         "multi-head latent attention": model is not None and model.use_mla,
     }
     _refuse([name for name, given in reasons.items() if given])
+
+
+def check_request(budget: Fraction | None, options: Any, is_stream: bool) -> None:
+    """Raises `OptionError` for a request that the engine cannot compact as asked.
+
+    Args:
+        budget: what the request asks for; None for the engine's budget.
+        options: the engine's options; None if it was started without.
+        is_stream: whether more of the prompt comes later.
+    """
+    if options is None and budget is not None:
+        raise OptionError(
+            f"{BUDGET}: this engine was started without the option 'starkv', so it compacts "
+            'nothing; start it with --additional-config \'{"starkv": {"budget": 1.0}}\' to let '
+            "requests choose"
+        )
+    if options is not None and is_stream:
+        raise OptionError(
+            "starkv does not support streaming sessions, whose prompts grow; send the whole "
+            "prompt, or start the engine without the option 'starkv'"
+        )
 
 
 def check_layer(attention: Any) -> None:

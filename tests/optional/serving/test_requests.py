@@ -4,6 +4,8 @@ import pytest
 
 pytest.importorskip("vllm", reason="make test-serving installs vLLM")
 
+from vllm.exceptions import VLLMValidationError
+
 from benchmarks.engines import BLOCK, engine
 from starkv_compile import OptionError, UnsupportedModel
 from starkv_compile.serving.metrics import NAMES, Counters
@@ -47,7 +49,7 @@ def test_an_aborted_request_gives_its_blocks_back(made, asked, expected):
 
 @pytest.mark.parametrize("budget", [0, 1.5, "20", "much", -0.1])
 def test_an_impossible_budget_is_refused_and_harms_nobody(made, asked, expected, budget):
-    with pytest.raises(OptionError, match="starkv_budget"):
+    with pytest.raises(VLLMValidationError, match="starkv_budget"):
         made.ask(asked[0][:1], budget)
     assert made.tokens(asked[0][:1], "20%") == expected[0.2][:1]
 

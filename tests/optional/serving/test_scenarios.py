@@ -6,8 +6,9 @@ import pytest
 
 pytest.importorskip("vllm", reason="make test-serving installs vLLM")
 
+from vllm.exceptions import VLLMValidationError
+
 from benchmarks.engines import BLOCK, engine, prompts
-from starkv_compile import OptionError
 
 BUDGET = {"budget": 0.2}
 LONGER = " it is red star . <|end|> <|user|> where step 1 red star <|agent|>"
@@ -18,7 +19,7 @@ def test_without_the_option_all_is_as_without_the_plugin(folder, asked, expected
         kinds = {type(m).__name__ for m in _managers(plain)}
         assert kinds == {"FullAttentionManager"}
         assert plain.tokens(asked[0]) == expected[1.0]
-        with pytest.raises(OptionError, match="without the option 'starkv'"):
+        with pytest.raises(VLLMValidationError, match="without the option 'starkv'"):
             plain.ask(asked[0][:1], 0.5)
 
 
