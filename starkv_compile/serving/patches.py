@@ -22,6 +22,7 @@ Method = Callable[..., Any]
 def apply() -> None:
     """Wraps them all."""
     _check_configuration()
+    _check_budgets()
     _check_requests()
     _tell_whose_prefix()
     _tell_whose_rows_v1()
@@ -48,8 +49,27 @@ def _check_configuration() -> None:
     wrap(VllmConfig, "__post_init__", ("self",), make)
 
 
+def _check_budgets() -> None:
+    """An impossible budget is refused with the other sampling parameters: before vLLM has noted
+    that it has seen the request's images."""
+    from vllm.exceptions import VLLMValidationError
+    from vllm.sampling_params import SamplingParams
+
+    def make(original: Method) -> Method:
+        def verify(self: Any) -> None:
+            original(self)
+            try:
+                budget_of(self)
+            except StarKVError as error:  # a server answers this one with status 400
+                raise VLLMValidationError(str(error), parameter=BUDGET) from error
+
+        return verify
+
+    wrap(SamplingParams, "_verify_args", ("self",), make)
+
+
 def _check_requests() -> None:
-    """A request with an impossible budget is refused, and those that are compacted are counted."""
+    """A request that the engine cannot compact is refused, and those that it does are counted."""
     from vllm.exceptions import VLLMValidationError
     from vllm.v1.engine.input_processor import InputProcessor
 
@@ -57,11 +77,10 @@ def _check_requests() -> None:
         def process_inputs(
             self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
         ) -> Any:
-            given = given_options(self.vllm_config)
+            given, budget = given_options(self.vllm_config), budget_of(params)
             try:
-                budget = budget_of(params)
                 check_request(budget, given, is_stream=kwargs.get("resumable", False))
-            except StarKVError as error:  # a server answers this one with status 400
+            except StarKVError as error:
                 raise VLLMValidationError(str(error), parameter=BUDGET) from error
             made = original(self, request_id, prompt, params, *args, **kwargs)
             if given is not None and made.sampling_params is not None:
