@@ -73,7 +73,7 @@ class Compactor:
 
     def _window(self, query: Tensor, row: Row) -> Tensor:
         """[W, H, D]: the last queries of the prompt."""
-        wanted = min(self.rule.config.scoring_window, row.prompt)
+        wanted = row.window(self.rule.config.scoring_window)
         saved = self.saved.pop(row.request, None)
         recent = query[max(row.first, row.end - wanted) : row.end]
         if len(recent) < wanted:

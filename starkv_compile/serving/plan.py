@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from ..kernels.reference.capacity import clip_window
+
 
 @dataclass(frozen=True)
 class Row:
@@ -36,6 +38,10 @@ class Row:
     def end(self) -> int:
         """Place in the batch after the prompt's last token."""
         return self.first + self.prompt - self.computed
+
+    def window(self, wanted: int) -> int:
+        """How many of the last queries score. All of them stay, so a prefix hit ends before them."""
+        return clip_window(wanted, self.prompt - self.skip, self.prompt)
 
     @property
     def is_compacted(self) -> bool:
@@ -98,7 +104,7 @@ def plan_step(rows: Sequence[Row], window: int) -> Plan:
 
 
 def _saving(row: Row, window: int) -> Saving | None:
-    edge = max(0, row.prompt - window)
+    edge = row.prompt - row.window(window)
     if not row.skip or row.total <= edge or row.total >= row.prompt:
         return None
     start = max(edge, row.computed)

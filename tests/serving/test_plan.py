@@ -42,6 +42,16 @@ def test_chunks_whose_queries_are_remembered():
     assert len(last.compactions) == 1
 
 
+def test_a_window_is_no_larger_than_what_stays():
+    """A prefix hit may end at 96, and 97 to 99 are computed. All of the window must be there."""
+    small = row(96, 2, skip=96)
+    assert small.window(WINDOW) == 2
+    assert plan_step([row(0, 97, skip=96)], WINDOW).savings == []
+    assert plan_step([small], WINDOW).savings == []
+    (saving,) = plan_step([row(96, 3, skip=96)], WINDOW).savings
+    assert (saving.start, saving.stop, saving.is_first) == (12, 13, True)
+
+
 def test_any_chunks_give_every_query_of_the_window_once():
     generator = torch.Generator().manual_seed(0)
     for _ in range(200):

@@ -56,6 +56,16 @@ def test_a_last_chunk_of_any_length(folder, asked, expected):
             made.scheduler.max_num_scheduled_tokens = 512
 
 
+def test_budgets_smaller_than_the_window_and_prefix_hits(folder, asked):
+    """A hit may end three tokens before the prompt does."""
+    tiny = {"budget_tokens": 3}
+    with engine(folder, tiny) as fresh:
+        whole = fresh.tokens(asked[0])
+    with engine(folder, tiny, enable_prefix_caching=True) as made:
+        for _ in range(2):
+            assert made.tokens(asked[0]) == whole
+
+
 def test_prefix_caching(folder, asked, expected):
     made_of, options = asked[0], {"enable_prefix_caching": True}
     with engine(folder, BUDGET, **options) as made:
