@@ -40,7 +40,7 @@ class Row:
         return self.first + self.prompt - self.computed
 
     def window(self, wanted: int) -> int:
-        """How many of the last queries score. All of them stay, so a prefix hit ends before them."""
+        """How many of the last queries score. All of them stay, so a prefix hit ends before."""
         return clip_window(wanted, self.prompt - self.skip, self.prompt)
 
     @property
