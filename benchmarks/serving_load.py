@@ -45,8 +45,8 @@ class Run:
 
 async def ask(client: Any, messages: Any, question: Any, run: Run) -> None:
     """One request, read as it comes."""
-    begun = last = time.perf_counter()
-    text, count = "", 0
+    begun = time.perf_counter()
+    text, first, last = "", 0.0, 0.0
     try:
         stream = await client.chat.completions.create(
             model="agent",
@@ -59,16 +59,15 @@ async def ask(client: Any, messages: Any, question: Any, run: Run) -> None:
         async for part in stream:
             if not part.choices or not part.choices[0].delta.content:
                 continue
-            now = time.perf_counter()
-            if count:
-                run.later.append(now - last)
-            else:
-                run.first.append(now - begun)
-            text, count, last = text + part.choices[0].delta.content, count + 1, now
+            last = time.perf_counter()
+            first = first or last
+            text += part.choices[0].delta.content
     except Exception as error:  # of any kind: it is counted, and shown
         run.failed += 1
         print(type(error).__name__, str(error)[:200])
         return
+    run.first.append(first - begun)
+    run.later.append((last - first) / (REPLY - 1))  # several tokens may come in one part
     run.asked += 1
     run.tokens += REPLY
     run.right += question.is_right(text.partition(END)[0])
