@@ -10,13 +10,18 @@ class Options:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
 from .errors import OptionError, did_you_mean
+
+_NUMBER = re.compile(r"[-+]?[\d./_]{1,40}(e[-+]?\d{1,2})?", re.IGNORECASE)
+"""A number whose digits fit on a line. Python would compute 10 ** 999999999 exactly."""
 
 Check = Callable[[str, Any], None]
 """Raises `OptionError` for a field's name and value."""
@@ -135,10 +140,10 @@ def share(text: str, name: str = "budget") -> Fraction:
         OptionError: the text is neither, or a number above 1, which could be meant as a percentage.
     """
     number, per_cent, rest = text.strip().partition("%")
-    try:
-        value = Fraction(number) / (100 if per_cent else 1)
-    except (ValueError, ArithmeticError):
-        value = Fraction(-1)
+    value = Fraction(-1)
+    if _NUMBER.fullmatch(number):
+        with contextlib.suppress(ValueError, ArithmeticError):
+            value = Fraction(number) / (100 if per_cent else 1)
     if rest or value < 0:
         raise OptionError(f"{name} {text.strip()!r}: expected a share such as 0.2, or 20%")
     if value > 1:

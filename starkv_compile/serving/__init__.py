@@ -15,21 +15,26 @@ from __future__ import annotations
 def register() -> None:
     """Registers backends, caches and patches. Harmless if called again.
 
-    Raises:
-        StarKVError: a method of vLLM that is wrapped is not the one that was tested.
+    If this vLLM is not one that was tested, it stays as it is, and refuses the option.
     """
-    from .patches import apply
-    from .versions import is_supported, refuse_options
+    from .versions import refuse_options, version_fault
 
-    if not is_supported():
-        refuse_options()
+    fault = version_fault()
+    if not fault:
+        from .patches import all_patches
+
+        patches = all_patches()
+        fault = next((patch.fault for patch in patches if patch.fault), "")
+    if fault:
+        refuse_options(fault)
         return
     from .backends import wrap_backends
     from .scheduling import register_spec
 
     register_spec()
     wrap_backends()
-    apply()
+    for patch in patches:
+        patch.apply()
 
 
 __all__ = ["register"]

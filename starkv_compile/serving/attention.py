@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,12 +28,14 @@ class Compactor:
         saved: queries of windows that began in an earlier step, [tokens, H, D] by request.
         pages: how the layer's cache is read; made at the first compaction.
         record: for tests: what was kept, by request. None: not recorded.
+        layer: the layer's number in the model.
     """
 
     rule: Rule
     saved: dict[str, Tensor] = field(default_factory=dict)
     pages: Pages | None = None
     record: dict[str, Tensor] | None = None
+    layer: int = 0
 
     @torch.no_grad()
     def run(self, attention: Any, layer: Any, query: Tensor, cache: Tensor, step: Step) -> None:
@@ -53,6 +56,7 @@ class Compactor:
         block = step.block_size
         if self.pages is None:
             self.pages = Pages(attention, layer, cache, block)
+            self.layer = _number(layer.layer_name)
         blocks = step.blocks[row.number]
         key, value = self.pages.read(cache, blocks, row.prompt)
         kept = kept_tokens(
@@ -63,6 +67,7 @@ class Compactor:
             float(attention.scale),
             row.prompt - row.skip,
             step.layout(row, key.device),
+            self.layer,
         )
         place = torch.arange(row.skip, row.prompt, device=key.device)
         slots = blocks[place // block].long() * block + place % block
@@ -81,6 +86,12 @@ class Compactor:
             recent = torch.cat([saved, recent])[-wanted:]
         assert len(recent) == wanted, f"{len(recent)} of {wanted} queries were saved of {row}"
         return recent
+
+
+def _number(name: str) -> int:
+    """3, of "language_model.model.layers.3.self_attn.attn"."""
+    found = re.search(r"\.(\d+)\.", name)
+    return int(found[1]) if found else 0
 
 
 def _rows(tokens: Tensor, kept: Tensor) -> Tensor:

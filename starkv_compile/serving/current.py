@@ -15,8 +15,14 @@ _rule: list[Rule | None] = [None]
 _batch: list[Batch | None] = []
 
 
+def rule_of(config: Any) -> Rule | None:
+    """The rule of an engine with this `VllmConfig`; None without options."""
+    given = given_options(config)
+    return None if given is None else Rule.of(given)
+
+
 def current_rule() -> Rule | None:
-    """The rule of this process's engine; None without options.
+    """The rule of the engine that is being made; None without options.
 
     vLLM has a current configuration only while it makes a model, so the last one is remembered.
     """
@@ -24,8 +30,7 @@ def current_rule() -> Rule | None:
 
     config = get_current_vllm_config_or_none()
     if config is not None:
-        given = given_options(config)
-        _rule[0] = None if given is None else Rule.of(given)
+        _rule[0] = rule_of(config)
     return _rule[0]
 
 
@@ -41,6 +46,8 @@ class Batch:
         features: a row's images and videos.
         is_alive: whether a request is still in the engine.
         groups: the KV-cache groups of the engine.
+        has_grids: whether vLLM keeps the grids of images that a prefix hit covers. It does for
+            models with M-RoPE.
     """
 
     requests: list[str]
@@ -50,6 +57,7 @@ class Batch:
     features: Callable[[int], Any]
     is_alive: Callable[[str], bool]
     groups: Any
+    has_grids: bool
 
     def block_size(self, layer: str) -> int:
         """Tokens in a block of the scheduler. A kernel's block may be smaller."""
@@ -70,6 +78,7 @@ def batch_of_v1(runner: Any) -> Batch:
         features=lambda row: known[held.req_ids[row]].mm_features,
         is_alive=lambda request: request in known,
         groups=runner.kv_cache_config.kv_cache_groups,
+        has_grids=runner.model_config.uses_mrope,
     )
 
 
@@ -88,6 +97,7 @@ def batch_of_v2(runner: Any, held: Any) -> Batch:
         features=lambda row: encoders and encoders.mm_features.get(held.req_ids[row]),
         is_alive=lambda request: request in runner.req_states.req_id_to_index,
         groups=runner.kv_cache_config.kv_cache_groups,
+        has_grids=runner.model_config.uses_mrope,
     )
 
 

@@ -13,13 +13,15 @@ from ..kernels.reference.star import Layout
 KINDS = ("image", "video")
 
 
-def layout_of(length: int, features: Any, device: torch.device) -> Layout:
+def layout_of(length: int, features: Any, device: torch.device, has_grids: bool = True) -> Layout:
     """Frame, row and column [1, length] of each token, and the newest frame's places.
 
     Args:
         length: tokens of the prompt.
         features: vLLM's `MultiModalFeatureSpec` of the request, or None.
         device: of the result.
+        has_grids: whether shapes of pictures are read. False where vLLM drops the shapes of those
+            that a prefix hit covers: the same prompt must always look the same.
     """
     frame = torch.full((1, length), -1, dtype=torch.int64)
     row, column = torch.zeros_like(frame), torch.zeros_like(frame)
@@ -28,7 +30,7 @@ def layout_of(length: int, features: Any, device: torch.device) -> Layout:
         if feature.modality not in KINDS:
             continue
         places = _places(feature.mm_position)
-        frames, height, width = _grid(feature, len(places))
+        frames, height, width = _grid(feature if has_grids else None, len(places))
         numbers = torch.arange(len(places))
         frame[0, places] = count + numbers // (height * width)
         row[0, places] = numbers // width % height
@@ -51,8 +53,8 @@ def _grid(feature: Any, tokens: int) -> tuple[int, int, int]:
 
     A grid counts patches, of which several become one token.
     """
-    name = f"{feature.modality}_grid_thw"
-    if tokens and feature.data is not None and name in feature.data:
+    name = "" if feature is None else f"{feature.modality}_grid_thw"
+    if tokens and name and feature.data is not None and name in feature.data:
         frames, height, width = (int(n) for n in feature.data[name].data.reshape(-1)[:3])
         merge = math.isqrt(frames * height * width // tokens)
         if merge and frames * (height // merge) * (width // merge) == tokens:

@@ -14,6 +14,7 @@ from ..kernels.reference.star import Layout
 from .current import Batch, current_batch
 from .images import layout_of
 from .plan import Plan, Row, plan_step
+from .refusals import is_compacted
 from .rule import Rule
 
 Tensor = torch.Tensor
@@ -29,6 +30,7 @@ class Step:
         block_size: tokens in one of these blocks.
         features: images and videos of a row.
         is_alive: whether a request is still in the engine.
+        has_grids: see `current.Batch`.
         again: metadata of outputs whose attention is computed a second time; None: of none.
         again_places: their places in the batch.
     """
@@ -38,6 +40,7 @@ class Step:
     block_size: int
     features: Callable[[int], Any]
     is_alive: Callable[[str], bool]
+    has_grids: bool
     again: Any = None
     again_places: Tensor | None = None
     _layouts: dict[str, Layout] = field(default_factory=dict)
@@ -46,7 +49,7 @@ class Step:
         """What the tokens of a prompt show: made for the first layer, and kept for the others."""
         if row.request not in self._layouts:
             features = self.features(row.number)
-            self._layouts[row.request] = layout_of(row.prompt, features, device)
+            self._layouts[row.request] = layout_of(row.prompt, features, device, self.has_grids)
         return self._layouts[row.request]
 
 
@@ -76,7 +79,8 @@ def shifted(common: Any, shifts: Sequence[int], block: int, longest: int) -> Any
     Slots and positions stay: those of later tokens do not depend on what is gone.
     """
     table = common.block_table_tensor
-    tokens = torch.tensor(shifts, device=table.device)
+    on_host = torch.tensor(shifts)
+    tokens = on_host.to(table.device, non_blocking=True)
     columns = torch.arange(table.shape[1], device=table.device)
     index = (columns + (tokens // block)[:, None]).clamp_(max=table.shape[1] - 1)
     upper = common.seq_lens_cpu_upper_bound
@@ -85,7 +89,7 @@ def shifted(common: Any, shifts: Sequence[int], block: int, longest: int) -> Any
         block_table_tensor=table.gather(1, index),
         seq_lens=common.seq_lens - tokens.to(common.seq_lens.dtype),
         max_seq_len=longest,
-        seq_lens_cpu_upper_bound=None if upper is None else upper - tokens.cpu().to(upper.dtype),
+        seq_lens_cpu_upper_bound=None if upper is None else upper - on_host.to(upper.dtype),
         _num_computed_tokens_cache=None,
     )
 
@@ -159,7 +163,7 @@ def compacting_builder(base: type) -> type:
             from vllm.v1.attention.backend import AttentionCGSupport
 
             support = super().get_cudagraph_support(vllm_config, kv_cache_spec)
-            if not getattr(kv_cache_spec, "rule", ""):
+            if not is_compacted(kv_cache_spec):
                 return support
             return min(support, AttentionCGSupport.UNIFORM_BATCH, key=lambda kind: kind.value)
 
@@ -184,11 +188,18 @@ def compacting_builder(base: type) -> type:
             starts = common.query_start_loc_cpu[: count + 1].tolist()
             rows = rows_of(batch, self.rule, starts, batch.block_size(self.layer_names[0]))
             plan = self.last = plan_step(rows, self.rule.config.scoring_window)
-            step = Step(plan, common.block_table_tensor, block, batch.features, batch.is_alive)
+            step = Step(
+                plan,
+                common.block_table_tensor,
+                block,
+                batch.features,
+                batch.is_alive,
+                batch.has_grids,
+            )
             if plan.repeated:
                 part, step.again_places = outputs_again(common, plan.repeated, block)
                 if self.for_outputs is None:
-                    self.for_outputs = self.make_second()
+                    self.for_outputs = self.second()
                 step.again = self.for_outputs.build(0, part)
             if any(plan.shifts):
                 longest = max(
@@ -197,6 +208,13 @@ def compacting_builder(base: type) -> type:
                 padding = [0] * (common.num_reqs - count)
                 common = shifted(common, [*plan.shifts, *padding], block, longest)
             return common, step
+
+        def second(self) -> Any:
+            """A builder for outputs whose attention is computed again, in the same workspace."""
+            made, workspace = self.make_second(), getattr(self, "_get_workspace_buffer", None)
+            if workspace is not None and hasattr(made, "set_workspace_buffer"):
+                made.set_workspace_buffer(workspace())
+            return made
 
         def check_last(self) -> None:
             """Raises if the last step left out a compaction: later tokens would be wrong."""

@@ -29,10 +29,13 @@ class Counters:
     def of_process() -> Counters:
         return Counters()
 
-    def count(self, length: int, skip: int, block: int) -> None:
-        """Counts a prompt of `length` tokens that loses `skip` of them. 0: it is not counted."""
+    def count(self, length: int, skip: int, block: int, samples: int) -> None:
+        """Counts a prompt of `length` tokens that loses `skip` of them, once for each sample.
+
+        skip: 0 if all of them stay. Such a prompt is not counted.
+        """
         if not skip:
             return
-        amounts = (1, length, length - skip, skip // block)
+        amounts = (samples * n for n in (1, length, length - skip, skip // block))
         for counter, amount in zip(self.by_name.values(), amounts, strict=True):
             counter.inc(amount)

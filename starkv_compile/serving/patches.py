@@ -1,38 +1,37 @@
 """What vLLM 0.32 has no extension point for: methods that are wrapped.
 
-Each is wrapped by `versions.wrap`, which checks that it has the parameters of the tested version.
+`versions.Patch` checks that each has the parameters of the tested version.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from typing import Any
 
 from ..errors import StarKVError
-from .current import batch_of_v1, batch_of_v2, current_rule, entered, note_batch
+from .current import batch_of_v1, batch_of_v2, entered, note_batch, rule_of
 from .metrics import Counters
 from .refusals import check_caches, check_engine, check_request
 from .rule import BUDGET, Rule, budget_of
-from .versions import given_options, wrap
-
-Method = Callable[..., Any]
+from .versions import Method, Patch, given_options
 
 
-def apply() -> None:
-    """Wraps them all."""
-    _check_configuration()
-    _check_budgets()
-    _check_requests()
-    _tell_whose_prefix()
-    _tell_whose_rows_v1()
-    _keep_last_tokens_out_of_full_graphs()
-    # The V2 runner imports Triton.
-    if importlib.util.find_spec("triton") is not None:
-        _tell_whose_rows_v2()
+def all_patches() -> list[Patch]:
+    """Every method that is wrapped."""
+    patches = [
+        _check_configuration(),
+        _check_budgets(),
+        _check_requests(),
+        _tell_whose_prefix(),
+        *_tell_whose_rows_v1(),
+        _keep_prompts_out_of_full_graphs(),
+    ]
+    if importlib.util.find_spec("triton") is not None:  # the V2 runner imports it
+        patches += _tell_whose_rows_v2()
+    return patches
 
 
-def _check_configuration() -> None:
+def _check_configuration() -> Patch:
     """An engine with impossible options stops before it starts workers."""
     from vllm.config import VllmConfig
 
@@ -46,10 +45,10 @@ def _check_configuration() -> None:
 
         return post_init
 
-    wrap(VllmConfig, "__post_init__", ("self",), make)
+    return Patch(VllmConfig, "__post_init__", ("self",), make)
 
 
-def _check_budgets() -> None:
+def _check_budgets() -> Patch:
     """An impossible budget is refused with the other sampling parameters: before vLLM has noted
     that it has seen the request's images."""
     from vllm.exceptions import VLLMValidationError
@@ -65,10 +64,10 @@ def _check_budgets() -> None:
 
         return verify
 
-    wrap(SamplingParams, "_verify_args", ("self",), make)
+    return Patch(SamplingParams, "_verify_args", ("self",), make)
 
 
-def _check_requests() -> None:
+def _check_requests() -> Patch:
     """A request that the engine cannot compact is refused, and those that it does are counted."""
     from vllm.exceptions import VLLMValidationError
     from vllm.v1.engine.input_processor import InputProcessor
@@ -87,16 +86,17 @@ def _check_requests() -> None:
                 length = len(made.prompt_token_ids or ())
                 block = self.vllm_config.cache_config.block_size
                 skip = Rule.of(given).skip(length, block, budget)
-                Counters.of_process().count(length, skip, block)
+                samples = made.sampling_params.n
+                Counters.of_process().count(length, skip, block, samples)
             return made
 
         return process_inputs
 
     parameters = ("self", "request_id", "prompt", "params")
-    wrap(InputProcessor, "process_inputs", parameters, make)
+    return Patch(InputProcessor, "process_inputs", parameters, make)
 
 
-def _tell_whose_prefix() -> None:
+def _tell_whose_prefix() -> Patch:
     """The lookup of a cached prefix is told its request."""
     from vllm.v1.core.kv_cache_manager import KVCacheManager
 
@@ -112,29 +112,30 @@ def _tell_whose_prefix() -> None:
 
         return get_computed_blocks
 
-    wrap(KVCacheManager, "get_computed_blocks", ("self", "request"), make)
+    return Patch(KVCacheManager, "get_computed_blocks", ("self", "request"), make)
 
 
-def _tell_whose_rows_v1() -> None:
+def _tell_whose_rows_v1() -> list[Patch]:
     """Builders of metadata are told the requests of a step. Steps of a warm-up have none."""
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     def make(original: Method) -> Method:
         def build(self: Any, *args: Any, **kwargs: Any) -> Any:
             is_real = kwargs.get("num_scheduled_tokens") is not None
-            if is_real:
-                check_caches(self.kv_cache_config.kv_cache_groups, current_rule())
             with entered(batch_of_v1(self) if is_real else None):
                 return original(self, *args, **kwargs)
 
         return build
 
     parameters = ("self", "num_tokens", "num_reqs", "max_query_len")
-    wrap(GPUModelRunner, "_build_attention_metadata", parameters, make)
+    return [
+        _check_caches(GPUModelRunner),
+        Patch(GPUModelRunner, "_build_attention_metadata", parameters, make),
+    ]
 
 
-def _keep_last_tokens_out_of_full_graphs() -> None:
-    """A prompt's last chunk may look like decoding, but its attention must run outside of graphs.
+def _keep_prompts_out_of_full_graphs() -> Patch:
+    """A chunk of a prompt may look like decoding, but its attention must run outside of graphs.
 
     It does if it has as many tokens as a step of decoding: 1, and drafts.
     """
@@ -150,31 +151,31 @@ def _keep_last_tokens_out_of_full_graphs() -> None:
             **kwargs: Any,
         ) -> Any:
             count = len(num_scheduled_tokens_np)
-            if current_rule() is not None and count <= self.input_batch.num_reqs:
+            is_on = given_options(self.vllm_config) is not None
+            if is_on and count <= self.input_batch.num_reqs:
                 before = self.input_batch.num_computed_tokens_cpu[:count]
-                prompts = self.input_batch.num_prompt_tokens[:count]
-                ends = (before < prompts) & (before + num_scheduled_tokens_np >= prompts)
-                if (ends & (num_scheduled_tokens_np <= self.uniform_decode_query_len)).any():
+                reads = before < self.input_batch.num_prompt_tokens[:count]
+                if (reads & (num_scheduled_tokens_np <= self.uniform_decode_query_len)).any():
                     kwargs["force_eager"] = True
             return original(self, num_tokens, num_reqs, num_scheduled_tokens_np, *args, **kwargs)
 
         return determine
 
     parameters = ("self", "num_tokens", "num_reqs", "num_scheduled_tokens_np")
-    wrap(GPUModelRunner, "_determine_batch_execution_and_padding", parameters, make)
+    return Patch(GPUModelRunner, "_determine_batch_execution_and_padding", parameters, make)
 
 
-def _tell_whose_rows_v2() -> None:
+def _tell_whose_rows_v2() -> list[Patch]:
     """The same for the V2 runner, which has not run: no machine of ours has a GPU."""
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
     def make_add(original: Method) -> Method:
         def add_requests(self: Any, scheduler_output: Any) -> Any:
             budgets = self.__dict__.setdefault("starkv_budgets", {})
-            for new in scheduler_output.scheduled_new_reqs:
-                budgets[new.req_id] = budget_of(new.sampling_params)
             for request in scheduler_output.finished_req_ids:
                 budgets.pop(request, None)
+            for new in scheduler_output.scheduled_new_reqs:  # an id may be used again at once
+                budgets[new.req_id] = budget_of(new.sampling_params)
             return original(self, scheduler_output)
 
         return add_requests
@@ -182,14 +183,14 @@ def _tell_whose_rows_v2() -> None:
     def make_gather(original: Method) -> Method:
         def gather(self: Any, scheduler_output: Any, dummy_run: bool) -> Any:
             state, uniform = original(self, scheduler_output, dummy_run)
-            is_ending = state is not None and current_rule() is not None and state.has_prefill
-            return state, None if is_ending else uniform
+            reads = state is not None and state.has_prefill
+            is_on = given_options(self.vllm_config) is not None
+            return state, None if is_on and reads else uniform
 
         return gather
 
     def make_prepare(original: Method) -> Method:
         def prepare_attn(self: Any, input_batch: Any) -> Any:
-            check_caches(self.kv_cache_config.kv_cache_groups, current_rule())
             note_batch(batch_of_v2(self, input_batch))
             return original(self, input_batch)
 
@@ -202,8 +203,25 @@ def _tell_whose_rows_v2() -> None:
 
         return execute_model
 
-    wrap(GPUModelRunner, "add_requests", ("self", "scheduler_output"), make_add)
-    parameters = ("self", "scheduler_output", "dummy_run")
-    wrap(GPUModelRunner, "gather_batch_req_state", parameters, make_gather)
-    wrap(GPUModelRunner, "prepare_attn", ("self", "input_batch"), make_prepare)
-    wrap(GPUModelRunner, "execute_model", ("self", "scheduler_output"), make_execute)
+    gathered = ("self", "scheduler_output", "dummy_run")
+    return [
+        _check_caches(GPUModelRunner),
+        Patch(GPUModelRunner, "add_requests", ("self", "scheduler_output"), make_add),
+        Patch(GPUModelRunner, "gather_batch_req_state", gathered, make_gather),
+        Patch(GPUModelRunner, "prepare_attn", ("self", "input_batch"), make_prepare),
+        Patch(GPUModelRunner, "execute_model", ("self", "scheduler_output"), make_execute),
+    ]
+
+
+def _check_caches(runner: type) -> Patch:
+    """An engine none of whose layers is compacted stops at its start."""
+
+    def make(original: Method) -> Method:
+        def initialize_kv_cache(self: Any, kv_cache_config: Any, *args: Any, **kwargs: Any) -> Any:
+            found = original(self, kv_cache_config, *args, **kwargs)
+            check_caches(kv_cache_config.kv_cache_groups, rule_of(self.vllm_config))
+            return found
+
+        return initialize_kv_cache
+
+    return Patch(runner, "initialize_kv_cache", ("self", "kv_cache_config"), make)

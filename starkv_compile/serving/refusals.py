@@ -23,11 +23,27 @@ def check_engine(config: Any) -> None:
         "pipeline parallelism": parallel.pipeline_parallel_size > 1,
         "context parallelism": parallel.decode_context_parallel_size > 1
         or parallel.prefill_context_parallel_size > 1,
-        "dual batch overlap": parallel.enable_dbo,
+        "dual batch overlap": parallel.use_ubatching,
         f"a KV cache in {cache.cache_dtype}": cache.cache_dtype not in PRECISIONS,
-        "multi-head latent attention": model is not None and model.use_mla,
     }
+    if model is not None:
+        reasons |= {
+            "multi-head latent attention": model.use_mla,
+            "images whose tokens see each other": model.is_mm_prefix_lm,
+            "local attention without the hybrid KV cache manager": _has_local_layers(model)
+            and bool(config.scheduler_config.disable_hybrid_kv_cache_manager),
+        }
     _refuse([name for name, given in reasons.items() if given])
+
+
+def _has_local_layers(model: Any) -> bool:
+    """Whether some layers of a `ModelConfig` see the newest tokens only."""
+    text = model.hf_text_config
+    kinds = getattr(text, "layer_types", None)
+    if kinds:
+        return any(kind != "full_attention" for kind in kinds)
+    slides = getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)
+    return bool(slides or getattr(text, "attention_chunk_size", None))
 
 
 def check_request(budget: Fraction | None, options: Any, is_stream: bool) -> None:
@@ -70,7 +86,7 @@ def check_caches(groups: Any, rule: Rule | None) -> None:
         groups: vLLM's KV-cache groups.
         rule: the engine's rule.
     """
-    if rule is None or any(_is_compacted(group.kv_cache_spec) for group in groups):
+    if rule is None or any(is_compacted(group.kv_cache_spec) for group in groups):
         return
     from .backends import WRAPPED
 
@@ -80,7 +96,8 @@ def check_caches(groups: Any, rule: Rule | None) -> None:
     )
 
 
-def _is_compacted(spec: Any) -> bool:
+def is_compacted(spec: Any) -> bool:
+    """Whether prompts are compacted in the layers, or some of the layers, of a KV-cache spec."""
     specs = getattr(spec, "kv_cache_specs", None)
     return any(getattr(one, "rule", "") for one in (specs.values() if specs else [spec]))
 

@@ -26,6 +26,8 @@ class CompactedSpec(FullAttentionSpec):
 
     @classmethod
     def merge(cls, specs: Sequence[CompactedSpec]) -> CompactedSpec:
+        # vLLM asks whether specs can be merged, and takes an assertion for a no.
+        assert all(isinstance(spec, CompactedSpec) for spec in specs), "other layers are apart"
         rules = {spec.rule for spec in specs}
         assert len(rules) == 1, "an engine has one rule"
         return _with_rule(FullAttentionSpec.merge(specs), rules.pop())

@@ -20,6 +20,7 @@ def kept_tokens(
     scale: float,
     capacity: int,
     layout: Layout,
+    layer: int,
 ) -> Tensor:
     """Places of the tokens of one prompt that stay in one layer, ascending.
 
@@ -31,6 +32,7 @@ def kept_tokens(
         scale: factor of the products of queries and keys.
         capacity: how many stay.
         layout: what the tokens show.
+        layer: number of the layer.
 
     Returns:
         [capacity], or [G, capacity] if each head keeps a set of its own.
@@ -59,7 +61,7 @@ def kept_tokens(
         state=fresh_state(key[None], layout.current),
         index=places,
         novelty=None,
-        layer=0,
+        layer=layer,
         window=window,
         capacity=capacity,
         new=length,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import StarKVError
@@ -15,6 +16,8 @@ TESTED = ("0.32",)
 OPTIONS = "starkv"
 """The key of the plugin's options in vLLM's `additional_config`."""
 
+Method = Callable[..., Any]
+
 
 def installed() -> str:
     """The version of vLLM, such as "0.32.0"."""
@@ -23,27 +26,11 @@ def installed() -> str:
     return str(__version__)
 
 
-def is_supported() -> bool:
-    return ".".join(installed().split(".")[:2]) in TESTED
-
-
-def refuse_options() -> None:
-    """Makes an engine of another version refuse the plugin's options. Without them, it starts."""
-    from vllm.config import VllmConfig
-
-    def make(original: Callable[..., Any]) -> Callable[..., Any]:
-        def post_init(self: Any) -> None:
-            if given_options(self) is not None:
-                raise StarKVError(
-                    f"additional_config has {OPTIONS!r}, but this is vLLM {installed()}, and the "
-                    f"plugin is tested with {' and '.join(TESTED)} only; install one of these, or "
-                    "leave the option out"
-                )
-            original(self)
-
-        return post_init
-
-    wrap(VllmConfig, "__post_init__", ("self",), make)
+def version_fault() -> str:
+    """Why the plugin is not for the vLLM that is installed; "" if it is."""
+    if ".".join(installed().split(".")[:2]) in TESTED:
+        return ""
+    return f"this is vLLM {installed()}, and the plugin is tested with {' and '.join(TESTED)} only"
 
 
 def given_options(config: Any) -> dict[str, Any] | None:
@@ -52,38 +39,62 @@ def given_options(config: Any) -> dict[str, Any] | None:
     return given.get(OPTIONS) if isinstance(given, dict) else None
 
 
-def wrap(
-    owner: type,
-    name: str,
-    parameters: tuple[str, ...],
-    make: Callable[[Callable[..., Any]], Callable[..., Any]],
-) -> None:
-    """Replaces a method by `make(method)`, once.
+@dataclass(frozen=True)
+class Patch:
+    """A method to replace.
 
-    Args:
-        owner: the class.
-        name: the method.
+    Attributes:
+        owner: its class.
+        name: its name.
         parameters: names of its first parameters, in the tested versions.
-        make: returns the new method.
-
-    Raises:
-        StarKVError: the method is missing, or has other parameters.
+        make: returns the new method, for the one that it replaces.
     """
-    original = owner.__dict__.get(name)
-    if getattr(original, "wrapped_by_starkv", False):
-        return
-    if not callable(original):
-        raise StarKVError(_changed(owner, name, "it does not exist"))
-    found = tuple(inspect.signature(original).parameters)
-    if found[: len(parameters)] != parameters:
-        raise StarKVError(_changed(owner, name, f"its parameters are {', '.join(found)}"))
-    made: Any = functools.wraps(original)(make(original))
-    made.wrapped_by_starkv = True
-    setattr(owner, name, made)
+
+    owner: type
+    name: str
+    parameters: tuple[str, ...]
+    make: Callable[[Method], Method]
+
+    @property
+    def is_applied(self) -> bool:
+        return getattr(self.owner.__dict__.get(self.name), "wrapped_by_starkv", False)
+
+    @property
+    def fault(self) -> str:
+        """What is not as in the tested versions; "" if nothing is."""
+        if self.is_applied:
+            return ""
+        method, where = self.owner.__dict__.get(self.name), f"{self.owner.__name__}.{self.name}"
+        if not callable(method):
+            return f"vLLM {installed()} has no {where}, which the plugin wraps"
+        found = tuple(inspect.signature(method).parameters)
+        if found[: len(self.parameters)] == self.parameters:
+            return ""
+        return f"{where} of vLLM {installed()} has other parameters ({', '.join(found)})"
+
+    def apply(self) -> None:
+        """Replaces the method, once."""
+        if self.is_applied:
+            return
+        original = self.owner.__dict__[self.name]
+        made: Any = functools.wraps(original)(self.make(original))
+        made.wrapped_by_starkv = True
+        setattr(self.owner, self.name, made)
 
 
-def _changed(owner: type, name: str, how: str) -> str:
-    return (
-        f"vLLM {installed()}: {owner.__name__}.{name} is not the method that starkv was tested "
-        f"with ({how}); install vLLM {TESTED[-1]}.0, or uninstall the plugin"
-    )
+def refuse_options(why: str) -> None:
+    """Makes an engine with the plugin's options stop at its start. Others start as before."""
+    from vllm.config import VllmConfig
+
+    def make(original: Method) -> Method:
+        def post_init(self: Any) -> None:
+            if given_options(self) is not None:
+                raise StarKVError(
+                    f"additional_config has {OPTIONS!r}, but {why}; install vLLM {TESTED[-1]}.0, "
+                    "or leave the option out"
+                )
+            original(self)
+
+        return post_init
+
+    Patch(VllmConfig, "__post_init__", ("self",), make).apply()

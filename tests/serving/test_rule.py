@@ -48,7 +48,7 @@ def test_a_requests_budget():
     assert budget_of(None) is None
     assert budget_of(SimpleNamespace(extra_args=None)) is None
     assert budget_of(params(0.2)) == budget_of(params("20%")) == Fraction(1, 5)
-    for wrong in (0, -1, 2, "20", "much", [0.2]):
+    for wrong in (0, -1, 2, "20", "much", [0.2], "1e999999999", "1e-999999999", "9" * 10_000):
         with pytest.raises(OptionError, match="starkv_budget"):
             budget_of(params(wrong))
 

@@ -37,7 +37,7 @@ def test_the_windows_queries_are_enough(kind):
     layout = layout_of(LENGTH, [feature(5, 24, [1, 4, 6]), feature(40, 20, [1, 4, 5])], key.device)
     rule = Rule.of({"policy": kind.name})
     window = rule.config.scoring_window
-    kept = kept_tokens(rule, query[:, -window:], key, value, 0.25, CAPACITY, layout)
+    kept = kept_tokens(rule, query[:, -window:], key, value, 0.25, CAPACITY, layout, 0)
     heads = kind.per_head
     described = (
         Layout(*(t[:, None].expand(-1, 2, -1) for t in layout[:3]), layout.current)
@@ -77,6 +77,20 @@ def test_pictures_of_known_and_unknown_shape():
     assert column[2:14].tolist() == [0, 1, 2, 3] * 3
     assert (int(row[20:30].max()), int(column[20:30].max())) == (2, 3), "nearly a square"
     assert layout.current[0][:11].tolist() == [*range(20, 30), -1]
+
+
+def test_shapes_that_a_prefix_hit_would_hide_are_not_read():
+    features = [feature(2, 12, [1, 6, 8])]
+    seen, hidden = (
+        layout_of(40, features, torch.device("cpu"), has_grids) for has_grids in (True, False)
+    )
+    assert torch.equal(seen.frame, hidden.frame)
+    assert int(seen.column.max()) == 3
+    features[0].data = None
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(hidden, layout_of(40, features, torch.device("cpu")), strict=True)
+    )
 
 
 def test_frames_of_a_video_with_text_between_them():

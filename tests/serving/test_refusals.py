@@ -1,0 +1,97 @@
+"""Engines and layers that compaction is not right with, by name."""
+
+from types import SimpleNamespace as Some
+
+import pytest
+
+from starkv_compile import OptionError, UnsupportedModel
+from starkv_compile.serving.refusals import check_caches, check_engine, check_layer, check_request
+from starkv_compile.serving.rule import Rule
+
+
+def engine(**changed):
+    """A configuration of vLLM, as far as it is read. changed: "part.field" and its value."""
+    text = Some(layer_types=None, sliding_window=None, use_sliding_window=False)
+    config = Some(
+        parallel_config=Some(
+            pipeline_parallel_size=1,
+            decode_context_parallel_size=1,
+            prefill_context_parallel_size=1,
+            use_ubatching=False,
+        ),
+        cache_config=Some(cache_dtype="auto"),
+        model_config=Some(use_mla=False, is_mm_prefix_lm=False, hf_text_config=text),
+        scheduler_config=Some(disable_hybrid_kv_cache_manager=False),
+        speculative_config=None,
+        kv_transfer_config=None,
+    )
+    for path, value in changed.items():
+        *parts, last = path.split(".")
+        held = config
+        for part in parts:
+            held = getattr(held, part)
+        setattr(held, last, value)
+    return config
+
+
+def test_what_is_right_starts():
+    check_engine(engine())
+    check_engine(engine(speculative_config=Some(method="ngram")))
+    check_engine(engine(**{"scheduler_config.disable_hybrid_kv_cache_manager": True}))
+
+
+REFUSED = {
+    "draft model": {"speculative_config": Some(method="eagle")},
+    "KV transfer": {"kv_transfer_config": object()},
+    "pipeline parallelism": {"parallel_config.pipeline_parallel_size": 2},
+    "context parallelism": {"parallel_config.decode_context_parallel_size": 2},
+    "dual batch overlap": {"parallel_config.use_ubatching": True},
+    "a KV cache in int4_per_token_head": {"cache_config.cache_dtype": "int4_per_token_head"},
+    "latent attention": {"model_config.use_mla": True},
+    "see each other": {"model_config.is_mm_prefix_lm": True},
+    "local attention without": {
+        "scheduler_config.disable_hybrid_kv_cache_manager": True,
+        "model_config.hf_text_config.layer_types": ["full_attention", "sliding_attention"],
+    },
+}
+
+
+@pytest.mark.parametrize(("why", "changed"), REFUSED.items(), ids=REFUSED)
+def test_what_is_not_right_is_named(why, changed):
+    with pytest.raises(UnsupportedModel, match=why):
+        check_engine(engine(**changed))
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("alibi_slopes", "ALiBi"),
+        ("sinks", "attention sinks"),
+        ("logits_soft_cap", "soft caps"),
+        ("kv_sharing_target_layer_name", "layers that share a cache"),
+    ],
+)
+def test_a_layer_whose_logits_depend_on_more_than_keys(name, why):
+    check_layer(Some(**{name: None}))
+    with pytest.raises(UnsupportedModel, match=why):
+        check_layer(Some(**{name: 30.0}))
+
+
+def test_an_engine_without_a_compacted_layer():
+    rule = Rule.of({"budget": 0.2})
+    plain, ours = Some(kv_cache_spec=Some()), Some(kv_cache_spec=Some(rule=rule.dumps()))
+    several = Some(kv_cache_spec=Some(kv_cache_specs={"a": Some(), "b": Some(rule=rule.dumps())}))
+    check_caches([plain], None)
+    check_caches([plain, ours], rule)
+    check_caches([several], rule)
+    with pytest.raises(UnsupportedModel, match="compacts no layer of this model"):
+        check_caches([plain], rule)
+
+
+def test_requests():
+    check_request(None, None, is_stream=True)
+    check_request(1, {"budget": 0.2}, is_stream=False)
+    with pytest.raises(OptionError, match="without the option 'starkv'"):
+        check_request(1, None, is_stream=False)
+    with pytest.raises(OptionError, match="streaming sessions"):
+        check_request(None, {}, is_stream=True)
