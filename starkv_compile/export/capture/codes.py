@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ...kernels.reference.quantization import turn
+from ...kernels.reference.quantization import Quantized, turn
 from ...kernels.reference.quantized_attention import added_by
 
 Tensor = torch.Tensor
@@ -42,36 +42,29 @@ def bodies(nbits: int) -> dict[str, Callable[..., Any]]:
         rows = _in_halves(dequantize_linear(codes, step, nbits), centre.shape[-1], nbits)
         return (turn(rows + low) + centre).to(dtype)
 
-    def quantized_attention(
-        query: Tensor,
-        key_codes: Tensor,
-        key_ranges: Tensor,
-        key_centre: Tensor,
-        value_codes: Tensor,
-        value_ranges: Tensor,
-        value_centre: Tensor,
-        newer_key: Tensor,
-        newer_value: Tensor,
-        mask: Tensor | None,
-        scale: float,
-    ) -> Tensor:
-        """`reference.quantized_attention` with one softmax, which may have no tokens in codes."""
+    def quantized_attention(query: Tensor, *arguments: Any) -> Tensor:
+        """`reference.quantized_attention` with one softmax, which may have no tokens in codes.
+
+        arguments: those of the op.
+        """
+        *codes, newer_key, newer_value, mask, scale = arguments
+        key, value = Quantized(*codes[:3]), Quantized(*codes[3:])
         batch, heads, queries, _ = query.shape
-        groups, coded = newer_key.shape[1], key_codes.shape[2]
+        groups = newer_key.shape[1]
         rows = query.float().reshape(batch, groups, heads // groups * queries, -1) * scale
         turned = turn(rows)
-        low, step = key_ranges.float().split(1, -1)
-        older = _in_pairs(turned, nbits) @ dequantize_linear(key_codes, step, nbits).mT
-        older = older + turned.sum(-1, keepdim=True) * low.mT + rows @ key_centre.mT
+        low, step = key.ranges.float().split(1, -1)
+        older = _in_pairs(turned, nbits) @ dequantize_linear(key.codes, step, nbits).mT
+        older = older + turned.sum(-1, keepdim=True) * low.mT + rows @ key.centre.mT
         logits = torch.cat([older, rows @ newer_key.float().mT], -1)
         if mask is not None:
             logits = logits + added_by(mask, groups, heads, queries)
         weights = logits.softmax(-1)
-        older, newer = weights[..., :coded], weights[..., coded:]
-        low, step = value_ranges.float().split(1, -1)
-        found = older @ dequantize_linear(value_codes, step, nbits)
-        found = _in_halves(found, value_centre.shape[-1], nbits) + older @ low
-        found = turn(found) + older.sum(-1, keepdim=True) * value_centre
+        older, newer = weights[..., : key.tokens], weights[..., key.tokens :]
+        low, step = value.ranges.float().split(1, -1)
+        found = older @ dequantize_linear(value.codes, step, nbits)
+        found = _in_halves(found, value.centre.shape[-1], nbits) + older @ low
+        found = turn(found) + older.sum(-1, keepdim=True) * value.centre
         found = found + newer @ newer_value.float()
         return found.reshape(batch, heads, queries, -1).to(query.dtype)
 
