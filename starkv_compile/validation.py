@@ -141,7 +141,7 @@ def share(text: str, name: str = "budget") -> Fraction:
     """
     number, per_cent, rest = text.strip().partition("%")
     value = Fraction(-1)
-    if _NUMBER.fullmatch(number):
+    if _NUMBER.fullmatch(number.strip()):
         with contextlib.suppress(ValueError, ArithmeticError):
             value = Fraction(number) / (100 if per_cent else 1)
     if rest or value < 0:

@@ -68,12 +68,6 @@ def test_tokens_are_counted(made, asked):
     assert seen / 2 <= kept < seen / 2 + BLOCK * prompts
 
 
-def test_drafts_of_ngrams(folder, asked, expected):
-    drafts = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4}
-    with engine(folder, BUDGET, speculative_config=drafts) as one:
-        assert one.tokens(asked[0]) == expected[0.2]
-
-
 REFUSED = {
     "unknown": ({"buget": 0.2}, {}, "buget"),
     "no share": ({"budget": 1.5}, {}, "budget=1.5"),
