@@ -128,6 +128,19 @@ class Engine:
 
         self.scheduler.schedule, self.scheduler._preempt_request = watched, counted
 
+    def preempt_all_at(self, *steps):
+        """Preempts every running request before these steps, counted from 1."""
+        schedule, count = self.scheduler.schedule, 0
+
+        def interrupting(*args, **kwargs):
+            nonlocal count
+            count += 1
+            if count in steps:
+                self.scheduler.reset_prefix_cache(reset_running_requests=True)
+            return schedule(*args, **kwargs)
+
+        self.scheduler.schedule = interrupting
+
     @property
     def blocks_in_use(self):
         pool = self.scheduler.kv_cache_manager.block_pool

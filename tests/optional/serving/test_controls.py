@@ -38,16 +38,7 @@ def test_if_a_hit_went_on_into_what_is_written_again(folder, asked, expected, mo
 def test_if_outputs_were_not_computed_again(folder, asked, expected, monkeypatch):
     monkeypatch.setattr(plan.Plan, "repeated", property(lambda self: []))
     with engine(folder, BUDGET, max_num_seqs=32) as made:
-        schedule, count = made.scheduler.schedule, 0
-
-        def interrupting(*args, **kwargs):
-            nonlocal count
-            count += 1
-            if count in (8, 15):
-                made.scheduler.reset_prefix_cache(reset_running_requests=True)
-            return schedule(*args, **kwargs)
-
-        made.scheduler.schedule = interrupting
+        made.preempt_all_at(8, 15)
         assert differ(made.tokens(asked[0]), expected[0.2])
 
 

@@ -101,16 +101,7 @@ def test_preempted_requests_go_on_as_if_they_had_not_been(folder, asked, expecte
 
 def test_all_are_preempted_while_they_decode(folder, asked, expected):
     with engine(folder, BUDGET, max_num_seqs=32) as made:
-        schedule, count = made.scheduler.schedule, 0
-
-        def interrupting(*args, **kwargs):
-            nonlocal count
-            count += 1
-            if count in (8, 15):
-                made.scheduler.reset_prefix_cache(reset_running_requests=True)
-            return schedule(*args, **kwargs)
-
-        made.scheduler.schedule = interrupting
+        made.preempt_all_at(8, 15)
         assert made.tokens(asked[0]) == expected[0.2]
         assert made.preempted == 2 * len(asked[0])
 
