@@ -151,11 +151,6 @@ class Engine:
         worker = self.core.model_executor.driver_worker
         return getattr(worker, "worker", worker).model_runner
 
-    def attentions(self):
-        """The attention of each layer, first to last."""
-        layers = self.runner.compilation_config.static_forward_context
-        return [layer.impl for layer in layers.values()]
-
     def ask(self, made, budget=None, tokens=TOKENS, **sampling):
         """Replies to prompts. budget: of every request; a list: of each; None: the engine's."""
         from vllm import SamplingParams

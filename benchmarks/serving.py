@@ -15,17 +15,13 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from starkv_lab.quality.markdown import table
 
 from benchmarks.engines import BLOCK, conversations, engine, pictures, prompts, write_checkpoint
 from starkv_compile.serving.rule import Rule
 
 REPLY = 12
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    for cells in (header, ["---"] * len(header), *rows):
-        print("|", " | ".join(map(str, cells)), "|", flush=True)
 
 
 def answers(folder: Path, count: int, policies: list[str]) -> None:
@@ -50,8 +46,10 @@ def answers(folder: Path, count: int, policies: list[str]) -> None:
                 for said in (replies[budget], theirs)
             ]
             same = sum(a.split() == b.split() for a, b in zip(replies[budget], theirs, strict=True))
-            rows.append([policy, f"{budget:.0%}", f"{right[0]} of {count}", right[1], same])
-    table(["policy", "budget", "right: vLLM", "compiled model", "same replies"], rows)
+            rows.append(
+                [policy, f"{budget:.0%}", f"{right[0]} of {count}", str(right[1]), str(same)]
+            )
+    print(table(["policy", "budget", "right: vLLM", "compiled model", "same replies"], rows))
 
 
 def compiled_replies(
@@ -105,31 +103,19 @@ def pool(folder: Path, count: int) -> None:
                     served.tokens(made, budget, tokens=40)
                     counted = Counter(served.running)
                     usual = counted.most_common(1)[0][0]
-                    rows.append(
-                        [
-                            blocks,
-                            "yes" if caching else "no",
-                            f"{budget:.0%}",
-                            max(served.running),
-                            usual,
-                            len(served.running),
-                            served.preempted - before,
-                            max(served.used),
-                        ]
+                    cells = (
+                        blocks,
+                        "yes" if caching else "no",
+                        f"{budget:.0%}",
+                        max(served.running),
+                        usual,
+                        len(served.running),
+                        served.preempted - before,
+                        max(served.used),
                     )
-    table(
-        [
-            "blocks",
-            "prefix caching",
-            "budget",
-            "most running at once",
-            "usually",
-            "steps",
-            "preemptions",
-            "most blocks in use",
-        ],
-        rows,
-    )
+                    rows.append([*map(str, cells)])
+    head = ["blocks", "prefix caching", "budget", "most running at once", "usually", "steps"]
+    print(table([*head, "preemptions", "most blocks in use"], rows))
 
 
 def main() -> None:

@@ -18,8 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from starkv_lab.quality.markdown import table
+
 from benchmarks.engines import conversations, write_checkpoint
 from benchmarks.servers import messages_for_client, metrics, server
+from benchmarks.serving_simulator import quantile
 
 REPLY = 64
 END = "<|end|>"
@@ -102,10 +105,6 @@ async def loop(address: str, clients: int, seconds: float, items: list[Any]) -> 
     return run
 
 
-def quantile(values: list[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
-
-
 def row(budget: float, clients: int, seconds: float, run: Run) -> list[str]:
     later = [1e3 * value for value in run.later]
     return [
@@ -163,10 +162,8 @@ def main() -> None:
                     run = asyncio.run(loop(address, clients, args.seconds, items))
                     rows[clients, budget] = row(budget, clients, args.seconds, run)
                     print("|", " | ".join(rows[clients, budget]), "|", flush=True)
-    print("|", " | ".join(HEADER), "|")
-    print("|", " | ".join("---" for _ in HEADER), "|")
-    for key in sorted(rows, key=lambda pair: (pair[0], -pair[1])):
-        print("|", " | ".join(rows[key]), "|")
+    order = sorted(rows, key=lambda pair: (pair[0], -pair[1]))
+    print(table(list(HEADER), [rows[key] for key in order]))
 
 
 if __name__ == "__main__":

@@ -27,14 +27,12 @@ class Compactor:
         rule: the engine's rule.
         saved: queries of windows that began in an earlier step, [tokens, H, D] by request.
         pages: how the layer's cache is read; made at the first compaction.
-        record: for tests: what was kept, by request. None: not recorded.
         layer: the layer's number in the model.
     """
 
     rule: Rule
     saved: dict[str, Tensor] = field(default_factory=dict)
     pages: Pages | None = None
-    record: dict[str, Tensor] | None = None
     layer: int = 0
 
     @torch.no_grad()
@@ -73,8 +71,6 @@ class Compactor:
         slots = blocks[place // block].long() * block + place % block
         # By the backend's own writer, so that any layout of its cache is right.
         attention.do_kv_cache_update(layer, _rows(key, kept), _rows(value, kept), cache, slots)
-        if self.record is not None:
-            self.record[row.request] = kept.clone()
 
     def _window(self, query: Tensor, row: Row) -> Tensor:
         """[W, H, D]: the last queries of the prompt."""

@@ -12,7 +12,7 @@ from ..errors import StarKVError
 from .current import batch_of_v1, batch_of_v2, entered, note_batch, rule_of
 from .metrics import Counters
 from .refusals import check_caches, check_engine, check_request
-from .rule import BUDGET, Rule, budget_of
+from .rule import BUDGET, budget_of
 from .versions import Method, Patch, given_options
 
 
@@ -38,9 +38,7 @@ def _check_configuration() -> Patch:
     def make(original: Method) -> Method:
         def post_init(self: Any) -> None:
             original(self)
-            given = given_options(self)
-            if given is not None:
-                Rule.of(given)
+            if rule_of(self) is not None:
                 check_engine(self)
 
         return post_init
@@ -76,16 +74,16 @@ def _check_requests() -> Patch:
         def process_inputs(
             self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
         ) -> Any:
-            given, budget = given_options(self.vllm_config), budget_of(params)
+            rule, budget = rule_of(self.vllm_config), budget_of(params)
             try:
-                check_request(budget, given, is_stream=kwargs.get("resumable", False))
+                check_request(budget, rule, is_stream=kwargs.get("resumable", False))
             except StarKVError as error:
                 raise VLLMValidationError(str(error), parameter=BUDGET) from error
             made = original(self, request_id, prompt, params, *args, **kwargs)
-            if given is not None and made.sampling_params is not None:
+            if rule is not None and made.sampling_params is not None:
                 length = len(made.prompt_token_ids or ())
                 block = self.vllm_config.cache_config.block_size
-                skip = Rule.of(given).skip(length, block, budget)
+                skip = rule.skip(length, block, budget)
                 samples = made.sampling_params.n
                 Counters.of_process().count(length, skip, block, samples)
             return made

@@ -46,21 +46,21 @@ def _has_local_layers(model: Any) -> bool:
     return bool(slides or getattr(text, "attention_chunk_size", None))
 
 
-def check_request(budget: Fraction | None, options: Any, is_stream: bool) -> None:
+def check_request(budget: Fraction | None, rule: Rule | None, is_stream: bool) -> None:
     """Raises `OptionError` for a request that the engine cannot compact as asked.
 
     Args:
         budget: what the request asks for; None for the engine's budget.
-        options: the engine's options; None if it was started without.
+        rule: the engine's rule; None if it was started without the option.
         is_stream: whether more of the prompt comes later.
     """
-    if options is None and budget is not None:
+    if rule is None and budget is not None:
         raise OptionError(
             f"{BUDGET}: this engine was started without the option 'starkv', so it compacts "
             'nothing; start it with --additional-config \'{"starkv": {"budget": 1.0}}\' to let '
             "requests choose"
         )
-    if options is not None and is_stream:
+    if rule is not None and is_stream:
         raise OptionError(
             "starkv does not support streaming sessions, whose prompts grow; send the whole "
             "prompt, or start the engine without the option 'starkv'"

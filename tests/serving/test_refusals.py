@@ -90,8 +90,8 @@ def test_an_engine_without_a_compacted_layer():
 
 def test_requests():
     check_request(None, None, is_stream=True)
-    check_request(1, {"budget": 0.2}, is_stream=False)
+    check_request(1, Rule.of({"budget": 0.2}), is_stream=False)
     with pytest.raises(OptionError, match="without the option 'starkv'"):
         check_request(1, None, is_stream=False)
     with pytest.raises(OptionError, match="streaming sessions"):
-        check_request(None, {}, is_stream=True)
+        check_request(None, Rule.of({}), is_stream=True)
