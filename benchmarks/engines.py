@@ -151,8 +151,11 @@ class Engine:
         worker = self.core.model_executor.driver_worker
         return getattr(worker, "worker", worker).model_runner
 
-    def ask(self, made, budget=None, tokens=TOKENS, **sampling):
-        """Replies to prompts. budget: of every request; a list: of each; None: the engine's."""
+    def ask(self, made, budget=None, tokens=TOKENS, adapter=None, **sampling):
+        """Replies to prompts.
+
+        budget: of every request; a list: of each; None: the engine's. adapter: vLLM's LoRARequest.
+        """
         from vllm import SamplingParams
 
         budgets = budget if isinstance(budget, list) else [budget] * len(made)
@@ -161,7 +164,7 @@ class Engine:
             SamplingParams(**settings, extra_args=None if each is None else {"starkv_budget": each})
             for each in budgets
         ]
-        return self.llm.generate(made, params, use_tqdm=False)
+        return self.llm.generate(made, params, use_tqdm=False, lora_request=adapter)
 
     def tokens(self, made, budget=None, **sampling):
         return [list(one.outputs[0].token_ids) for one in self.ask(made, budget, **sampling)]

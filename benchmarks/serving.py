@@ -2,10 +2,12 @@
 
     .venv-serving/bin/python -m benchmarks.serving answers
     .venv-serving/bin/python -m benchmarks.serving pool
+    .venv-serving/bin/python -m benchmarks.serving stops
 
 `answers` asks the demo agent questions about four screenshots, through vLLM and through the
-compiled model at the same numbers of kept tokens. `pool` counts what fits into few blocks. Results
-are in docs/results/serving.md.
+compiled model at the same numbers of kept tokens. `pool` counts what fits into few blocks. `stops`
+also compacts prompts while they are read (`prefill_chunk_size`): what that costs in answers, and
+how many blocks prompts need. Results are in docs/results/serving.md.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 from starkv_lab.quality.markdown import table
@@ -118,9 +121,50 @@ def pool(folder: Path, count: int) -> None:
     print(table([*head, "preemptions", "most blocks in use"], rows))
 
 
+def stops(folder: Path, count: int, chunks: list[int | None]) -> None:
+    """Right answers, and blocks of prompts, if prompts are compacted each `chunk` tokens."""
+    made, questions = prompts(count)
+    rows = []
+    for chunk in chunks:
+        few = {"num_gpu_blocks_override": 50, "max_num_seqs": 64}
+        few |= {"max_num_batched_tokens": 8192, "long_prefill_token_threshold": 64}
+        starkv = {"budget": 0.2} if chunk is None else {"budget": 0.2, "prefill_chunk_size": chunk}
+        rule = Rule.of(starkv)
+        for budget in (0.2, 0.1):
+            with engine(folder, starkv) as served:
+                found = served.ask(made, budget, tokens=REPLY, ignore_eos=False)
+            right = sum(
+                question.is_right(one.outputs[0].text)
+                for question, one in zip(questions, found, strict=True)
+            )
+            lengths = [len(one.prompt_token_ids) for one in found]
+            share = Fraction(str(budget))
+            blocks = [rule.most_blocks(n, n, BLOCK, share, 0) for n in lengths]
+            with engine(folder, starkv, **few) as served:
+                served.tokens(made[:24], budget, tokens=40)
+                cells = (
+                    "the end only" if chunk is None else f"each {chunk} tokens, the end",
+                    f"{budget:.0%}",
+                    f"{right} of {count}",
+                    f"{sum(blocks) / count:.1f}",
+                    max(blocks),
+                    f"{sum(served.running) / len(served.running):.1f}",
+                    len(served.running),
+                    served.preempted,
+                )
+            rows.append([*map(str, cells)])
+            print(table(STOPS, rows), flush=True)
+
+
+STOPS = [
+    *("compacted at", "budget", "right", "blocks of a prompt, mean", "most"),
+    *("running at once in 50 blocks, mean", "steps", "preemptions"),
+]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("answers", "pool"))
+    parser.add_argument("what", choices=("answers", "pool", "stops"))
     parser.add_argument("--prompts", type=int, default=240)
     parser.add_argument("--policies", default="screen_novelty,snapkv_mean")
     args = parser.parse_args()
@@ -128,6 +172,8 @@ def main() -> None:
         folder = write_checkpoint(Path(name) / "agent")
         if args.what == "answers":
             answers(folder, args.prompts, args.policies.split(","))
+        elif args.what == "stops":
+            stops(folder, args.prompts, [None, 192, 128, 96, 64])
         else:
             pool(folder, min(args.prompts, 12))
 

@@ -67,6 +67,8 @@ class WatchedLayer(DynamicLayer):
         """Keys and values of the tokens stored in few bits, followed by these."""
         if self.quantized is None:
             return keys, values
+        # torch 2.11 gives each length a symbol of its own, and attention to codes needs one.
+        torch._check(keys.shape[-2] == values.shape[-2])
         older_keys, older_values = self.quantized.rows((keys.dtype, values.dtype))
         return torch.cat([older_keys, keys], -2), torch.cat([older_values, values], -2)
 

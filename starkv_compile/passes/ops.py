@@ -52,6 +52,7 @@ NAN_TO_NUM = (
     aten.nan_to_num.default,
     aten.nan_to_num_.default,
 )
+SIZE = ("size",)
 ADD = (
     operator.add,
     operator.iadd,

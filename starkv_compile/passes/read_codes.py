@@ -58,6 +58,8 @@ class ReadCodes(GraphPass):
             if fx.value(result).dtype != fx.value(asked).dtype:
                 out = out.to(fx.value(result).dtype)
         result.replace_all_uses_with(out.node)
+        for side in (attention.key, attention.value):
+            _read_sizes_of(out, context.functional.given(side.node), shape)
         _erase(context, result)
         self.matched += 1
 
@@ -130,6 +132,29 @@ def _result(node: Node) -> Node | None:
         return node
     read = [item for item in fx.items_of(node) if item[0].users]
     return read[0][0] if len(read) == 1 == len(node.users) and read[0][1] == 0 else None
+
+
+def _read_sizes_of(out: Any, node: Node, shape: list[Any]) -> None:
+    """Reads later sizes of what is computed from `node` off `out`, of `shape`, where it has them.
+
+    torch 2.11 reads the head size of a result off the values. For that alone they would be made.
+    """
+    queue, seen = [node], set()
+    while queue:
+        node = queue.pop()
+        if node in seen or node > out.node:
+            continue
+        seen.add(node)
+        queue += node.users
+        for size in [user for user in node.users if fx.is_op(user, ops.SIZE) and user > out.node]:
+            for item, number in fx.items_of(size):
+                equal = [i for i, n in enumerate(shape) if fx.same(n, fx.shape(node)[number])]
+                if equal:
+                    with size.graph.inserting_before(item):
+                        item.replace_all_uses_with(out.size(equal[-1]).node)
+                    size.graph.erase_node(item)
+            if not size.users:
+                size.graph.erase_node(size)
 
 
 def _erase(context: Context, node: Node) -> None:

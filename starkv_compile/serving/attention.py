@@ -1,4 +1,4 @@
-"""An attention of vLLM that compacts a prompt once it is computed."""
+"""An attention of vLLM that compacts prompts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .pages import Pages
 from .plan import Row
 from .refusals import check_layer
 from .rule import Rule
-from .scoring import kept_tokens
+from .scoring import Stored, choose
 
 Tensor = torch.Tensor
 
@@ -26,20 +26,23 @@ class Compactor:
     Attributes:
         rule: the engine's rule.
         saved: queries of windows that began in an earlier step, [tokens, H, D] by request.
+        stored: what stayed at a prompt's last stop, by request; it goes on to the next one.
         pages: how the layer's cache is read; made at the first compaction.
         layer: the layer's number in the model.
     """
 
     rule: Rule
     saved: dict[str, Tensor] = field(default_factory=dict)
+    stored: dict[str, Stored] = field(default_factory=dict)
     pages: Pages | None = None
     layer: int = 0
 
     @torch.no_grad()
     def run(self, attention: Any, layer: Any, query: Tensor, cache: Tensor, step: Step) -> None:
         """Saves queries and compacts the prompts of a step."""
-        for request in [name for name in self.saved if not step.is_alive(name)]:
-            del self.saved[request]
+        for by_request in (self.saved, self.stored):
+            for request in [name for name in by_request if not step.is_alive(name)]:
+                del by_request[request]
         for saving in step.plan.savings:
             new = query[saving.start : saving.stop].clone()
             before = () if saving.is_first else (self.saved[saving.request],)
@@ -56,24 +59,35 @@ class Compactor:
             self.pages = Pages(attention, layer, cache, block)
             self.layer = _number(layer.layer_name)
         blocks = step.blocks[row.number]
-        key, value = self.pages.read(cache, blocks, row.prompt)
-        kept = kept_tokens(
+        key, value = self.pages.read(cache, blocks[row.gone // block :], row.stop - row.gone)
+        kept, stored = choose(
             self.rule,
             self._window(query, row).transpose(0, 1),
             key,
             value,
             float(attention.scale),
-            row.prompt - row.skip,
+            row.stop - row.left,
             step.layout(row, key.device),
             self.layer,
+            self._before(row),
         )
-        place = torch.arange(row.skip, row.prompt, device=key.device)
+        if row.stop < row.prompt:
+            self.stored[row.request] = stored
+        place = torch.arange(row.left, row.stop, device=key.device)
         slots = blocks[place // block].long() * block + place % block
         # By the backend's own writer, so that any layout of its cache is right.
         attention.do_kv_cache_update(layer, _rows(key, kept), _rows(value, kept), cache, slots)
 
+    def _before(self, row: Row) -> Stored | None:
+        """What stayed at the last stop. A preempted request may have left some, and begins anew."""
+        before = self.stored.pop(row.request, None)
+        if not row.gone:
+            return None
+        assert before is not None, f"nothing is known of what {row} has stored"
+        return before
+
     def _window(self, query: Tensor, row: Row) -> Tensor:
-        """[W, H, D]: the last queries of the prompt."""
+        """[W, H, D]: the last queries before the stop."""
         wanted = row.window(self.rule.config.scoring_window)
         saved = self.saved.pop(row.request, None)
         recent = query[max(row.first, row.end - wanted) : row.end]

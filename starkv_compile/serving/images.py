@@ -40,6 +40,12 @@ def layout_of(length: int, features: Any, device: torch.device, has_grids: bool 
     return Layout(*(tensor.to(device) for tensor in (frame, row, column, current)))
 
 
+def beginning(layout: Layout, length: int) -> Layout:
+    """The layout of the first `length` tokens. The newest frame may be cut."""
+    frame, row, column = (t[:, :length] for t in layout[:3])
+    return Layout(frame, row, column, newest_places(frame, frame >= 0))
+
+
 def _places(position: Any) -> torch.Tensor:
     """Places of the tokens that show something; text between frames of a video does not."""
     places = torch.arange(position.length)

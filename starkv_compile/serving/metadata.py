@@ -12,7 +12,7 @@ import torch
 from ..errors import StarKVError
 from ..kernels.reference.star import Layout
 from .current import Batch, current_batch
-from .images import layout_of
+from .images import beginning, layout_of
 from .plan import Plan, Row, plan_step
 from .refusals import is_compacted
 from .rule import Rule
@@ -46,10 +46,12 @@ class Step:
     _layouts: dict[str, Layout] = field(default_factory=dict)
 
     def layout(self, row: Row, device: torch.device) -> Layout:
-        """What the tokens of a prompt show: made for the first layer, and kept for the others."""
+        """What a prompt's tokens before the stop show: made for the first layer, and kept for the
+        others."""
         if row.request not in self._layouts:
             features = self.features(row.number)
-            self._layouts[row.request] = layout_of(row.prompt, features, device, self.has_grids)
+            whole = layout_of(row.prompt, features, device, self.has_grids)
+            self._layouts[row.request] = beginning(whole, row.stop)
         return self._layouts[row.request]
 
 
@@ -57,17 +59,24 @@ def rows_of(batch: Batch, rule: Rule, starts: Sequence[int], block: int) -> list
     """The rows of a step. starts: where the tokens of each row begin in the batch, and the end."""
     rows = []
     for number, (first, last) in enumerate(itertools.pairwise(starts)):
-        prompt = int(batch.prompts[number])
-        skip = rule.skip(prompt, block, batch.budget(number)) if last > first else 0
+        prompt, computed = int(batch.prompts[number]), int(batch.computed[number])
+        stop = rule.next_stop(computed, prompt)
+        gone = left = 0
+        if last > first:
+            budget = batch.budget(number)
+            gone = rule.gone(computed, prompt, block, budget)
+            left = rule.skip(stop, block, budget)
         rows.append(
             Row(
                 request=batch.requests[number],
                 number=number,
                 first=first,
-                computed=int(batch.computed[number]),
+                computed=computed,
                 scheduled=last - first,
                 prompt=prompt,
-                skip=skip,
+                gone=gone,
+                stop=stop,
+                left=left,
             )
         )
     return rows
@@ -125,8 +134,8 @@ def outputs_again(common: Any, rows: Sequence[Row], block: int) -> tuple[Any, Te
         _num_computed_tokens_cache=None,
         _token_to_req_indices_cache=None,
     )
-    longest = max(row.total - row.skip for row in rows)
-    return shifted(part, [row.skip for row in rows], block, longest), places
+    longest = max(row.total - row.left for row in rows)
+    return shifted(part, [row.left for row in rows], block, longest), places
 
 
 def compacting_builder(base: type) -> type:

@@ -23,6 +23,7 @@ def all_patches() -> list[Patch]:
         _check_budgets(),
         _check_requests(),
         _tell_whose_prefix(),
+        *_end_chunks_at_stops(),
         *_tell_whose_rows_v1(),
         _keep_prompts_out_of_full_graphs(),
     ]
@@ -38,8 +39,9 @@ def _check_configuration() -> Patch:
     def make(original: Method) -> Method:
         def post_init(self: Any) -> None:
             original(self)
-            if rule_of(self) is not None:
-                check_engine(self)
+            rule = rule_of(self)
+            if rule is not None:
+                check_engine(self, rule)
 
         return post_init
 
@@ -111,6 +113,53 @@ def _tell_whose_prefix() -> Patch:
         return get_computed_blocks
 
     return Patch(KVCacheManager, "get_computed_blocks", ("self", "request"), make)
+
+
+def _end_chunks_at_stops() -> list[Patch]:
+    """A chunk of a prompt ends where the prompt is compacted, as chunks end where the state of a
+    Mamba layer is stored. Models with such layers are refused."""
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    from .scheduling import CompactingManager
+
+    def make_init(original: Method) -> Method:
+        def init(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+            original(self, vllm_config, *args, **kwargs)
+            self.starkv_rule = rule_of(vllm_config)
+            if self.starkv_rule is None or self.starkv_rule.chunk is None:
+                return
+            self.need_mamba_block_aligned_split = True
+            # With asynchronous scheduling, a chunk is planned before the last one has come back.
+            delay = int(bool(self.scheduler_config.async_scheduling))
+            for manager in self.kv_cache_manager.coordinator.single_type_managers:
+                if isinstance(manager, CompactingManager):
+                    manager.delay = delay
+
+        return init
+
+    def make_split(original: Method) -> Method:
+        def split(
+            self: Any, request: Any, num_new_tokens: int, *computed: int, **kwargs: Any
+        ) -> int:
+            rule = self.starkv_rule
+            if rule is None or rule.chunk is None:
+                return int(original(self, request, num_new_tokens, *computed, **kwargs))
+            start = request.num_computed_tokens + sum(computed) + sum(kwargs.values())
+            length = request.num_prompt_tokens
+            if start >= length:
+                return num_new_tokens
+            stop = rule.next_stop(start, length)
+            # Outputs of a preempted request may come in the same step as the end of its prompt.
+            return num_new_tokens if stop == length else min(num_new_tokens, stop - start)
+
+        return split
+
+    created = ("self", "vllm_config", "kv_cache_config")
+    split = ("self", "request", "num_new_tokens", "num_new_local_computed_tokens")
+    return [
+        Patch(Scheduler, "__init__", created, make_init),
+        Patch(Scheduler, "_mamba_block_aligned_split", split, make_split),
+    ]
 
 
 def _tell_whose_rows_v1() -> list[Patch]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from ..errors import StarKVError
 from ..kernels.reference.capacity import clip_window
 
 
@@ -19,7 +20,9 @@ class Row:
         computed: how many of its tokens were computed before this step.
         scheduled: how many are computed in this step.
         prompt: L, how many tokens its prompt has.
-        skip: how many of these it loses.
+        gone: how many of these have left its cache before this step.
+        stop: how many are there when it is compacted next: L, or fewer.
+        left: how many have left its cache then.
     """
 
     request: str
@@ -28,7 +31,9 @@ class Row:
     computed: int
     scheduled: int
     prompt: int
-    skip: int
+    gone: int
+    stop: int
+    left: int
 
     @property
     def total(self) -> int:
@@ -36,31 +41,32 @@ class Row:
 
     @property
     def end(self) -> int:
-        """Place in the batch after the prompt's last token."""
-        return self.first + self.prompt - self.computed
+        """Place in the batch after the last token before the stop."""
+        return self.first + self.stop - self.computed
 
     def window(self, wanted: int) -> int:
         """How many of the last queries score. All of them stay, so a prefix hit ends before."""
-        return clip_window(wanted, self.prompt - self.skip, self.prompt)
+        return clip_window(wanted, self.stop - self.left, self.stop - self.gone)
+
+    @property
+    def drops(self) -> bool:
+        """Whether tokens leave at the stop."""
+        return self.left > self.gone
 
     @property
     def is_compacted(self) -> bool:
-        return self.skip > 0 and self.computed >= self.prompt
-
-    @property
-    def ends_prompt(self) -> bool:
-        """Whether this step computes the last token of the prompt."""
-        return self.skip > 0 and self.computed < self.prompt <= self.total
+        """Whether this step reaches the stop, and tokens leave there."""
+        return self.drops and self.computed < self.stop <= self.total
 
     @property
     def repeats_outputs(self) -> bool:
         """Whether outputs come in the same step: a preempted request is computed again."""
-        return self.ends_prompt and self.total > self.prompt
+        return self.is_compacted and self.total > self.stop == self.prompt
 
 
 @dataclass(frozen=True)
 class Saving:
-    """Queries of a prompt's window that come before the step that ends the prompt.
+    """Queries of a window that come before the step that compacts the prompt.
 
     start, stop: their places in the batch. is_first: whether they are the first of the window. A
     preempted request starts again.
@@ -77,7 +83,7 @@ class Plan:
     """A step's work in every layer.
 
     Attributes:
-        compactions: requests whose prompt ends.
+        compactions: requests that are compacted.
         savings: queries to remember.
         shifts: for each row of the batch, how many tokens have left its cache.
         done: how many compactions layers have reported.
@@ -95,17 +101,27 @@ class Plan:
 
 
 def plan_step(rows: Sequence[Row], window: int) -> Plan:
-    """The plan of a step. window: how many of a prompt's last queries score."""
+    """The plan of a step. window: how many of the last queries before a stop score.
+
+    Raises:
+        StarKVError: a step goes on after a stop inside of a prompt.
+    """
+    for row in rows:
+        if row.drops and row.computed < row.stop < min(row.total, row.prompt):
+            raise StarKVError(
+                f"{row} goes on after {row.stop} tokens, where it should have been compacted; "
+                "leave out prefill_chunk_size, and report this"
+            )
     return Plan(
-        compactions=[row for row in rows if row.ends_prompt],
+        compactions=[row for row in rows if row.is_compacted],
         savings=[saving for row in rows if (saving := _saving(row, window)) is not None],
-        shifts=[row.skip if row.is_compacted else 0 for row in rows],
+        shifts=[row.gone for row in rows],
     )
 
 
 def _saving(row: Row, window: int) -> Saving | None:
-    edge = row.prompt - row.window(window)
-    if not row.skip or row.total <= edge or row.total >= row.prompt:
+    edge = row.stop - row.window(window)
+    if not row.drops or row.total <= edge or row.total >= row.stop:
         return None
     start = max(edge, row.computed)
     at = row.first - row.computed

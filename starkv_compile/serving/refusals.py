@@ -6,13 +6,13 @@ from fractions import Fraction
 from typing import Any
 
 from ..errors import OptionError, UnsupportedModel
-from .rule import BUDGET, Rule
+from .rule import BUDGET, CHUNK, Rule
 
 PRECISIONS = ("auto", "float16", "bfloat16", "float32")
 """Values of `--kv-cache-dtype` that store keys and values as they are."""
 
 
-def check_engine(config: Any) -> None:
+def check_engine(config: Any, rule: Rule) -> None:
     """Raises `UnsupportedModel` for a `VllmConfig` that compaction is not right with."""
     parallel, cache, model = config.parallel_config, config.cache_config, config.model_config
     drafts = config.speculative_config
@@ -24,10 +24,13 @@ def check_engine(config: Any) -> None:
         "context parallelism": parallel.decode_context_parallel_size > 1
         or parallel.prefill_context_parallel_size > 1,
         "dual batch overlap": parallel.use_ubatching,
+        f"{CHUNK} without chunked prefill": rule.chunk
+        and not config.scheduler_config.enable_chunked_prefill,
         f"a KV cache in {cache.cache_dtype}": cache.cache_dtype not in PRECISIONS,
     }
     if model is not None:
         reasons |= {
+            f"{CHUNK} for a model with layers of Mamba": rule.chunk and model.is_hybrid,
             "multi-head latent attention": model.use_mla,
             "images whose tokens see each other": model.is_mm_prefix_lm,
             "local attention without the hybrid KV cache manager": _has_local_layers(model)

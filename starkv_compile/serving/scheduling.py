@@ -67,32 +67,55 @@ class CompactingManager(FullAttentionManager):
 
     The blocks after these hold other tokens than their hashes would say, so they are never shared:
     they are not hashed, and a hit ends before them.
+
+    Attributes:
+        rule: the engine's rule.
+        delay: how many steps later than its compaction a prompt's blocks are freed.
+        noted: length and budget of the prompts whose blocks are here.
     """
 
     def __init__(self, kv_cache_spec: CompactedSpec, *args: Any, **kwargs: Any) -> None:
         super().__init__(kv_cache_spec, *args, **kwargs)
         self.rule = Rule.loads(kv_cache_spec.rule)
-        self.budgets: dict[str, Fraction | None] = {}
+        self.delay = 0
+        self.noted: dict[str, tuple[int, Fraction | None]] = {}
 
     def note(self, request: Any) -> None:
-        """Remembers a request's budget until its blocks are freed."""
-        self.budgets[request.request_id] = budget_of(request.sampling_params)
+        """Remembers a request's length and budget until its blocks are freed."""
+        budget = budget_of(request.sampling_params)
+        self.noted[request.request_id] = request.num_prompt_tokens, budget
 
-    def skip(self, request_id: str, length: int) -> int:
-        return self.rule.skip(length, self.block_size, self.budgets.get(request_id))
+    max_admission_blocks_per_request: int | None
+
+    def get_num_blocks_to_allocate(
+        self, request_id: str, num_tokens: int, *args: Any, **kwargs: Any
+    ) -> int:
+        # A prompt that is also compacted while it is read never needs all of its blocks at once.
+        if request_id in self.noted and kwargs.get("apply_admission_cap"):
+            length, budget = self.noted[request_id]
+            self.max_admission_blocks_per_request = self.rule.most_blocks(
+                length, num_tokens, self.block_size, budget, self.delay
+            )
+        try:
+            return super().get_num_blocks_to_allocate(request_id, num_tokens, *args, **kwargs)
+        finally:
+            self.max_admission_blocks_per_request = None
 
     def remove_skipped_blocks(
         self, request_id: str, processed_computed_tokens: int, num_prompt_tokens: int | None = None
     ) -> None:
-        if num_prompt_tokens is None or processed_computed_tokens < num_prompt_tokens:
-            return  # the step that compacts the prompt has not come back
-        skip = self.skip(request_id, num_prompt_tokens)
-        self._remove_blocks_in_range(request_id, 0, skip // self.block_size)
+        if request_id not in self.noted:
+            return
+        length, budget = self.noted[request_id]
+        # Tokens of a step that has not come back are not among these.
+        gone = self.rule.gone(processed_computed_tokens, length, self.block_size, budget)
+        self._remove_blocks_in_range(request_id, 0, gone // self.block_size)
 
     def cache_blocks(self, request: Any, num_tokens: int, *args: Any, **kwargs: Any) -> None:
-        skip = self.skip(request.request_id, request.num_prompt_tokens)
+        budget = budget_of(request.sampling_params)
+        shared = self.rule.shared(request.num_prompt_tokens, self.block_size, budget)
         super().cache_blocks(
-            request, min(num_tokens, skip) if skip else num_tokens, *args, **kwargs
+            request, num_tokens if shared is None else min(num_tokens, shared), *args, **kwargs
         )
 
     @classmethod
@@ -110,10 +133,10 @@ class CompactingManager(FullAttentionManager):
         request = _looked_up[-1] if _looked_up else None
         length = max_length + 1 if request is None else request.num_prompt_tokens
         budget = None if request is None else budget_of(request.sampling_params)
-        skip = Rule.loads(kv_cache_spec.rule).skip(length, kv_cache_spec.block_size, budget)
+        shared = Rule.loads(kv_cache_spec.rule).shared(length, kv_cache_spec.block_size, budget)
         return super().find_longest_cache_hit(
             block_hashes,
-            min(max_length, skip) if skip else max_length,
+            max_length if shared is None else min(max_length, shared),
             kv_cache_group_ids,
             block_pool,
             kv_cache_spec,
@@ -122,7 +145,7 @@ class CompactingManager(FullAttentionManager):
         )
 
     def pop_blocks_for_free(self, request_id: str) -> Any:
-        self.budgets.pop(request_id, None)
+        self.noted.pop(request_id, None)
         return super().pop_blocks_for_free(request_id)
 
 

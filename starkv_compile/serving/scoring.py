@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from ..kernels.ops import STARKV
+from ..kernels.reference.layout import newest_places
 from ..kernels.reference.star import Layout, fresh_state
 from ..policies import ScoreInputs
 from .rule import Rule
@@ -12,7 +15,21 @@ from .rule import Rule
 Tensor = torch.Tensor
 
 
-def kept_tokens(
+@dataclass(frozen=True)
+class Stored:
+    """What stayed of one prompt in one layer.
+
+    Attributes:
+        places: [k], or [G, k] if each head keeps a set of its own: places in the prompt.
+        novelty: the same shape: what the policy found new about these tokens; None if it says
+            nothing of the kind.
+    """
+
+    places: Tensor
+    novelty: Tensor | None
+
+
+def choose(
     rule: Rule,
     queries: Tensor,
     key: Tensor,
@@ -21,32 +38,40 @@ def kept_tokens(
     capacity: int,
     layout: Layout,
     layer: int,
-) -> Tensor:
-    """Places of the tokens of one prompt that stay in one layer, ascending.
+    before: Stored | None = None,
+) -> tuple[Tensor, Stored]:
+    """Chooses among the L stored tokens of one prompt in one layer.
 
     Args:
         rule: the engine's rule.
-        queries: [H, W, D], the prompt's last queries, after rotary positions.
+        queries: [H, W, D], the last queries, after rotary positions.
         key: [G, L, D], after rotary positions.
         value: [G, L, D].
         scale: factor of the products of queries and keys.
         capacity: how many stay.
-        layout: what the tokens show.
+        layout: what all tokens of the prompt show up to here, dropped ones too.
         layer: number of the layer.
+        before: what stayed when the prompt was compacted before. These tokens come first.
 
     Returns:
-        [capacity], or [G, capacity] if each head keeps a set of its own.
+        Which of the L stay, ascending, [capacity], or [G, capacity] if each head keeps a set of its
+        own; and what is stored then.
     """
     policy, window = rule.config.policy, rule.config.scoring_window
-    length = key.shape[1]
-    places = torch.arange(length, device=key.device)[None]
-    described, counts = layout, _counts(layout)
+    length, seen = key.shape[1], layout.frame.shape[1]
+    known = 0 if before is None else before.places.shape[-1]
+    new = length - known
+    places = torch.arange(seen - new, seen, device=key.device)
     if policy.per_head:
-        heads = key.shape[0]
-        *by_token, current = layout
-        frame, row, column = (t[:, None].expand(-1, heads, -1) for t in by_token)
-        described = Layout(frame, row, column, current)
-        places = places[:, None].expand(-1, heads, -1)
+        places = places.expand(key.shape[0], -1)
+    if before is not None:
+        places = torch.cat([before.places, places], -1)
+    novelty = None
+    if before is not None and before.novelty is not None:
+        fresh = before.novelty.new_ones(*places.shape[:-1], new)
+        novelty = torch.cat([before.novelty, fresh], -1)[None]
+    frame, row, column = (axis[0][places][None] for axis in layout[:3])
+    described = Layout(frame, row, column, _current(layout.frame[:, seen - new :], known, length))
     inputs = ScoreInputs(
         query=queries[None],
         key=key[None],
@@ -57,17 +82,30 @@ def kept_tokens(
         hidden=None,
         real=None,
         layout=described,
-        counts=counts,
-        state=fresh_state(key[None], layout.current),
-        index=places,
-        novelty=None,
+        counts=_counts(layout),
+        state=fresh_state(key[None], described.current),
+        index=places[None],
+        novelty=novelty,
         layer=layer,
         window=window,
         capacity=capacity,
-        new=length,
+        new=new,
     )
-    scores = policy.score(inputs).scores
-    return STARKV.select_tokens(scores, None, length, window, capacity)[0]
+    scored = policy.score(inputs)
+    kept = STARKV.select_tokens(scored.scores, None, length, window, capacity)
+    now = novelty if scored.novelty is None else scored.novelty
+    stays = Stored(places.gather(-1, kept[0]), None if now is None else now.gather(-1, kept)[0])
+    return kept[0], stays
+
+
+def _current(frame: Tensor, known: int, length: int) -> Tensor:
+    """[1, length]: places of the newest frame's tokens among all stored ones, then -1.
+
+    frame: [1, S], of the tokens that came after the `known` ones.
+    """
+    found = newest_places(frame, frame >= 0)
+    found = torch.where(found >= 0, found + known, -1)
+    return torch.nn.functional.pad(found, (0, length - found.shape[1]), value=-1)
 
 
 def _counts(layout: Layout) -> Tensor:

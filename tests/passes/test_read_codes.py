@@ -1,5 +1,7 @@
 """Attention of one decoded token over codes and newer tokens, in the forms that models write."""
 
+import operator
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -10,6 +12,7 @@ from starkv_compile.kernels.reference.quantization import centre_of, quantize
 from starkv_compile.passes import Pipeline
 
 H, G, D, C, N = 6, 2, 16, 9, 3
+SDPA = torch._C._nn.scaled_dot_product_attention
 
 
 def sdpa(q, k, v, mask):
@@ -92,12 +95,16 @@ def inputs(rows=1, queries=1, heads=H, masked=True):
     return tensor(heads, queries, D), *codes, *newer, mask.expand(-1, -1, queries, -1)
 
 
-def rewritten(form, given, budget=0.5, module=Decode, dynamic=False):
-    """The graph of a decoded token after the passes, and what it returns."""
+def rewritten(form, given, budget=0.5, module=Decode, dynamic=False, before=lambda graph: None):
+    """The graph of a decoded token after the passes, and what it returns.
+
+    before: changes the graph that was captured.
+    """
     graphs = []
 
     def backend(graph, _):
         graphs.append(graph)
+        before(graph)
         Pipeline(StarKVConfig(budget=budget)).run(graph, cache="nobody")
         return graph.forward
 
@@ -120,6 +127,37 @@ def test_it_reads_codes_and_answers_the_same(form, rows, masked, budget):
     graph, found = rewritten(form, given, budget)
     assert (count(graph, "quantized_attention"), count(graph, "dequantize")) == (1, 0)
     torch.testing.assert_close(found, Decode(form)(*given))
+
+
+def test_lengths_and_head_sizes_of_any_number():
+    """Without a scale in the call, it follows from the head size: one for each graph."""
+    given = inputs()
+    graph, found = rewritten(sdpa, given, dynamic=True)
+    assert (count(graph, "quantized_attention"), count(graph, "dequantize")) == (1, 0)
+    torch.testing.assert_close(found, Decode(sdpa)(*given))
+
+
+@pytest.mark.parametrize("dim", [3, 2])
+def test_a_size_of_the_values_that_is_read_later(dim):
+    """As torch 2.11 reads the head size, for a result's shape."""
+
+    def read_size(graph):
+        (node,) = graph.graph.find_nodes(op="call_function", target=SDPA)
+        (read,) = node.users
+        with graph.graph.inserting_before(read):
+            sizes = graph.graph.call_method("size", (node.args[2],))
+            item = graph.graph.call_function(operator.getitem, (sizes, dim))
+            times = graph.graph.call_function(operator.mul, (node, item))
+        sizes.meta["example_value"] = node.args[2].meta["example_value"].size()
+        item.meta["example_value"] = sizes.meta["example_value"][dim]
+        times.meta["example_value"] = node.meta["example_value"] * 1
+        read.replace_input_with(node, times)
+
+    given = inputs()
+    graph, found = rewritten(lambda *of: sdpa_repeated(*of) + 0, given, before=read_size)
+    assert count(graph, "quantized_attention") == 1
+    assert count(graph, "dequantize") == (0 if dim == 3 else 1), "the output has no such size"
+    torch.testing.assert_close(found, Decode(sdpa_repeated)(*given) * (D if dim == 3 else C + N))
 
 
 def dropping_before_values(q, k, v, mask):

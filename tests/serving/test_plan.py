@@ -1,18 +1,25 @@
 """What is done in a step, and what rows of compacted requests see."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
+import pytest
 import torch
 
-from starkv_compile.serving.metadata import outputs_again, shifted
+from starkv_compile import StarKVError
+from starkv_compile.serving.current import Batch
+from starkv_compile.serving.metadata import outputs_again, rows_of, shifted
 from starkv_compile.serving.plan import Plan, Row, plan_step
+from starkv_compile.serving.rule import Rule
 
 WINDOW = 8
 
 
 def row(computed, scheduled, *, prompt=100, skip=64, first=10, number=0):
-    return Row("a", number, first, computed, scheduled, prompt, skip)
+    """A row of a prompt that is compacted at its end."""
+    gone = skip if computed >= prompt else 0
+    return Row("a", number, first, computed, scheduled, prompt, gone, prompt, skip)
 
 
 def test_a_prompt_in_one_step():
@@ -68,6 +75,52 @@ def test_any_chunks_give_every_query_of_the_window_once():
                 seen += range(max(92, computed), 100)
             computed += scheduled
         assert seen == list(range(92, 100))
+
+
+RULE = Rule.of({"budget": 0.2, "prefill_chunk_size": 50})
+"""Prompts of 200 tokens have stops at 50, 100, 150 and 200, where 32, 80, 112 and 160 are gone."""
+
+BLOCK = 16
+
+
+def batch(computed, prompt=200, budget=None):
+    return Batch(
+        requests=["a"],
+        prompts=[prompt],
+        computed=[computed],
+        budget=lambda row: budget,
+        features=lambda row: None,
+        is_alive=lambda request: True,
+        groups=(),
+        has_grids=True,
+    )
+
+
+def one(computed, scheduled, **of):
+    return rows_of(batch(computed, **of), RULE, [0, scheduled], BLOCK)[0]
+
+
+def test_a_prompt_that_is_compacted_while_it_is_read():
+    found = [(r.gone, r.stop, r.left) for r in (one(at, 50) for at in (0, 50, 100, 150, 200))]
+    assert found == [(0, 50, 32), (32, 100, 80), (80, 150, 112), (112, 200, 160), (160, 200, 160)]
+    assert len(plan_step([one(50, 50)], WINDOW).compactions) == 1
+    assert plan_step([one(50, 50)], WINDOW).shifts == [32]
+    assert plan_step([one(50, 20)], WINDOW) == Plan(shifts=[32]), "on the way to a stop"
+    assert plan_step([one(200, 1)], WINDOW) == Plan(shifts=[160])
+    assert plan_step([one(150, 55)], WINDOW).repeated, "outputs of a preempted request"
+
+
+def test_queries_before_a_stop_are_remembered_too():
+    (saving,) = plan_step([one(50, 47)], WINDOW).savings
+    assert (saving.start, saving.stop, saving.is_first) == (42, 47, True)
+    assert plan_step([one(50, 47)], WINDOW).compactions == []
+
+
+def test_a_step_that_goes_on_after_a_stop_is_an_error():
+    with pytest.raises(StarKVError, match="goes on after 100 tokens"):
+        plan_step([one(60, 70)], WINDOW)
+    kept = plan_step([one(60, 70, budget=Fraction(1))], WINDOW)
+    assert kept == Plan(shifts=[0]), "a request that keeps everything has nothing to stop for"
 
 
 def test_outputs_of_a_preempted_request_come_with_its_prompt():
@@ -126,7 +179,7 @@ def test_shifted_rows_begin_at_the_first_block_that_is_left():
 
 
 def test_the_second_pass_is_over_outputs_alone():
-    again = Row("b", 1, first=1, computed=0, scheduled=105, prompt=100, skip=64)
+    again = Row("b", 1, 1, computed=0, scheduled=105, prompt=100, gone=0, stop=100, left=64)
     part, places = outputs_again(common(), [again], 32)
     assert places.tolist() == list(range(101, 106))
     assert part.query_start_loc.tolist() == [0, 5]

@@ -8,6 +8,8 @@ from starkv_compile import OptionError, UnsupportedModel
 from starkv_compile.serving.refusals import check_caches, check_engine, check_layer, check_request
 from starkv_compile.serving.rule import Rule
 
+RULE = Rule.of({})
+
 
 def engine(**changed):
     """A configuration of vLLM, as far as it is read. changed: "part.field" and its value."""
@@ -20,8 +22,10 @@ def engine(**changed):
             use_ubatching=False,
         ),
         cache_config=Some(cache_dtype="auto"),
-        model_config=Some(use_mla=False, is_mm_prefix_lm=False, hf_text_config=text),
-        scheduler_config=Some(disable_hybrid_kv_cache_manager=False),
+        model_config=Some(
+            use_mla=False, is_mm_prefix_lm=False, is_hybrid=False, hf_text_config=text
+        ),
+        scheduler_config=Some(disable_hybrid_kv_cache_manager=False, enable_chunked_prefill=True),
         speculative_config=None,
         kv_transfer_config=None,
     )
@@ -35,9 +39,9 @@ def engine(**changed):
 
 
 def test_what_is_right_starts():
-    check_engine(engine())
-    check_engine(engine(speculative_config=Some(method="ngram")))
-    check_engine(engine(**{"scheduler_config.disable_hybrid_kv_cache_manager": True}))
+    check_engine(engine(), RULE)
+    check_engine(engine(speculative_config=Some(method="ngram")), RULE)
+    check_engine(engine(**{"scheduler_config.disable_hybrid_kv_cache_manager": True}), RULE)
 
 
 REFUSED = {
@@ -59,7 +63,7 @@ REFUSED = {
 @pytest.mark.parametrize(("why", "changed"), REFUSED.items(), ids=REFUSED)
 def test_what_is_not_right_is_named(why, changed):
     with pytest.raises(UnsupportedModel, match=why):
-        check_engine(engine(**changed))
+        check_engine(engine(**changed), RULE)
 
 
 @pytest.mark.parametrize(
@@ -95,3 +99,15 @@ def test_requests():
         check_request(1, None, is_stream=False)
     with pytest.raises(OptionError, match="streaming sessions"):
         check_request(None, Rule.of({}), is_stream=True)
+
+
+def test_stops_inside_of_prompts_need_chunks():
+    rule = Rule.of({"prefill_chunk_size": 64})
+    check_engine(engine(), rule)
+    for path, value in (
+        ("scheduler_config.enable_chunked_prefill", False),
+        ("model_config.is_hybrid", True),
+    ):
+        check_engine(engine(**{path: value}), RULE)
+        with pytest.raises(UnsupportedModel, match="does not support prefill_chunk_size"):
+            check_engine(engine(**{path: value}), rule)

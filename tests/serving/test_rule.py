@@ -61,3 +61,44 @@ def test_every_policy_works_or_is_refused_by_name(name):
     else:
         with pytest.raises(OptionError, match=f"policy='{name}' does not work in vLLM"):
             Rule.of({"policy": name})
+
+
+def test_stops_inside_of_a_prompt():
+    rule = Rule.of({"budget": 0.2, "prefill_chunk_size": 100})
+    assert list(rule.stops(90)) == [90]
+    assert list(rule.stops(107)) == [107], "the window of 8 tokens would begin before a stop at 100"
+    assert list(rule.stops(350)) == [100, 200, 300, 350]
+    assert [rule.gone(computed, 350, 16) for computed in (0, 99, 100, 250, 350, 400)] == [
+        *(0, 0, 80, 160, 272, 272)
+    ]
+    assert Rule.loads(rule.dumps()) == rule
+    for wrong in (7, 0, 100.0, True, "100"):
+        with pytest.raises(OptionError, match=r"prefill_chunk_size=.*at least the window"):
+            Rule.of({"prefill_chunk_size": wrong})
+
+
+def test_a_walk_through_prompts_with_stops():
+    """What is gone only grows, windows are whole, and the most blocks are met exactly."""
+    generator = random.Random(1)
+    for _ in range(2000):
+        length, block = generator.randint(1, 3000), generator.choice([1, 16, 32])
+        share = Fraction(generator.randint(1, 100), 100)
+        delay = generator.randint(0, 1)
+        rule = Rule.of({"prefill_chunk_size": generator.randint(8, 1000)})
+        computed, freed, held, shared = 0, [0] * delay, 0, None
+        while computed < length:
+            gone = rule.gone(computed, length, block, share)
+            stop = rule.next_stop(computed, length)
+            left = rule.skip(stop, block, share)
+            assert computed < stop <= length
+            assert left >= gone
+            assert stop - computed >= min(8, length), "a window does not begin before a stop"
+            freed.append(gone // block)
+            held = max(held, -(-stop // block) - freed.pop(0))
+            if left and shared is None:
+                shared = left
+            computed = stop
+        assert held == rule.most_blocks(length, length, block, share, delay)
+        assert shared == rule.shared(length, block, share)
+        outputs = length + generator.randint(1, 200)
+        assert rule.most_blocks(length, outputs, block, share, delay) >= held

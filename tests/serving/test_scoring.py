@@ -8,9 +8,9 @@ import torch
 from starkv_compile.kernels.ops import STARKV
 from starkv_compile.kernels.reference.star import Layout, fresh_state
 from starkv_compile.policies import ScoreInputs
-from starkv_compile.serving.images import layout_of
+from starkv_compile.serving.images import beginning, layout_of
 from starkv_compile.serving.rule import SERVED, Rule
-from starkv_compile.serving.scoring import kept_tokens
+from starkv_compile.serving.scoring import choose
 
 LENGTH, CAPACITY, WINDOW = 90, 33, 8
 
@@ -37,7 +37,8 @@ def test_the_windows_queries_are_enough(kind):
     layout = layout_of(LENGTH, [feature(5, 24, [1, 4, 6]), feature(40, 20, [1, 4, 5])], key.device)
     rule = Rule.of({"policy": kind.name})
     window = rule.config.scoring_window
-    kept = kept_tokens(rule, query[:, -window:], key, value, 0.25, CAPACITY, layout, 0)
+    kept, stored = choose(rule, query[:, -window:], key, value, 0.25, CAPACITY, layout, 0)
+    assert torch.equal(stored.places, kept)
     heads = kind.per_head
     described = (
         Layout(*(t[:, None].expand(-1, 2, -1) for t in layout[:3]), layout.current)
@@ -67,6 +68,46 @@ def test_the_windows_queries_are_enough(kind):
     scores = rule.config.policy.score(whole).scores
     assert torch.equal(kept, STARKV.select_tokens(scores, None, LENGTH, window, CAPACITY)[0])
     assert kept.shape[-1] == CAPACITY
+
+
+@pytest.mark.parametrize("kind", SERVED, ids=lambda kind: kind.name)
+def test_what_stayed_at_an_earlier_stop_is_an_earlier_prompts(kind):
+    """A policy reads of these tokens what a cache would tell it at a second prompt."""
+    query, key, value = tensors()
+    first, heads = 50, 2 if kind.per_head else 1
+    pictures = [feature(5, 24, [1, 4, 6]), feature(40, 20, [1, 4, 5])]  # the second one is cut
+    layout = layout_of(LENGTH, pictures, key.device)
+    rule = Rule.of({"policy": kind.name})
+    told = []
+    policy = SimpleNamespace(
+        per_head=kind.per_head,
+        score=lambda inputs: told.append(inputs) or rule.config.policy.score(inputs),
+    )
+    watching = SimpleNamespace(
+        config=SimpleNamespace(policy=policy, scoring_window=rule.config.scoring_window)
+    )
+    part = query[:, first - WINDOW : first], key[:, :first], value[:, :first]
+    kept, stored = choose(rule, *part, 0.25, 20, beginning(layout, first), 0)
+    index = kept.expand(2, -1)[..., None].expand(-1, -1, 16)
+    keys, values = (
+        torch.cat([t[:, :first].gather(1, index), t[:, first:]], 1) for t in (key, value)
+    )
+    again, both = choose(
+        watching, query[:, -WINDOW:], keys, values, 0.25, CAPACITY, layout, 0, stored
+    )
+    (inputs,) = told
+    places = torch.cat([kept.expand(heads, -1), torch.arange(first, LENGTH).expand(heads, -1)], -1)
+    expected = places if kind.per_head else places[0]
+    assert torch.equal(inputs.index[0], expected)
+    assert torch.equal(inputs.layout[0][0], layout.frame[0][expected])
+    assert (inputs.stored, inputs.new) == (20, LENGTH - first)
+    assert inputs.layout[3][0][:11].tolist() == [*range(20, 30), -1], "the new part of the frame"
+    assert inputs.counts.tolist() == [[LENGTH - 44, 44]], "dropped tokens count"
+    assert torch.equal(both.places, expected.gather(-1, again))
+    if stored.novelty is not None:
+        assert torch.equal(inputs.novelty[0, :20], stored.novelty)
+        old = again < 20
+        assert torch.equal(both.novelty[old], stored.novelty[again[old]])
 
 
 def test_pictures_of_known_and_unknown_shape():

@@ -159,7 +159,7 @@ def read_sides(
 def scale_of(scale: Any, query: Any, factor: float = 1.0) -> Any:
     """What a call multiplies products by: its scale, or D ** -0.5, times a factor."""
     if scale is None and fx.shape(query):
-        scale = fx.shape(query)[-1] ** -0.5
+        scale = int(fx.shape(query)[-1]) ** -0.5  # a graph serves one head size
     return scale if factor == 1.0 else scale * factor
 
 

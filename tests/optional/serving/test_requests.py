@@ -1,12 +1,17 @@
 """What requests may ask for, and what is refused."""
 
+import json
+from pathlib import Path
+
 import pytest
+import torch
+from safetensors.torch import save_file
 
 pytest.importorskip("vllm", reason="make test-serving installs vLLM")
 
 from vllm.exceptions import VLLMValidationError
 
-from benchmarks.engines import BLOCK, engine
+from benchmarks.engines import BLOCK, CHECKPOINT, engine
 from starkv_compile import OptionError, UnsupportedModel
 from starkv_compile.serving.metrics import NAMES, Counters
 
@@ -66,6 +71,45 @@ def test_tokens_are_counted(made, asked):
     assert (prompts, seen) == (len(lengths), sum(lengths))
     assert freed * BLOCK == seen - kept
     assert seen / 2 <= kept < seen / 2 + BLOCK * prompts
+
+
+def write_adapter(folder):
+    """A LoRA adapter of the demo agent that changes its replies."""
+    config = json.loads((Path(CHECKPOINT) / "config.json").read_text())["text_config"]
+    generator, weights = torch.Generator().manual_seed(0), {}
+    heads = {"q": "num_attention_heads", "k": "num_key_value_heads", "v": "num_key_value_heads"}
+    for layer in range(config["num_hidden_layers"]):
+        for name, count in heads.items():
+            where = f"base_model.model.model.language_model.layers.{layer}.self_attn.{name}_proj"
+            sizes = {"A": (8, config["hidden_size"]), "B": (config[count] * config["head_dim"], 8)}
+            for side, size in sizes.items():
+                weight = torch.randn(size, generator=generator) * 0.1
+                weights[f"{where}.lora_{side}.weight"] = weight
+    save_file(weights, folder / "adapter_model.safetensors")
+    told = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "bias": "none"}
+    told |= {"target_modules": [f"{name}_proj" for name in heads], "task_type": "CAUSAL_LM"}
+    (folder / "adapter_config.json").write_text(json.dumps(told))
+
+
+def test_an_adapter(folder, asked, expected, tmp_path):
+    """Keys of an adapter are scored, and prefixes of one adapter are shared among its requests."""
+    from vllm.lora.request import LoRARequest
+
+    write_adapter(tmp_path)
+    adapter = LoRARequest("adapter", 1, str(tmp_path))
+    options = {"enable_lora": True, "max_lora_rank": 8}
+    with engine(folder, **options) as plain:
+        whole = plain.tokens(asked[0], adapter=adapter)
+    assert whole != expected[1.0]
+    with engine(folder, BUDGET, **options) as fresh:
+        assert fresh.tokens(asked[0], 1.0, adapter=adapter) == whole
+        kept = fresh.tokens(asked[0], adapter=adapter)
+    assert kept not in (whole, expected[0.2])
+    options |= {"enable_prefix_caching": True, "long_prefill_token_threshold": 64}
+    with engine(folder, BUDGET, **options) as made:
+        for budget, told in ((None, kept), (1.0, whole), (None, kept)):
+            assert made.tokens(asked[0], budget, adapter=adapter) == told
+        assert made.tokens(asked[0]) == expected[0.2], "without the adapter"
 
 
 REFUSED = {
