@@ -19,16 +19,36 @@ struct Rows {
            t * keys.of_token;
   }
 
-  float product(int64_t b, int64_t s, int64_t t) const {
-    float total = 0;
+  // Products of token s with each of PAIRS * `others`; several at a time, as a sum waits for itself.
+  template <int PAIRS>
+  void products(int64_t b, int64_t s, const int64_t *others, float *found) const {
+    constexpr int AT_ONCE = PAIRS == 1 ? 2 : 1;  // sums of one pair
+    Floats sums[PAIRS][AT_ONCE] = {};
+    float rest[PAIRS] = {};
     for (int64_t g = 0; g < keys.groups; g++) {
-      const Number *left = at(b, g, s), *right = at(b, g, t);
-      float sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t d = 0; d < keys.dim; d++) sum += widen(left[d]) * widen(right[d]);
-      total += sum;
+      const Number *left = at(b, g, s), *right[PAIRS];
+      for (int n = 0; n < PAIRS; n++) right[n] = at(b, g, others[n]);
+      int64_t d = 0;
+      for (; d + AT_ONCE * LANES <= keys.dim; d += AT_ONCE * LANES)
+        for (int i = 0; i < AT_ONCE; i++) {
+          const int64_t from = d + i * LANES;
+          const Floats one = load(left + from);
+          for (int n = 0; n < PAIRS; n++) sums[n][i] += one * load(right[n] + from);
+        }
+      for (; d < keys.dim; d++)
+        for (int n = 0; n < PAIRS; n++) rest[n] += widen(left[d]) * widen(right[n][d]);
     }
-    return total;
+    for (int n = 0; n < PAIRS; n++) {
+      Floats whole = sums[n][0];
+      for (int i = 1; i < AT_ONCE; i++) whole += sums[n][i];
+      found[n] = rest[n] + sum(whole);
+    }
+  }
+
+  float product(int64_t b, int64_t s, int64_t t) const {
+    float found;
+    products<1>(b, s, &t, &found);
+    return found;
   }
 
   // Squared lengths of the tokens from `first` on: [B][tokens - first].
@@ -68,20 +88,26 @@ static void spatial(const Keys &keys, const int64_t *frames, const int64_t *rows
       if (frame[t] >= 0 && column[t] == 0) next = t;
     }
     std::vector<float> met(4 * count);
-    std::vector<int64_t> others(4 * count);
+    std::vector<int64_t> others(4 * count, -1);
 #pragma omp parallel for num_threads(keys.threads) schedule(static)
-    for (int64_t t = 0; t < count; t++)
+    for (int64_t t = 0; t < count; t++) {
+      if (frame[t] < 0) continue;
+      int64_t there[4];
+      float product[4];
       for (int way = 0; way < 4; way++) {
         const int64_t down = AHEAD[way][0], right = AHEAD[way][1];
         const int64_t other = (down ? next_row[t] + column[t] : t) + right;
-        const bool found = frame[t] >= 0 && other >= 0 && other < count &&
-                           frame[other] == frame[t] && row[other] == row[t] + down &&
-                           column[other] == column[t] + right;
-        others[way * count + t] = found ? other : -1;
-        if (found)
-          met[way * count + t] =
-              cosine(of.product(b, before + t, before + other), size[t], size[other]);
+        const bool found = other >= 0 && other < count && frame[other] == frame[t] &&
+                           row[other] == row[t] + down && column[other] == column[t] + right;
+        if (found) others[way * count + t] = other;
+        there[way] = before + (found ? other : t);
       }
+      of.template products<4>(b, before + t, there, product);
+      for (int way = 0; way < 4; way++) {
+        const int64_t other = others[way * count + t];
+        if (other >= 0) met[way * count + t] = cosine(product[way], size[t], size[other]);
+      }
+    }
     std::vector<float> total(count);
     std::vector<int64_t> number(count);
     for (int way = 0; way < 4; way++)

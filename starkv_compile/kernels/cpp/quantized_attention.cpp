@@ -42,24 +42,6 @@ static inline Floats numbers(Bytes bytes, int plane) {
   return __builtin_convertvector(whole, Floats);
 }
 
-// The sum of the lanes, in halves.
-template <int COUNT>
-static inline float sum_of(const void *numbers) {
-  typedef float Half __attribute__((vector_size(COUNT * 2)));
-  Half first, second;
-  memcpy(&first, numbers, sizeof first);
-  memcpy(&second, (const char *)numbers + sizeof first, sizeof second);
-  first += second;
-  return sum_of<COUNT / 2>(&first);
-}
-
-template <>
-inline float sum_of<1>(const void *number) {
-  return *(const float *)number;
-}
-
-static inline float sum(Floats vector) { return sum_of<LANES>(&vector); }
-
 // Codes of tokens from `first` on, each of whole vectors. Copied where they are not.
 struct Codes {
   const uint8_t *first;

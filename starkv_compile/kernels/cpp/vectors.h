@@ -68,4 +68,31 @@ static inline float widen(uint16_t number) {
   return wide;
 }
 
+typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
+typedef uint32_t Bits __attribute__((vector_size(LANES * 4)));
+
+static inline Floats load(const uint16_t *from) {
+  Halves vector;
+  memcpy(&vector, from, sizeof vector);
+  return (Floats)(__builtin_convertvector(vector, Bits) << 16);
+}
+
+// The sum of the lanes, in halves.
+template <int COUNT>
+static inline float sum_of(const void *numbers) {
+  typedef float Half __attribute__((vector_size(COUNT * 2)));
+  Half first, second;
+  memcpy(&first, numbers, sizeof first);
+  memcpy(&second, (const char *)numbers + sizeof first, sizeof second);
+  first += second;
+  return sum_of<COUNT / 2>(&first);
+}
+
+template <>
+inline float sum_of<1>(const void *number) {
+  return *(const float *)number;
+}
+
+static inline float sum(Floats vector) { return sum_of<LANES>(&vector); }
+
 static inline int64_t parts_of(int64_t size, int64_t part) { return (size + part - 1) / part; }
