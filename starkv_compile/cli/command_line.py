@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 
-from ..errors import MissingPackage, StarKVError
+from ..errors import MissingPackage, OptionError, StarKVError, did_you_mean
 from .doctor import add_doctor, installed
 from .export import add_export
 
@@ -37,6 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise MissingPackage(
                 f"{argv[0]!r} is a command of the laboratory: pip install starkv-lab "
                 "(from a clone of starkv-compile: pip install ./lab)"
+            )
+        known = list(dict.fromkeys([*OF_THE_LAB, *OWN, *installed]))
+        if argv and not argv[0].startswith("-") and argv[0] not in known:
+            raise OptionError(
+                f"there is no command {argv[0]!r}: {did_you_mean(argv[0], known)}"
+                f"commands are {', '.join(known)}"
             )
         args = _parser(installed, argv[0] if argv else "").parse_args(argv)
         return args.run(args)

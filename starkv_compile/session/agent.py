@@ -58,6 +58,11 @@ class AgentSession:
     def __init__(
         self, model: Any, processor: Any, history: int | None = None, keep_text: bool = True
     ) -> None:
+        if not callable(getattr(model, "modules", None)):
+            raise OptionError(
+                f"AgentSession's first argument is of type {type(model).__name__}: expected a "
+                "model; write AgentSession(model, processor)"
+            )
         if history is not None and history < 1:
             raise OptionError(f"history={history}: expected at least 1 screenshot, or None for all")
         if history is None and not keep_text:

@@ -165,3 +165,8 @@ def test_the_laboratory_registers_all_its_commands():
     from importlib.metadata import entry_points
 
     assert {point.name for point in entry_points(group=GROUP)} >= set(OF_THE_LAB)
+
+
+def test_a_command_that_does_not_exist(capsys):
+    assert main(["dmeo"]) == 2
+    assert "there is no command 'dmeo': did you mean 'demo'?" in capsys.readouterr().err

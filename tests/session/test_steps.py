@@ -183,6 +183,8 @@ def test_the_text_of_old_turns_leaves_with_their_frames_if_it_is_to(agent):
     ]
     with pytest.raises(starkv_compile.OptionError, match="keep_text=False"):
         AgentSession(*agent, keep_text=False)
+    with pytest.raises(starkv_compile.OptionError, match=r"write AgentSession\(model, processor\)"):
+        AgentSession(agent[1], agent[0])
 
 
 def test_what_has_left_a_session_stays_out():
