@@ -97,23 +97,25 @@ def pool(folder: Path, count: int) -> None:
             options = {"num_gpu_blocks_override": blocks, "enable_prefix_caching": caching}
             # Room for all features: see docs/guides/vllm.md on a fault of vLLM 0.32.
             options |= {"max_num_batched_tokens": 8192, "max_num_seqs": 64}
-            with engine(folder, {"budget": 0.2}, **options) as served:
-                for budget in (1.0, 0.2):
-                    served.scheduler.reset_prefix_cache()
-                    served.running.clear()
-                    served.used.clear()
-                    before = served.preempted
+            for title, budget, chunk in (
+                ("100%", 1.0, None),
+                ("20%", 0.2, None),
+                ("20%, each 192 tokens", 0.2, 192),
+                ("20%, each 96 tokens", 0.2, 96),
+            ):
+                starkv = {"budget": 0.2} | ({} if chunk is None else {"prefill_chunk_size": chunk})
+                with engine(folder, starkv, **options) as served:
                     served.tokens(made, budget, tokens=40)
                     counted = Counter(served.running)
                     usual = counted.most_common(1)[0][0]
                     cells = (
                         blocks,
                         "yes" if caching else "no",
-                        f"{budget:.0%}",
+                        title,
                         max(served.running),
                         usual,
                         len(served.running),
-                        served.preempted - before,
+                        served.preempted,
                         max(served.used),
                     )
                     rows.append([*map(str, cells)])

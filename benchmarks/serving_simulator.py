@@ -2,6 +2,7 @@
 
     python -m benchmarks.serving_simulator check     # against counts of vLLM itself
     python -m benchmarks.serving_simulator gpus      # GPUs and models that nobody here has run
+    python -m benchmarks.serving_simulator curves FILE.png
     python -m benchmarks.serving_simulator trace FILE --model qwen3-vl-8b --gpu h100
 
 A trace is a JSON file with a list of sessions. A session is a list of requests, one after the
@@ -101,9 +102,10 @@ class State:
     """A request in the engine.
 
     Attributes:
-        skip: how many tokens of its prompt leave the cache.
+        shared: how many of its prompt's first tokens later requests can find; None: all.
         arrival: seconds.
         computed: how many of its tokens are computed.
+        gone: how many of these have left its cache.
         said: how many it has said.
         blocks: how many it holds.
         first: when it said its first token.
@@ -111,9 +113,10 @@ class State:
 
     session: int
     request: Request
-    skip: int
+    shared: int | None
     arrival: float
     computed: int = 0
+    gone: int = 0
     said: int = 0
     blocks: int = 0
     first: float | None = None
@@ -121,11 +124,6 @@ class State:
     @property
     def wanted(self) -> int:
         return self.request.prompt + self.said
-
-    @property
-    def gone(self) -> int:
-        """Tokens that have left its cache."""
-        return self.skip if self.computed >= self.request.prompt else 0
 
 
 @dataclass
@@ -177,7 +175,7 @@ class Engine:
             while coming and coming[0][0] <= now:
                 arrival, _, i = heapq.heappop(coming)
                 request = left[i].popleft()
-                waiting.append(State(i, request, self.skip(request), arrival))
+                waiting.append(State(i, request, self.shared(request), arrival))
             work = self.schedule(waiting, running, report)
             step = self.seconds(work, running)
             now += step
@@ -196,7 +194,7 @@ class Engine:
                 if state.said < state.request.reply:
                     continue
                 running.remove(state)
-                self.give(state, state.blocks, 0 if state.skip else state.computed)
+                self.give(state, state.blocks, 0 if state.gone else state.computed)
                 report.requests += 1
                 report.whole.append(now - state.arrival)
                 if left[state.session]:
@@ -213,12 +211,12 @@ class Engine:
         for state in list(running):
             if state not in running or not room:
                 continue
-            if state.gone:
-                first = max(
-                    0, state.blocks + state.gone // self.block - self.covers(state.computed)
-                )
-                self.give(state, first, state.gone)
-            tokens = min(room, state.wanted - state.computed)
+            gone = self.gone(state)
+            if gone > state.gone:
+                first_time, left = not state.gone, (gone - state.gone) // self.block
+                state.gone = gone
+                self.give(state, left, state.shared or 0 if first_time else 0)
+            tokens = min(room, self.ahead(state))
             need = self.covers(state.computed + tokens) - state.gone // self.block - state.blocks
             while need > self.free and running[-1] is not state:
                 self.preempt(running, waiting, report)
@@ -234,13 +232,13 @@ class Engine:
         while waiting and room and not preempted and len(running) < self.most_requests:
             state = waiting[0]
             hit = self.found(state)
-            if self.covers(state.wanted) > self.free:
+            if self.most_blocks(state) > self.free:
                 break
             waiting.popleft()
             if hit:  # these blocks are free, too, until they are taken
                 self.kept[state.session] -= hit // self.block
             state.computed = hit
-            tokens = min(room, state.wanted - hit)
+            tokens = min(room, self.ahead(state))
             self.take(state, self.covers(hit + tokens))
             room -= tokens
             running.append(state)
@@ -249,8 +247,26 @@ class Engine:
             raise ValueError("a prompt does not fit into the pool")
         return work
 
-    def skip(self, request: Request) -> int:
-        return 0 if self.rule is None else self.rule.skip(request.prompt, self.block)
+    def shared(self, request: Request) -> int | None:
+        return None if self.rule is None else self.rule.shared(request.prompt, self.block)
+
+    def gone(self, state: State) -> int:
+        """How many tokens have left a request's cache by now."""
+        length = state.request.prompt
+        return 0 if self.rule is None else self.rule.gone(state.computed, length, self.block)
+
+    def ahead(self, state: State) -> int:
+        """How many tokens a step may compute of a request: up to where it is compacted next."""
+        computed, length = state.computed, state.request.prompt
+        stop = length if self.rule is None else self.rule.next_stop(computed, length)
+        return (state.wanted if stop == length else stop) - computed
+
+    def most_blocks(self, state: State) -> int:
+        """How many blocks must be free for a request to start."""
+        length, total = state.request.prompt, state.wanted
+        if self.rule is None:
+            return self.covers(total)
+        return self.rule.most_blocks(length, total, self.block, None, 0)
 
     def covers(self, tokens: int) -> int:
         """Blocks that hold so many tokens."""
@@ -281,15 +297,17 @@ class Engine:
         """Takes the newest request out. It reads its prompt and its reply again."""
         state = running.pop()
         report.preemptions += 1
-        self.give(state, state.blocks, min(state.computed, state.skip or state.computed))
-        state.computed = 0
+        found = state.computed if state.shared is None else min(state.computed, state.shared)
+        self.give(state, state.blocks, 0 if state.gone else found)
+        state.computed = state.gone = 0
         waiting.appendleft(state)
 
     def found(self, state: State) -> int:
         """Tokens of a prefix hit, in whole blocks. It ends before what is written again."""
         again = state.said > 0 or state.first is not None
         shared = state.wanted if again else state.request.shared
-        most = min(shared, state.wanted - 1, state.skip or state.wanted)
+        most = min(shared, state.wanted - 1)
+        most = most if state.shared is None else min(most, state.shared)
         return min(most // self.block, self.kept.get(state.session, 0)) * self.block
 
     def seconds(self, work: Sequence[tuple[State, int]], running: Sequence[State]) -> float:
@@ -310,12 +328,16 @@ def pool_of(model: Model, gpu: Gpu, gpus: int, block: int) -> int:
 
 
 MEASURED = {
-    (49, 1.0): (164, 3, 1),
-    (49, 0.2): (82, 9, 1),
-    (99, 1.0): (84, 6, 1),
-    (99, 0.2): (42, 12, 0),
+    (49, 1.0, None): (164, 3, 1),
+    (49, 0.2, None): (82, 9, 1),
+    (49, 0.2, 192): (84, 10, 3),
+    (49, 0.2, 96): (88, 12, 7),
+    (99, 1.0, None): (84, 6, 1),
+    (99, 0.2, None): (42, 12, 0),
+    (99, 0.2, 192): (42, 12, 0),
+    (99, 0.2, 96): (44, 12, 0),
 }
-"""(blocks, budget): steps, most running requests and preemptions of vLLM, from
+"""(blocks, budget, prefill_chunk_size): steps, most running requests and preemptions of vLLM, from
 docs/results/serving.md."""
 
 PROMPTS = (460, 477, 477, 460, 477, 477, 448, 465, 465, 448, 465, 465)
@@ -323,18 +345,19 @@ PROMPTS = (460, 477, 477, 460, 477, 477, 448, 465, 465, 448, 465, 465)
 
 def check() -> bool:
     """The pool of `python -m benchmarks.serving pool`, without prefix caching."""
-    row("blocks", "budget", "steps: vLLM", "here", "most running", "here", "preemptions", "here")
-    row(*["---"] * 8)
+    counts = (part for name in ("steps", "most running", "preemptions") for part in (name, "here"))
+    row("blocks", "budget", "prefill_chunk_size", *counts)
+    row(*["---"] * 9)
     same = True
-    for (blocks, budget), counted in MEASURED.items():
-        rule = None if budget == 1.0 else Rule.of({"budget": budget})
+    for (blocks, budget, chunk), counted in MEASURED.items():
+        options = {"budget": budget} | ({} if chunk is None else {"prefill_chunk_size": chunk})
+        rule = None if budget == 1.0 else Rule.of(options)
         engine = Engine(blocks, 32, rule, caching=False, most_requests=64)
         made = engine.run([[Request(length, 40)] for length in PROMPTS])
         found = (made.steps, max(made.running), made.preemptions)
         same = same and found == counted
-        row(
-            blocks, f"{budget:.0%}", *(n for pair in zip(counted, found, strict=True) for n in pair)
-        )
+        pairs = (n for pair in zip(counted, found, strict=True) for n in pair)
+        row(blocks, f"{budget:.0%}", chunk or "", *pairs)
     return same
 
 
@@ -405,32 +428,71 @@ def gpus() -> None:
                     )
 
 
+def served(engine: Engine, session: Session, count: int) -> Report:
+    """Sessions that begin one after the other, and again when they end, for ten minutes."""
+    starts = [15 * i / count for i in range(count)]
+    lines = [
+        [replace(session[0], pause=start), *session[1:], *(list(session) * 20)] for start in starts
+    ]
+    return engine.run(lines, until=600.0)
+
+
 def most_sessions(engine: Engine, session: Session, patient: float) -> tuple[int, Report]:
     """The largest number of sessions whose replies end in `patient` seconds, by halves."""
-
-    def served(count: int) -> Report:
-        """Sessions that begin one after the other, and again when they end, for ten minutes."""
-        starts = [15 * i / count for i in range(count)]
-        lines = [
-            [replace(session[0], pause=start), *session[1:], *(list(session) * 20)]
-            for start in starts
-        ]
-        return engine.run(lines, until=600.0)
-
     low, high, best = 0, 2, None
     while True:
-        report = served(high)
+        report = served(engine, session, high)
         if quantile(report.whole, 0.95) > patient:
             break
         low, best, high = high, report, high * 2
     while high - low > max(1, low // 16):
         middle = (low + high) // 2
-        report = served(middle)
+        report = served(engine, session, middle)
         if quantile(report.whole, 0.95) > patient:
             high = middle
         else:
             low, best = middle, report
-    return low, best or served(1)
+    return low, best or served(engine, session, 1)
+
+
+CURVES = {
+    "full cache": None,
+    "20 %": {"budget": 0.2},
+    "20 %, also compacted while prompts are read": {"budget": 0.2, "prefill_chunk_size": 4096},
+}
+
+
+def curves(file: Path, model: Model, gpu: Gpu) -> None:
+    """Draws replies a minute and the slowest replies against the number of sessions."""
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import StrMethodFormatter
+
+    figure, axes = plt.subplots(2, len(PATIENT), figsize=(11, 7), sharex=True)
+    counts = [1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96]
+    for column, (reply, patient) in enumerate(PATIENT.items()):
+        session = agent(15, PER_SCREENSHOT[model.name], reply, 5)
+        above, below = axes[:, column]
+        for title, options in CURVES.items():
+            rule = None if options is None else Rule.of(options)
+            blocks = pool_of(model, gpu, 1, 16)
+            engine = Engine(blocks, 16, rule, model=model, gpu=gpu)
+            reports = [served(engine, session, count) for count in counts]
+            rates = [60 * report.requests / report.seconds for report in reports]
+            above.plot(counts, rates, marker="o", ms=3, label=title)
+            late = [quantile(report.whole, 0.95) for report in reports]
+            below.plot(counts, late, marker="o", ms=3, label=title)
+            row(title, reply, *(f"{rate:.0f}" for rate in rates))
+        above.set_title(f"replies of {reply:,} tokens")
+        below.axhline(patient, color="tab:gray", lw=1, ls=":")
+        below.set(xlabel="sessions at once", yscale="log")
+        for which in (below.yaxis.set_major_formatter, below.yaxis.set_minor_formatter):
+            which(StrMethodFormatter("{x:g}"))
+    axes[0, 0].set_ylabel("replies a minute")
+    axes[1, 0].set_ylabel("seconds, 95 % of the replies take less")
+    axes[0, 0].legend(frameon=False)
+    figure.suptitle(f"{model.name} on one {gpu.name}, five screenshots in a prompt, simulated")
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -461,7 +523,7 @@ def trace(file: Path, model: Model, gpu: Gpu, budget: float) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("check", "gpus", "trace"))
+    parser.add_argument("what", choices=("check", "gpus", "curves", "trace"))
     parser.add_argument("file", type=Path, nargs="?")
     parser.add_argument("--model", choices=MODELS, default="qwen3-vl-8b")
     parser.add_argument("--gpu", choices=GPUS, default="h100")
@@ -472,7 +534,9 @@ def main() -> int:
     if args.what == "gpus":
         gpus()
     elif args.file is None:
-        parser.error("trace needs a file")
+        parser.error(f"{args.what} needs a file")
+    elif args.what == "curves":
+        curves(args.file, MODELS[args.model], GPUS[args.gpu])
     else:
         trace(args.file, MODELS[args.model], GPUS[args.gpu], args.budget)
     return 0
