@@ -465,7 +465,7 @@ CURVES = {
 def curves(file: Path, model: Model, gpu: Gpu) -> None:
     """Draws replies a minute and the slowest replies against the number of sessions."""
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import StrMethodFormatter
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
     figure, axes = plt.subplots(2, len(PATIENT), figsize=(11, 7), sharex=True)
     counts = [1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96]
@@ -485,8 +485,9 @@ def curves(file: Path, model: Model, gpu: Gpu) -> None:
         above.set_title(f"replies of {reply:,} tokens")
         below.axhline(patient, color="tab:gray", lw=1, ls=":")
         below.set(xlabel="sessions at once", yscale="log")
-        for which in (below.yaxis.set_major_formatter, below.yaxis.set_minor_formatter):
-            which(StrMethodFormatter("{x:g}"))
+        below.set_yticks([1, 2, 5, 10, 20, 50, 100, 200])
+        below.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        below.yaxis.set_minor_formatter(NullFormatter())
     axes[0, 0].set_ylabel("replies a minute")
     axes[1, 0].set_ylabel("seconds, 95 % of the replies take less")
     axes[0, 0].legend(frameon=False)
