@@ -23,7 +23,9 @@ PATIENCE = 300
 
 
 @contextlib.contextmanager
-def server(folder: Path, starkv: dict[str, Any] | None, *options: str) -> Iterator[str]:
+def server(
+    folder: Path, starkv: dict[str, Any] | None, *options: str, **environment: str
+) -> Iterator[str]:
     """Yields the address of a server of the checkpoint in `folder`, and stops it afterwards."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
@@ -34,7 +36,7 @@ def server(folder: Path, starkv: dict[str, Any] | None, *options: str) -> Iterat
     command += ["--limit-mm-per-prompt", '{"image": 8}', "--host", "127.0.0.1", "--port", str(port)]
     if starkv is not None:
         command += ["--additional-config", json.dumps({"starkv": starkv})]
-    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", **environment}
     log = folder.parent / f"server-{port}.log"
     with log.open("w") as file:
         process = subprocess.Popen(

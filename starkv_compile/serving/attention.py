@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from .current import current_rule
 from .metadata import Step
+from .metrics import count_compactions
 from .pages import Pages
 from .plan import Row
 from .refusals import check_layer
@@ -47,9 +49,14 @@ class Compactor:
             new = query[saving.start : saving.stop].clone()
             before = () if saving.is_first else (self.saved[saving.request],)
             self.saved[saving.request] = torch.cat([*before, new])
-        for row in step.plan.compactions:
+        start, rows = time.perf_counter(), step.plan.compactions
+        for row in rows:
             self._compact(attention, layer, query, cache, step, row)
             step.plan.done += 1
+        if rows:
+            count_compactions(len(rows), time.perf_counter() - start)
+        for request in step.plan.ended:
+            self.stored.pop(request, None)
 
     def _compact(
         self, attention: Any, layer: Any, query: Tensor, cache: Tensor, step: Step, row: Row

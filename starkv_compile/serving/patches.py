@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import StarKVError
 from .current import batch_of_v1, batch_of_v2, entered, note_batch, rule_of
-from .metrics import Counters
+from .metrics import count_prompt
 from .refusals import check_caches, check_engine, check_request
 from .rule import BUDGET, budget_of
 from .versions import Method, Patch, given_options
@@ -23,6 +23,7 @@ def all_patches() -> list[Patch]:
         _check_budgets(),
         _check_requests(),
         _tell_whose_prefix(),
+        _share_nothing_after_a_stop(),
         *_end_chunks_at_stops(),
         *_tell_whose_rows_v1(),
         _keep_prompts_out_of_full_graphs(),
@@ -86,8 +87,7 @@ def _check_requests() -> Patch:
                 length = len(made.prompt_token_ids or ())
                 block = self.vllm_config.cache_config.block_size
                 skip = rule.skip(length, block, budget)
-                samples = made.sampling_params.n
-                Counters.of_process().count(length, skip, block, samples)
+                count_prompt(length, skip, block, made.sampling_params.n)
             return made
 
         return process_inputs
@@ -113,6 +113,29 @@ def _tell_whose_prefix() -> Patch:
         return get_computed_blocks
 
     return Patch(KVCacheManager, "get_computed_blocks", ("self", "request"), make)
+
+
+def _share_nothing_after_a_stop() -> Patch:
+    """What is computed after tokens have left is the request's own in layers of other groups, too:
+    a sliding window's keys come from what compacted layers returned."""
+    from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
+
+    from .scheduling import CompactingManager
+
+    def make(original: Method) -> Method:
+        def cache_blocks(self: Any, request: Any, num_computed_tokens: int) -> None:
+            stops = [
+                manager.first_drop(request)
+                for manager in self.single_type_managers
+                if isinstance(manager, CompactingManager)
+            ]
+            found = [stop for stop in stops if stop is not None]
+            original(self, request, min([num_computed_tokens, *found]))
+
+        return cache_blocks
+
+    parameters = ("self", "request", "num_computed_tokens")
+    return Patch(KVCacheCoordinator, "cache_blocks", parameters, make)
 
 
 def _end_chunks_at_stops() -> list[Patch]:

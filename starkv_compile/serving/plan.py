@@ -85,12 +85,14 @@ class Plan:
     Attributes:
         compactions: requests that are compacted.
         savings: queries to remember.
+        ended: requests whose prompt ends, and which had lost tokens before.
         shifts: for each row of the batch, how many tokens have left its cache.
         done: how many compactions layers have reported.
     """
 
     compactions: list[Row] = field(default_factory=list)
     savings: list[Saving] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
     shifts: list[int] = field(default_factory=list)
     done: int = 0
 
@@ -115,6 +117,7 @@ def plan_step(rows: Sequence[Row], window: int) -> Plan:
     return Plan(
         compactions=[row for row in rows if row.is_compacted],
         savings=[saving for row in rows if (saving := _saving(row, window)) is not None],
+        ended=[row.request for row in rows if row.gone and row.computed < row.prompt <= row.total],
         shifts=[row.gone for row in rows],
     )
 

@@ -83,13 +83,19 @@ def check_layer(attention: Any) -> None:
 
 
 def check_caches(groups: Any, rule: Rule | None) -> None:
-    """Raises `UnsupportedModel` if no layer of the engine is compacted.
+    """Raises `UnsupportedModel` if no layer of the engine is compacted, or half of a group.
 
     Args:
         groups: vLLM's KV-cache groups.
         rule: the engine's rule.
     """
-    if rule is None or any(is_compacted(group.kv_cache_spec) for group in groups):
+    specs = [group.kv_cache_spec for group in groups]
+    if rule is not None and any(_is_mixed(spec) for spec in specs):
+        raise UnsupportedModel(
+            "starkv does not support one KV-cache group with layers that are compacted and layers "
+            "that are not; start the engine without the option 'starkv'"
+        )
+    if rule is None or any(map(is_compacted, specs)):
         return
     from .backends import WRAPPED
 
@@ -103,6 +109,11 @@ def is_compacted(spec: Any) -> bool:
     """Whether prompts are compacted in the layers, or some of the layers, of a KV-cache spec."""
     specs = getattr(spec, "kv_cache_specs", None)
     return any(getattr(one, "rule", "") for one in (specs.values() if specs else [spec]))
+
+
+def _is_mixed(spec: Any) -> bool:
+    specs = getattr(spec, "kv_cache_specs", None) or {}
+    return len({bool(getattr(one, "rule", "")) for one in specs.values()}) > 1
 
 
 def _refuse(names: list[str]) -> None:

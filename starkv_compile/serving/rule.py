@@ -139,14 +139,22 @@ class Rule:
         """How many tokens of a prompt of `length` are gone if `computed` were computed."""
         return self.skip(self.last_stop(computed, length), block, budget)
 
-    def shared(self, length: int, block: int, budget: Fraction | None = None) -> int | None:
-        """How many tokens at the beginning of a prompt stay what they are for any prompt that
-        begins with them. None: all.
+    def first_drop(self, length: int, block: int, budget: Fraction | None = None) -> int | None:
+        """The first stop of a prompt at which tokens leave; None if they never do.
 
-        What is written again at a stop is the prompt's own, and so is what is computed after it.
+        All that is computed after it is the prompt's own, in every layer.
         """
-        found = (self.skip(stop, block, budget) for stop in self.stops(length))
-        return next((skip for skip in found if skip), None)
+        if not self.skip(length, block, budget):
+            return None
+        return next(stop for stop in self.stops(length) if self.skip(stop, block, budget))
+
+    def shared(self, length: int, block: int, budget: Fraction | None = None) -> int | None:
+        """How many tokens at a prompt's beginning a compacted layer can share; None: all of them.
+
+        What is written again is the prompt's own.
+        """
+        stop = self.first_drop(length, block, budget)
+        return None if stop is None else self.skip(stop, block, budget)
 
     def most_blocks(
         self, length: int, total: int, block: int, budget: Fraction | None, delay: int

@@ -111,6 +111,11 @@ class CompactingManager(FullAttentionManager):
         gone = self.rule.gone(processed_computed_tokens, length, self.block_size, budget)
         self._remove_blocks_in_range(request_id, 0, gone // self.block_size)
 
+    def first_drop(self, request: Any) -> int | None:
+        """After how many tokens all that is computed is the request's own; None: never."""
+        budget = budget_of(request.sampling_params)
+        return self.rule.first_drop(request.num_prompt_tokens, self.block_size, budget)
+
     def cache_blocks(self, request: Any, num_tokens: int, *args: Any, **kwargs: Any) -> None:
         budget = budget_of(request.sampling_params)
         shared = self.rule.shared(request.num_prompt_tokens, self.block_size, budget)

@@ -20,7 +20,7 @@ class Stored:
     """What stayed of one prompt in one layer.
 
     Attributes:
-        places: [k], or [G, k] if each head keeps a set of its own: places in the prompt.
+        places: int32 [k], or [G, k] if each head keeps a set of its own: places in the prompt.
         novelty: the same shape: what the policy found new about these tokens; None if it says
             nothing of the kind.
     """
@@ -65,13 +65,13 @@ def choose(
     if policy.per_head:
         places = places.expand(key.shape[0], -1)
     if before is not None:
-        places = torch.cat([before.places, places], -1)
+        places = torch.cat([before.places.long(), places], -1)
     novelty = None
     if before is not None and before.novelty is not None:
         fresh = before.novelty.new_ones(*places.shape[:-1], new)
         novelty = torch.cat([before.novelty, fresh], -1)[None]
     frame, row, column = (axis[0][places][None] for axis in layout[:3])
-    described = Layout(frame, row, column, _current(layout.frame[:, seen - new :], known, length))
+    described = Layout(frame, row, column, _current(layout.frame, new, known))
     inputs = ScoreInputs(
         query=queries[None],
         key=key[None],
@@ -94,18 +94,25 @@ def choose(
     scored = policy.score(inputs)
     kept = STARKV.select_tokens(scored.scores, None, length, window, capacity)
     now = novelty if scored.novelty is None else scored.novelty
-    stays = Stored(places.gather(-1, kept[0]), None if now is None else now.gather(-1, kept)[0])
-    return kept[0], stays
+    held = places.gather(-1, kept[0]).int()
+    return kept[0], Stored(held, None if now is None else now.gather(-1, kept)[0])
 
 
-def _current(frame: Tensor, known: int, length: int) -> Tensor:
-    """[1, length]: places of the newest frame's tokens among all stored ones, then -1.
+def _current(frame: Tensor, new: int, known: int) -> Tensor:
+    """[1, N]: places of the newest frame's tokens among the stored ones, in reading order, then -1.
 
-    frame: [1, S], of the tokens that came after the `known` ones.
+    Those that came before the last stop may be gone, and count as gone.
+
+    Args:
+        frame: [1, tokens] of the whole prompt up to here.
+        new: how many came after the last stop.
+        known: how many stored tokens came before.
     """
-    found = newest_places(frame, frame >= 0)
+    found = newest_places(frame[:, -new:], frame[:, -new:] >= 0)
     found = torch.where(found >= 0, found + known, -1)
-    return torch.nn.functional.pad(found, (0, length - found.shape[1]), value=-1)
+    is_newest = frame[0, -new:].amax() == frame[0, :-new]
+    earlier = int((is_newest & (frame[0, :-new] >= 0)).sum())
+    return torch.nn.functional.pad(found, (earlier, 0), value=-1)
 
 
 def _counts(layout: Layout) -> Tensor:

@@ -108,6 +108,8 @@ def test_a_prompt_that_is_compacted_while_it_is_read():
     assert plan_step([one(50, 20)], WINDOW) == Plan(shifts=[32]), "on the way to a stop"
     assert plan_step([one(200, 1)], WINDOW) == Plan(shifts=[160])
     assert plan_step([one(150, 55)], WINDOW).repeated, "outputs of a preempted request"
+    assert plan_step([one(150, 49)], WINDOW).ended == []
+    assert plan_step([one(150, 50)], WINDOW).ended == ["a"]
 
 
 def test_queries_before_a_stop_are_remembered_too():

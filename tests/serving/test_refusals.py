@@ -84,12 +84,16 @@ def test_a_layer_whose_logits_depend_on_more_than_keys(name, why):
 def test_an_engine_without_a_compacted_layer():
     rule = Rule.of({"budget": 0.2})
     plain, ours = Some(kv_cache_spec=Some()), Some(kv_cache_spec=Some(rule=rule.dumps()))
-    several = Some(kv_cache_spec=Some(kv_cache_specs={"a": Some(), "b": Some(rule=rule.dumps())}))
+    alike = {"a": Some(rule=rule.dumps()), "b": Some(rule=rule.dumps())}
+    several = Some(kv_cache_spec=Some(kv_cache_specs=alike))
+    mixed = Some(kv_cache_spec=Some(kv_cache_specs={**alike, "c": Some()}))
     check_caches([plain], None)
     check_caches([plain, ours], rule)
     check_caches([several], rule)
     with pytest.raises(UnsupportedModel, match="compacts no layer of this model"):
         check_caches([plain], rule)
+    with pytest.raises(UnsupportedModel, match="one KV-cache group"):
+        check_caches([mixed], rule)
 
 
 def test_requests():

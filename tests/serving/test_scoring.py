@@ -101,7 +101,9 @@ def test_what_stayed_at_an_earlier_stop_is_an_earlier_prompts(kind):
     assert torch.equal(inputs.index[0], expected)
     assert torch.equal(inputs.layout[0][0], layout.frame[0][expected])
     assert (inputs.stored, inputs.new) == (20, LENGTH - first)
-    assert inputs.layout[3][0][:11].tolist() == [*range(20, 30), -1], "the new part of the frame"
+    expected_frame = [-1] * 10 + [*range(20, 30)]
+    assert inputs.layout[3][0][:20].tolist() == expected_frame, "ten came before, ten are new"
+    assert (inputs.layout[3][0][20:] == -1).all()
     assert inputs.counts.tolist() == [[LENGTH - 44, 44]], "dropped tokens count"
     assert torch.equal(both.places, expected.gather(-1, again))
     if stored.novelty is not None:

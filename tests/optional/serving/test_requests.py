@@ -13,7 +13,7 @@ from vllm.exceptions import VLLMValidationError
 
 from benchmarks.engines import BLOCK, CHECKPOINT, engine
 from starkv_compile import OptionError, UnsupportedModel
-from starkv_compile.serving.metrics import NAMES, Counters
+from starkv_compile.serving.metrics import of_layers, of_requests
 
 BUDGET = {"budget": 0.2}
 
@@ -60,10 +60,11 @@ def test_an_impossible_budget_is_refused_and_harms_nobody(made, asked, expected,
 
 
 def test_tokens_are_counted(made, asked):
-    counters = Counters.of_process().by_name
 
-    def values():
-        return [counters[name]._value.get() for name in NAMES]
+    def values(counters=of_requests):
+        return [counter._value.get() for counter in counters().values()]
+
+    compactions, seconds = values(of_layers)
 
     before = values()
     lengths = [len(one.prompt_token_ids) for one in made.ask(asked[0], 0.5, tokens=1)]
@@ -71,6 +72,9 @@ def test_tokens_are_counted(made, asked):
     assert (prompts, seen) == (len(lengths), sum(lengths))
     assert freed * BLOCK == seen - kept
     assert seen / 2 <= kept < seen / 2 + BLOCK * prompts
+    now = values(of_layers)
+    assert now[0] - compactions == 4 * prompts, "in each of four layers"
+    assert now[1] > seconds
 
 
 def write_adapter(folder):

@@ -43,8 +43,8 @@ RANKS = {
 
 
 @pytest.mark.parametrize("options", RANKS.values(), ids=RANKS)
-def test_chat(folder, options):
-    with server(folder, BUDGET, *options) as address:
+def test_chat(folder, options, tmp_path):
+    with server(folder, BUDGET, *options, PROMETHEUS_MULTIPROC_DIR=str(tmp_path)) as address:
         full, fifth = ask(address, 1.0), ask(address)
         assert right(full) >= COUNT - 2
         assert right(fifth) >= right(full) - 2
@@ -53,6 +53,9 @@ def test_chat(folder, options):
         assert found["starkv:prompts_total"] == COUNT, "the others kept everything"
         kept, seen = found["starkv:kept_tokens_total"], found["starkv:prompt_tokens_total"]
         assert 0.2 <= kept / seen < 0.28
+        ranks = 2 if "--tensor-parallel-size" in options else 1
+        assert found["starkv:compactions_total"] == 4 * COUNT * ranks, "in each of four layers"
+        assert found["starkv:compaction_seconds_total"] > 0
         with pytest.raises(openai.BadRequestError, match="starkv_budget"):
             ask(address, 2)
         assert ask(address)[:3] == fifth[:3], "a bad request harms nobody"
