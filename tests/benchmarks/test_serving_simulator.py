@@ -12,7 +12,7 @@ FIFTH = Rule.of({"budget": 0.2})
 
 def test_it_counts_what_vllm_counted(capsys):
     assert check()
-    assert len(capsys.readouterr().out.splitlines()) == 6
+    assert len(capsys.readouterr().out.splitlines()) == 10
 
 
 @pytest.mark.parametrize("rule", [None, FIFTH], ids=["full", "20 %"])

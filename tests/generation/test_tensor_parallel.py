@@ -24,15 +24,16 @@ model = AutoModelForCausalLM.from_pretrained(folder, **spread).eval()
 model.generation_config.eos_token_id = None
 ids = torch.randint(5, 100, (1, 60), generator=torch.Generator().manual_seed(0))
 said = {}
-for policy, budget in (("snapkv", 0.3), ("screen_novelty", 0.3), ("screen_novelty", 1.0)):
-    starkv_compile.compile(model, budget=budget, policy=policy, inner="eager")
+for name in sys.argv[2:]:
+    policy, budget = name.split()
+    starkv_compile.compile(model, budget=float(budget), policy=policy, inner="eager")
     cache = starkv_compile.StarKVCache(model.config)
     out = model.generate(ids, max_new_tokens=12, do_sample=False, past_key_values=cache)
     ids_and_more = torch.cat([out, ids[:, :9]], 1)  # a second prompt on the same cache
     out = model.generate(ids_and_more, max_new_tokens=6, do_sample=False, past_key_values=cache)
     layer = cache.layers[0]
     heads = [layer.stored, layer.keys.shape[1]]
-    said[f"{policy} {budget}"] = [out[0, 60:].tolist(), *heads]
+    said[name] = [out[0, 60:].tolist(), *heads]
     starkv_compile.undo(model)
 with open(f"{folder}/said-{os.environ.get('RANK', 0)}", "w") as file:
     json.dump(said, file)
@@ -41,13 +42,16 @@ if ranks > 1:
 """
 
 
-def said(folder, ranks):
+BY_HEAD, BY_TOKEN, ALL = "snapkv 0.3", "screen_novelty 0.3", "screen_novelty 1.0"
+
+
+def said(folder, ranks, *names):
     """What each rank says for each policy and budget: tokens, tokens stored, heads stored."""
     command = [sys.executable]
     if ranks > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     done = subprocess.run(
-        [*command, str(folder / "program.py"), str(folder)],
+        [*command, str(folder / "program.py"), str(folder), *names],
         cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -79,16 +83,17 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(folder):
-    return said(folder, 1)[0]
+    return said(folder, 1, BY_HEAD, BY_TOKEN, ALL)[0]
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_each_rank_keeps_a_set_of_its_own_heads(folder, alone, ranks):
-    found = said(folder, ranks)
+@pytest.mark.parametrize(("ranks", "names"), [(2, (BY_HEAD, BY_TOKEN, ALL)), (4, (BY_HEAD,))])
+def test_each_rank_keeps_a_set_of_its_own_heads(folder, alone, ranks, names):
+    found = said(folder, ranks, *names)
     for rank in found:
-        for name in ("snapkv 0.3", "screen_novelty 1.0"):  # a set for each head, and all tokens
+        for name in {BY_HEAD, ALL} & set(names):
             tokens, stored, heads = alone[name]
             assert rank[name] == [tokens, stored, heads // ranks], name
-        # One set for all of a rank's heads: not that of one process, but of one length.
-        assert rank["screen_novelty 0.3"] == found[0]["screen_novelty 0.3"]
-        assert rank["screen_novelty 0.3"][1] == alone["screen_novelty 0.3"][1]
+        if BY_TOKEN in names:
+            # One set for all of a rank's heads: not that of one process, but of one length.
+            assert rank[BY_TOKEN] == found[0][BY_TOKEN]
+            assert rank[BY_TOKEN][1] == alone[BY_TOKEN][1]
