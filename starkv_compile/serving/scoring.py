@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 
 from ..kernels.ops import STARKV
-from ..kernels.reference.layout import newest_places
 from ..kernels.reference.star import Layout, fresh_state
 from ..policies import ScoreInputs
 from .rule import Rule
@@ -71,7 +70,9 @@ def choose(
         fresh = before.novelty.new_ones(*places.shape[:-1], new)
         novelty = torch.cat([before.novelty, fresh], -1)[None]
     frame, row, column = (axis[0][places][None] for axis in layout[:3])
-    described = Layout(frame, row, column, _current(layout.frame, new, known))
+    # Of the newest frame, what came before the last stop may be gone, and counts as gone.
+    place = layout.current - (seen - new)
+    described = Layout(frame, row, column, torch.where(place >= 0, place + known, -1))
     inputs = ScoreInputs(
         query=queries[None],
         key=key[None],
@@ -96,23 +97,6 @@ def choose(
     now = novelty if scored.novelty is None else scored.novelty
     held = places.gather(-1, kept[0]).int()
     return kept[0], Stored(held, None if now is None else now.gather(-1, kept)[0])
-
-
-def _current(frame: Tensor, new: int, known: int) -> Tensor:
-    """[1, N]: places of the newest frame's tokens among the stored ones, in reading order, then -1.
-
-    Those that came before the last stop may be gone, and count as gone.
-
-    Args:
-        frame: [1, tokens] of the whole prompt up to here.
-        new: how many came after the last stop.
-        known: how many stored tokens came before.
-    """
-    found = newest_places(frame[:, -new:], frame[:, -new:] >= 0)
-    found = torch.where(found >= 0, found + known, -1)
-    is_newest = frame[0, -new:].amax() == frame[0, :-new]
-    earlier = int((is_newest & (frame[0, :-new] >= 0)).sum())
-    return torch.nn.functional.pad(found, (earlier, 0), value=-1)
 
 
 def _counts(layout: Layout) -> Tensor:

@@ -113,10 +113,14 @@ def test_many_requests_at_once(folder, asked, expected):
         assert max(made.running) == 32
 
 
+@pytest.mark.parametrize("policy", ["screen_novelty", "snapkv"])
 @pytest.mark.parametrize(
-    "starkv", [BUDGET, {"budget": 0.2, "policy": "snapkv"}], ids=["default", "snapkv"]
+    ("stops", "blocks", "chunk"),
+    [({}, 70, 128), ({"prefill_chunk_size": 96}, 50, 80)],
+    ids=["at the end", "with stops"],
 )
-def test_all_of_it_at_once(folder, asked, starkv):
+def test_all_of_it_at_once(folder, asked, policy, stops, blocks, chunk):
+    starkv = {**BUDGET, **stops, "policy": policy}
     budgets = [[1.0, 0.5, 0.2][i % 3] for i in range(24)]
     several = [asked[0][i % 12] for i in range(24)]
     with engine(folder, starkv) as fresh:
@@ -124,11 +128,11 @@ def test_all_of_it_at_once(folder, asked, starkv):
     order = list(range(24))
     options = {
         "enable_prefix_caching": True,
-        "num_gpu_blocks_override": 70,
+        "num_gpu_blocks_override": blocks,
         # Chunks, and room for the features of all screenshots: vLLM 0.32 fails if it has to compute
         # features again of a preempted request that began with a prefix hit.
         "max_num_batched_tokens": 4096,
-        "long_prefill_token_threshold": 128,
+        "long_prefill_token_threshold": chunk,
         "max_num_seqs": 16,
     }
     with engine(folder, starkv, **options) as made:

@@ -1,7 +1,5 @@
 """Prompts that are compacted while they are read: replies are the same, whatever else happens."""
 
-import random
-
 import pytest
 
 pytest.importorskip("vllm", reason="make test-serving installs vLLM")
@@ -56,30 +54,6 @@ def test_preempted_in_the_middle_of_prompts_and_replies(folder, asked, replies):
         made.preempt_all_at(3, 9, 20, 30)
         assert made.tokens(asked[0]) == replies[0.2]
         assert made.preempted > len(asked[0])
-
-
-@pytest.mark.parametrize("policy", ["screen_novelty", "snapkv"])
-def test_all_of_it_at_once(folder, asked, policy):
-    starkv = {**STOPS, "policy": policy}
-    budgets = [[1.0, 0.5, 0.2][i % 3] for i in range(24)]
-    several = [asked[0][i % 12] for i in range(24)]
-    with engine(folder, starkv) as fresh:
-        whole = fresh.tokens(several, budgets)
-    order = list(range(24))
-    options = {
-        "enable_prefix_caching": True,
-        "num_gpu_blocks_override": 50,
-        "max_num_batched_tokens": 4096,
-        "long_prefill_token_threshold": 80,
-        "max_num_seqs": 16,
-    }
-    with engine(folder, starkv, **options) as made:
-        for seed in (0, 1):
-            random.Random(seed).shuffle(order)
-            found = made.tokens([several[i] for i in order], [budgets[i] for i in order])
-            assert found == [whole[i] for i in order]
-        assert made.preempted, "the pool is small enough"
-        assert made.blocks_in_use == 0
 
 
 def test_if_chunks_did_not_end_at_stops(folder, asked):
