@@ -14,11 +14,24 @@ THREADS = 1
 """In every test, as in `make test`: Dynamo fails if the number changes while it traces."""
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(items):
-    """Files with slow tests come first, so that no process ends with them alone."""
-    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    """Tests that share what they make have one process: those of a file, or a group of files.
+
+    Groups with slow tests come first, so that no process ends with them alone.
+    """
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(
+                pytest.mark.xdist_group(str(item.path.relative_to(item.config.rootpath)))
+            )
+    yield
+    slow = Counter(_group(item) for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[_group(item)])
+
+
+def _group(item):
+    return item.get_closest_marker("xdist_group").args[0]
 
 
 def pytest_collection_finish():

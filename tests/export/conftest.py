@@ -1,4 +1,4 @@
-"""Exporting takes up to a minute of one core, so each form is exported once for all tests."""
+"""Exporting takes up to a minute of one core, so one process exports each form, for all tests."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,12 +23,11 @@ FORMS = {
 """Family, layers, policy, options. Two layers share a cache part; deep features: Qwen3."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
+def pytest_itemcollected(item):
     """`make test` writes no ONNX of a whole model: PyTorch runs what test_programs exports."""
-    for item in items:
-        if "exported" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.slow)
+    if "exports" in item.fixturenames:
+        item.add_marker(pytest.mark.slow)
+        item.add_marker(pytest.mark.xdist_group("exports"))
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,18 @@ def test_every_cell_meets_the_newest_at_its_place_and_the_largest_change_is_one(
         assert found == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_newest_frame_that_lost_tokens_is_met_at_its_places():
+    """A chunk cut the newest frame, and a compaction dropped its first and fourth token."""
+    frame, row, column, current = layout_of((2, 3), (2, 3))
+    key = torch.zeros(1, 1, 12, 2)
+    key[..., 0] = 1.0
+    key[0, 0, 5] = torch.tensor([0.5, 0.75**0.5])
+    left = torch.tensor([[*current[0, :6][[1, 2, 4, 5]].tolist(), -1, -1]])
+    for temporal in (temporal_novelty, cpp.temporal_novelty):
+        found = temporal(key, frame, row, column, left, 0)[0].tolist()
+        assert found == pytest.approx([1, 0, 0, 1, 0, 1, *[1] * 6], abs=1e-6)
+
+
 def test_an_older_frame_may_be_larger_than_the_newest():
     frame, row, column, current = layout_of((3, 3), (2, 2))
     key = torch.ones(1, 1, 13, 2)

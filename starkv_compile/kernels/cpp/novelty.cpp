@@ -139,13 +139,18 @@ static void temporal(const Keys &keys, const int64_t *frames, const int64_t *row
       if (current[p] >= 0 && current[p] < tokens) width = std::max(width, column[current[p]]);
     for (int64_t t = 0; t < tokens; t++) newest = std::max(newest, frame[t]);
     width++;
+    const auto place = [&](int64_t t) {
+      return std::max<int64_t>(0, std::min(row[t] * width + column[t], places - 1));
+    };
+    // A frame that was cut has lost tokens: `current` holds what is left, one after the other.
+    std::vector<int64_t> table(places, -1);
+    for (int64_t p = 0; p < places; p++)
+      if (current[p] >= 0 && current[p] < tokens) table[place(current[p])] = current[p];
     std::vector<float> changed(tokens, -1.0f);
 #pragma omp parallel for num_threads(keys.threads) schedule(static)
     for (int64_t t = 0; t < tokens; t++) {
-      const int64_t place =
-          std::max<int64_t>(0, std::min(row[t] * width + column[t], places - 1));
-      const int64_t other = places ? current[place] : -1;
-      if (frame[t] < 0 || frame[t] >= newest || other < 0 || other >= tokens) continue;
+      const int64_t other = places ? table[place(t)] : -1;
+      if (frame[t] < 0 || frame[t] >= newest || other < 0) continue;
       if (row[other] != row[t] || column[other] != column[t]) continue;
       const float size = of.product(b, t, t), there = of.product(b, other, other);
       changed[t] = unlike(cosine(of.product(b, t, other), size, there));

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 import torch
+from torch.nn import functional as F
 
 from .capacity import split_capacity
 
@@ -78,10 +79,13 @@ def temporal_novelty(
     Returns:
         [B, L] float32 in 0..1; 1 for text, for the newest frame, and for places that it lacks.
     """
-    on_frame = current.clamp(min=0)
+    places, on_frame = current.shape[1], current.clamp(min=0)
     width = column.gather(1, on_frame).where(current >= 0, 0).amax(1, keepdim=True) + 1
-    place = (row * width + column).clamp(0, current.shape[1] - 1)
-    found = current.gather(1, place)
+    place = (row * width + column).clamp(0, places - 1)
+    # A frame that was cut has lost tokens: `current` holds what is left, one after the other.
+    at = place.gather(1, on_frame).where(current >= 0, places)
+    table = torch.full_like(F.pad(current, (0, 1)), -1).scatter(1, at, current)
+    found = table.gather(1, place)
     other = found.clamp(min=0)
     matched = (frame >= 0) & (found >= 0) & (frame < frame.amax(1, keepdim=True))
     for axis in (row, column):
