@@ -39,8 +39,8 @@ venv: .venv/.installed
 demo: venv
 	$(BIN)/starkv demo
 
-# By group, which conftest.py makes: what tests share is made once.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+# By file: what a file's tests share is made once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 test: venv
 	$(PYTEST) -m "not slow"
 

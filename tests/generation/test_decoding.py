@@ -19,9 +19,18 @@ FAMILY, BUDGET, TOKENS, ROOM = "qwen3_vl", 0.3, 9, 4
 PADDED = (TinyPrompt(), TinyPrompt(((4, 4),), 16, seed=3))
 
 
-def compiled(family=FAMILY, room=ROOM, model=None, **options):
+def compiled(family=FAMILY, room=ROOM, model=None, layers=LAYERS, **options):
+    model = tiny_model(family, num_hidden_layers=layers) if model is None else model
     options = {"budget": BUDGET, "inner": "eager", "decode_tokens": room, **options}
-    return starkv_compile.compile(tiny_model(family) if model is None else model, **options)
+    return starkv_compile.compile(model, **options)
+
+
+@pytest.fixture(scope="module")
+def grown():
+    """What a cache that grows gives."""
+    out = generate(compiled(room=None), tiny_inputs(FAMILY), TOKENS)
+    torch._dynamo.reset()
+    return out
 
 
 no_mask_without_padding = pytest.mark.skipif(
@@ -67,29 +76,24 @@ def test_no_address_no_shape_and_no_graph_changes(family):
 
 
 @no_mask_without_padding
-def test_a_full_buffer_is_replaced_by_a_larger_one():
-    inputs = tiny_inputs(FAMILY)
-    expected = generate(compiled(room=None), inputs, TOKENS)
-    out, calls = watched(compiled(room=3), inputs)
-    assert_same(out, expected)
+def test_a_full_buffer_is_replaced_by_a_larger_one(grown):
+    out, calls = watched(compiled(room=3), tiny_inputs(FAMILY))
+    assert_same(out, grown)
     kept = out.past_key_values.layers[0].kept.shape[1]
     assert [slots - kept for _, _, slots, _ in calls] == [0, 3, 3, 3, 6, 6, 6, 9, 9]
     assert len({graphs for _, _, _, graphs in calls[1:]}) == 1, "its length is a symbol"
 
 
 @pytest.mark.parametrize("way", ["torch.compile", "model.compile"])
-def test_every_way_in(way):
-    inputs = tiny_inputs(FAMILY)
-    expected = generate(compiled(room=None), inputs, TOKENS)
-    torch._dynamo.reset()
+def test_every_way_in(way, grown):
     model = tiny_model(FAMILY)
     options = {"budget": BUDGET, "inner": "eager", "decode_tokens": 16}
     if way == "model.compile":
         model.compile(backend="starkv", options=options)
     else:
         model = torch.compile(model, backend="starkv", options=options)
-    out, calls = watched(model, inputs)
-    assert_same(out, expected)
+    out, calls = watched(model, tiny_inputs(FAMILY))
+    assert_same(out, grown)
     assert len(set(calls[1:])) == 1
 
 
@@ -97,10 +101,10 @@ def test_every_way_in(way):
 @pytest.mark.parametrize("inner", ["aot_eager", slow("inductor")])
 def test_writing_in_place_is_the_same_compiled(inner):
     """Of each compiler: the buffers' contents as well, since a lost write shows there first."""
-    inputs, policy = tiny_inputs(FAMILY), "snapkv_mean"  # compiles soon
-    expected = generate(compiled(policy=policy), inputs, TOKENS)
+    inputs, fast = tiny_inputs(FAMILY), {"policy": "snapkv_mean", "layers": 1}  # compiles soon
+    expected = generate(compiled(**fast), inputs, TOKENS)
     torch._dynamo.reset()
-    out = generate(compiled(inner=inner, policy=policy), inputs, TOKENS)
+    out = generate(compiled(inner=inner, **fast), inputs, TOKENS)
     assert_same(out, expected)
     for ours, theirs in zip(
         out.past_key_values.layers, expected.past_key_values.layers, strict=True
@@ -136,7 +140,7 @@ def test_everything_kept():
 def test_a_later_turn_takes_the_tokens_out_and_makes_new_buffers():
     def turns(room):
         torch._dynamo.reset()
-        model, results = compiled(room=room), []
+        model, results = compiled(room=room, layers=1), []
         cache, ids = StarKVCache(model.config), tiny_inputs(FAMILY, TinyPrompt((), 40))["input_ids"]
         for words in (20, 1):
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -297,18 +301,16 @@ def test_a_step_that_fails_is_as_if_it_had_not_been():
 
 
 @pytest.mark.slow
-def test_a_model_no_longer_compiled_goes_on():
+def test_a_model_no_longer_compiled_goes_on(grown):
     """Nobody tells its masks of free slots: the tokens are taken out of the buffers."""
-    inputs = tiny_inputs(FAMILY)
-    expected = generate(compiled(room=None), inputs, 8)
     model = compiled()
-    first = generate(model, inputs, 4)
+    first = generate(model, tiny_inputs(FAMILY), 4)
     cache = first.past_key_values
     starkv_compile.undo(model)
     ids = first.sequences
     more = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     assert torch.equal(
-        generate(model, more, 4, past_key_values=cache).sequences, expected.sequences
+        generate(model, more, TOKENS - 4, past_key_values=cache).sequences, grown.sequences
     )
     assert cache.layers[0].filled is None
 
@@ -372,11 +374,11 @@ def prompt_then_tokens(model, cache, modes):
 )
 def test_a_change_of_dtype_widens_the_cache_as_in_the_plain_one(modes, room):
     """At budget 1.0 the cache is the stock one, token by token."""
-    modes = modes.split()
-    plain = tiny_model("llava")
+    modes, layers = modes.split(), 1  # each change is one more graph
+    plain = tiny_model("llava", num_hidden_layers=layers)
     stock = transformers.DynamicCache(config=plain.config.get_text_config())
     expected = prompt_then_tokens(plain, stock, modes)
-    model = compiled("llava", room, budget=1.0)
+    model = compiled("llava", room, layers=layers, budget=1.0)
     cache = StarKVCache(model.config)
     for left, right in zip(prompt_then_tokens(model, cache, modes), expected, strict=True):
         assert left.dtype == right.dtype
@@ -390,7 +392,7 @@ def test_a_change_of_dtype_widens_the_cache_as_in_the_plain_one(modes, room):
 
 @pytest.mark.slow
 def test_buffers_that_a_wider_token_moved_are_buffers_again():
-    model, addresses = compiled("llava", 8), []
+    model, addresses = compiled("llava", 8, layers=1), []
     cache = StarKVCache(model.config)
     model.register_forward_hook(lambda *_: addresses.append(cache.layers[0].values.data_ptr()))
     prompt_then_tokens(model, cache, ["bfloat16"] * 2 + ["float32"] * 4)
