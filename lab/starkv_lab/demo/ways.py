@@ -60,7 +60,7 @@ class Measured:
 
 
 def ways(budget: float, inner: str, nbits: int = 16) -> tuple[Way, Way, Way]:
-    """Returns the full cache, the paper's method as released, and our defaults.
+    """Returns the full cache, STaR-KV as released, and our defaults.
 
     The kept tokens of the last two are stored in `nbits`.
 
@@ -77,7 +77,7 @@ def ways(budget: float, inner: str, nbits: int = 16) -> tuple[Way, Way, Way]:
     options: dict[str, Any] = {"budget": budget, "nbits": nbits, "inner": inner}
     return (
         Way("full", "full cache", StarKVConfig(budget=1.0, inner=inner)),
-        Way("paper", f"paper, budget {share}", StarKVConfig.paper(**options)),
+        Way("paper", f"STaR-KV, budget {share}", StarKVConfig.paper(**options)),
         Way("default", f"default, budget {share}", StarKVConfig(**options)),
     )
 
