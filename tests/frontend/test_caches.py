@@ -90,6 +90,7 @@ def test_dynamos_precompilation_stores_it(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_second_process_and_another_machine_take_everything(tmp_path):
+    """Two layers: one piece of code serves both."""
     first = run(tmp_path / "one", 0.3, "", 1, 2, tmp_path / "artifacts")
     assert (first["hits"], first["bypassed"]) == (0, 0)
     assert first["misses"] > 0

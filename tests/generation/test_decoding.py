@@ -101,10 +101,10 @@ def test_every_way_in(way, grown):
 @pytest.mark.parametrize("inner", ["aot_eager", slow("inductor")])
 def test_writing_in_place_is_the_same_compiled(inner):
     """Of each compiler: the buffers' contents as well, since a lost write shows there first."""
-    inputs, fast = tiny_inputs(FAMILY), {"policy": "snapkv_mean", "layers": 1}  # compiles soon
-    expected = generate(compiled(**fast), inputs, TOKENS)
+    inputs, policy = tiny_inputs(FAMILY), "snapkv_mean"  # compiles soon
+    expected = generate(compiled(policy=policy), inputs, TOKENS)
     torch._dynamo.reset()
-    out = generate(compiled(inner=inner, **fast), inputs, TOKENS)
+    out = generate(compiled(inner=inner, policy=policy), inputs, TOKENS)
     assert_same(out, expected)
     for ours, theirs in zip(
         out.past_key_values.layers, expected.past_key_values.layers, strict=True

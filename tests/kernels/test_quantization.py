@@ -35,7 +35,8 @@ def test_the_rotation_is_orthogonal_and_its_own_inverse(dim):
     rows, others = made(dim), made(dim, 1)
     torch.testing.assert_close(turn(turn(rows)), rows)
     products, turned = (rows * others).sum(-1), (turn(rows) * turn(others)).sum(-1)
-    rounding = 1e-6 * float(rows.norm(dim=-1).max() * others.norm(dim=-1).max())
+    lengths = rows.norm(dim=-1).max() * others.norm(dim=-1).max()
+    rounding = 2 * torch.finfo(torch.float32).eps * float(lengths)
     torch.testing.assert_close(turned, products, atol=rounding, rtol=0)
 
 
