@@ -3,12 +3,13 @@ PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
 
-.PHONY: help venv demo test test-all test-alone types wheels test-kernels test-interpreted kernel-resources test-models test-hf test-trt test-torch-trt serving test-serving weights test-weights bench docs lint clean
+.PHONY: help venv demo test test-ci test-all test-alone types wheels test-kernels test-interpreted kernel-resources test-models test-hf test-trt test-torch-trt serving test-serving weights test-weights bench docs lint clean
 
 help:
 	@echo "make venv    create .venv with everything the project needs"
 	@echo "make demo    run the shipped agent with a full and a compressed cache"
 	@echo "make test    run the tests, but for the slow ones (marked: over five seconds)"
+	@echo "make test-ci   run these and the slow ones that CI runs, one of each kind"
 	@echo "make test-all  run all tests"
 	@echo "make test-alone  run every test file in a process of its own"
 	@echo "make test-kernels  Triton's kernels: run by its interpreter, and compiled for every GPU"
@@ -43,6 +44,9 @@ demo: venv
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 test: venv
 	$(PYTEST) -m "not slow"
+
+test-ci: venv
+	$(PYTEST) -m "not slow or slow(ci=True)"
 
 test-all: venv
 	$(PYTEST)

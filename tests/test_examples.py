@@ -71,7 +71,7 @@ def test_own_module(capsys):
     assert "logits unchanged: True" in out
 
 
-@pytest.mark.slow
+@pytest.mark.slow(ci=True)
 @pytest.mark.skipif(
     not (files("starkv_lab") / "agent" / "checkpoint" / "model.safetensors").is_file(),
     reason="the shipped agent's checkpoint is not in this tree",

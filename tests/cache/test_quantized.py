@@ -279,7 +279,7 @@ def test_a_graph_of_your_own_returns_no_codes():
         apply(graph, StarKVConfig(nbits=8))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(ci=True)
 def test_a_compiled_model_gives_what_an_eager_one_gives():
     (eager, kept), (output, cache) = (after(4, 4, inner=i) for i in ("eager", "aot_eager"))
     assert torch.equal(eager.sequences, output.sequences)

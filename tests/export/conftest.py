@@ -23,10 +23,16 @@ FORMS = {
 """Family, layers, policy, options. Two layers share a cache part; deep features: Qwen3."""
 
 
+IN_CI = ("topk", "4 bits")
+"""Forms of which a half is met by the other: families, and both kinds of what is stored."""
+
+
 def pytest_itemcollected(item):
     """`make test` writes no ONNX of a whole model: PyTorch runs what test_programs exports."""
     if "exports" in item.fixturenames:
-        item.add_marker(pytest.mark.slow)
+        form = item.callspec.params.get("exported") if hasattr(item, "callspec") else None
+        chosen = "exported" in item.fixturenames and (form or "topk") in IN_CI
+        item.add_marker(pytest.mark.slow(ci=chosen))
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ def test_images_that_do_not_match_their_tokens_are_the_models_own_error(model):
     assert int((good["input_ids"] == IMAGE_TOKEN).sum()) == 32
 
 
-@pytest.mark.slow
+@pytest.mark.slow(ci=True)
 def test_a_copied_prompt_is_asked_twice(model):
     """A prompt prefilled once; each question gets a deep copy, and the original stays as it was."""
     inputs = tiny_inputs(FAMILY, TEXT)

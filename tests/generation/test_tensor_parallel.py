@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-pytestmark = pytest.mark.slow
+from tests.support.crossing import slow
 
 PROGRAM = """
 import json, os, sys, torch
@@ -86,7 +86,10 @@ def alone(folder):
     return said(folder, 1, BY_HEAD, BY_TOKEN, ALL)[0]
 
 
-@pytest.mark.parametrize(("ranks", "names"), [(2, (BY_HEAD, BY_TOKEN, ALL)), (4, (BY_HEAD,))])
+@pytest.mark.parametrize(
+    ("ranks", "names"),
+    [slow(2, (BY_HEAD, BY_TOKEN, ALL), ci=True), slow(4, (BY_HEAD,))],
+)
 def test_each_rank_keeps_a_set_of_its_own_heads(folder, alone, ranks, names):
     found = said(folder, ranks, *names)
     for rank in found:

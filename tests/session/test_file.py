@@ -13,6 +13,7 @@ from safetensors.torch import load, save
 import starkv_compile
 from starkv_compile import AgentSession, SessionFileError, StarKVCache
 from starkv_compile.session import file as session_file
+from tests.support.crossing import slow
 from tests.support.turns import steps
 
 HEADER, CHECKSUM = "starkv_session", "checksum"
@@ -59,8 +60,7 @@ def loaded(data, path, saved, agent):
     return True
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("nbits", [16, 4])
+@pytest.mark.parametrize("nbits", [slow(16), slow(4, ci=True)])
 def test_a_saved_session_goes_on_where_it_was(agent, tmp_path, nbits):
     model, processor = agent
     starkv_compile.compile(model, budget=0.3, nbits=nbits, inner="eager")

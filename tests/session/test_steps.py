@@ -73,7 +73,7 @@ def test_same_cache_is_not_shared_between_sessions():
         assert torch.equal(left.kept, right.kept)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(ci=True)
 def test_agent_session_prefills_only_what_is_new(agent):
     model, processor = agent
     starkv_compile.compile(model, budget=0.3, policy="starkv", inner="eager")
@@ -133,7 +133,7 @@ def test_frames_out_of_the_history_leave_the_cache_whole(agent):
     assert cache.get_seq_length() == session.input_ids.shape[1] - 1, "positions go on"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(ci=True)
 def test_a_session_decodes_in_buffers(agent):
     model, processor = agent
     sessions = []
@@ -294,7 +294,7 @@ def test_a_screenshot_cut_by_chunks_of_the_prompt_is_one_of_the_history(agent):
         assert set(frame[stored[stored < len(frame)]].tolist()) == {-1, 1, 2}
 
 
-@pytest.mark.slow
+@pytest.mark.slow(ci=True)
 def test_a_fork_goes_its_own_way(agent):
     model, processor = agent
     starkv_compile.compile(model, budget=0.3, inner="eager")

@@ -51,7 +51,7 @@ def test_checkpoint_round_trip(agent, tmp_path):
         assert torch.equal(weight, again.state_dict()[name]), name
 
 
-@pytest.mark.slow
+@pytest.mark.slow(ci=True)
 def test_same_questions_full_and_compressed(ran):
     full, paper, default = ran[0]
     assert [r.way.name for r in ran[0]] == ["full", "paper", "default"]

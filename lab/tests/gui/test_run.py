@@ -278,7 +278,7 @@ def test_a_checkpoint_that_is_none(data, tmp_path):
         run(data, tmp_path / "out", model=str(tmp_path / "no-such"), family="ui-tars")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(ci=True)
 def test_from_the_command_line(data, tmp_path, capsys):
     folder, out = str(data["androidcontrol"]), tmp_path / "out"
     command = ["bench", "gui", "androidcontrol", "--data", folder, "--model", "shipped"]

@@ -62,7 +62,7 @@ def test_layers_of_different_lengths(bench):
     assert 0.2 < cells[0].right.mean() < 0.97
 
 
-@pytest.mark.slow
+@pytest.mark.slow(ci=True)
 def test_right_is_what_greedy_decoding_says(bench):
     """Judged in one pass over the right answer; `generate` token by token must agree."""
     config = StarKVConfig.paper(budget=0.15, inner="eager")
