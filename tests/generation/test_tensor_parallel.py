@@ -88,7 +88,7 @@ def alone(folder):
 
 @pytest.mark.parametrize(
     ("ranks", "names"),
-    [slow(2, (BY_HEAD, BY_TOKEN, ALL), ci=True), slow(4, (BY_HEAD,))],
+    [slow(2, (BY_HEAD, BY_TOKEN, ALL)), slow(4, (BY_HEAD,))],
 )
 def test_each_rank_keeps_a_set_of_its_own_heads(folder, alone, ranks, names):
     found = said(folder, ranks, *names)
