@@ -79,10 +79,25 @@ def test_the_peak_is_that_of_the_real_decoder(pair, past):
         read(model, past, cache)
     for layer in cache.layers if past else ():
         layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
-    held = cache_bytes(cache)
-    with Peak() as peak:
+    peak = Peak([t for layer in cache.layers for t in (layer.keys, layer.values)] if past else [])
+    with peak:
         read(model, 40, cache)
-    assert size.prompt_bytes(40, past) == peak.nbytes + held
+    assert size.prompt_bytes(40, past) == peak.nbytes
+
+
+def test_at_a_budget_a_further_layer_adds_what_it_keeps():
+    """As measured on a compiled model by `test_a_further_layer_adds_only_what_it_keeps`."""
+    small, large = (
+        ModelSize(tiny_model("qwen2_5_vl", num_hidden_layers=layers).config, torch.float32)
+        for layers in (2, 5)
+    )
+    a_token = small.layers[0].token_bytes
+    for kept in (None, 40):
+        grown = large.prompt_bytes(400, kept=kept) - small.prompt_bytes(400, kept=kept)
+        assert grown == 3 * a_token * (kept or 400)
+    # In chunks, what is stored has its size again after each layer.
+    grown = large.prompt_bytes(100, 40, kept=40) - small.prompt_bytes(100, 40, kept=40)
+    assert grown == 3 * a_token * 40
 
 
 def test_a_peak_counts_what_lives_at_once():
@@ -93,6 +108,11 @@ def test_a_peak_counts_what_lives_at_once():
         c = (b.view(10, 100) * 2).add_(1)
     assert peak.nbytes == 8000
     assert c.shape == (10, 100)
+    held = [torch.zeros(500)]
+    with (peak := Peak(held)):
+        held[0] = torch.zeros(400)
+        held[0] = torch.zeros(600)
+    assert peak.nbytes == 4000, "the 400 and the 600 after the 500 were freed"
 
 
 @pytest.fixture
@@ -135,7 +155,8 @@ def test_the_command(checkpoint, capsys):
     assert lines[3].split()[-2:] == [str(5 * tokens + 96), "tokens"]
     assert "at 20%" in lines[5]
     assert [line[:21].strip() for line in lines[6:8]] == [f"the same in {n} bits" for n in (8, 4)]
-    assert "in chunks of" in lines[9]
+    assert lines[9].startswith("the same at 20% ")
+    assert "in chunks of" in lines[10]
     assert main([*arguments, "--chunk", "32"]) == 0
     assert "in chunks of 32 " in capsys.readouterr().out
 

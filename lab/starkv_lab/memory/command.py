@@ -109,9 +109,10 @@ def _memory(args: argparse.Namespace) -> int:
             for nbits in (8, 4)
         ),
         ("peak of reading it at once, cache included", readable_bytes(size.prompt_bytes(tokens))),
+        (f"the same at {share}", readable_bytes(size.prompt_bytes(tokens, kept=stored))),
         (
             f"the same at {share}, in chunks of {chunk:,}",
-            readable_bytes(size.prompt_bytes(chunk, min(stored, tokens - chunk))),
+            readable_bytes(size.prompt_bytes(chunk, min(stored, tokens - chunk), stored)),
         ),
     ):
         print(f"{what:<46} {value:>14}")

@@ -6,6 +6,7 @@ model's own code, for every family, and need no formula.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,12 +92,14 @@ class ModelSize:
         kept = tokens if kept is None else min(kept, tokens)
         return sum(layer.nbytes(tokens, kept, nbits) for layer in self.layers)
 
-    def prompt_bytes(self, tokens: int, past: int = 0) -> int:
+    def prompt_bytes(self, tokens: int, past: int = 0, kept: int | None = None) -> int:
         """Peak bytes of tensors while the decoder reads `tokens`, without weights, with the cache.
 
         The decoder runs eagerly; a compiled one needs less. Logits are those of the last token.
+        What scores need is not counted.
 
-        past: tokens that the cache holds already.
+        past: tokens that the cache holds already. kept: tokens that a compressed layer stores once
+        it has read the prompt. None: all.
         """
         with self._mode:
             cache = DynamicCache(config=self._text)
@@ -104,10 +107,15 @@ class ModelSize:
                 self._read(past, cache)
                 for layer in cache.layers:  # what reading them took is not counted
                     layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
-            held = sum(t.nbytes for x in cache.layers for t in (x.keys, x.values)) if past else 0
-            with Peak() as peak:
+            held = [t for x in cache.layers for t in (x.keys, x.values)] if past else []
+            for layer in cache.layers if kept is not None else ():
+                if type(layer) is DynamicLayer:
+                    _shorten(layer, kept)
+            peak = Peak(held)
+            del held  # so that a layer frees what it replaces
+            with peak:
                 self._read(tokens, cache)
-        return peak.nbytes + held
+        return peak.nbytes
 
     def _layers(self) -> list[LayerSize]:
         cache = DynamicCache(config=self._text)
@@ -130,13 +138,26 @@ class ModelSize:
         self._decoder(inputs_embeds=embedded, use_cache=True, **with_cache(cache))
 
 
-class Peak(TorchDispatchMode):
-    """Counts the bytes of the storages that live at once, of tensors made inside."""
+def _shorten(layer: Any, kept: int) -> None:
+    """Lets the layer store `kept` tokens of those that it hands to its attention."""
+    update = layer.update
 
-    def __init__(self) -> None:
+    def shortened(*args: Any, **kwargs: Any) -> Any:
+        keys, values = update(*args, **kwargs)
+        layer.keys, layer.values = keys[:, :, :kept].clone(), values[:, :, :kept].clone()
+        return keys, values
+
+    layer.update = shortened
+
+
+class Peak(TorchDispatchMode):
+    """Counts the bytes of the storages that live at once: of tensors made inside, and of `held`."""
+
+    def __init__(self, held: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()
-        self.nbytes = 0
-        self._live: dict[StorageWeakRef, int] = {}
+        storages = [tensor.untyped_storage() for tensor in held]
+        self._live = {StorageWeakRef(storage): storage.nbytes() for storage in storages}
+        self.nbytes = sum(self._live.values())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {StorageWeakRef(t.untyped_storage()) for t in _tensors((args, kwargs))}
