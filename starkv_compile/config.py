@@ -108,9 +108,9 @@ class StarKVConfig:
 
     regional_compilation: bool = flag(True)
     """Inductor and aot_eager compile layers that are alike once, and a graph calls the result for
-    each of them. The time to compile then hardly depends on the number of layers. False: each graph
-    is compiled as a whole, as at a budget of 1.0, where gradients are recorded, with Inductor's
-    modes, freezing and CUDA graphs, and where Dynamo stores what it compiled (`aot_compile`,
+    each of them. So only tracing takes longer with more layers. False: each graph is compiled as a
+    whole, as at a budget of 1.0, where gradients are recorded, with Inductor's modes, freezing and
+    CUDA graphs, and where Dynamo stores what it compiled (`aot_compile`,
     TORCH_CACHING_PRECOMPILE)."""
 
     shorten_outputs: bool = flag(False)

@@ -23,8 +23,8 @@ TORCH_TENSORRT_SETTINGS: dict[str, Any] = {
 
 
 def extra(name: str) -> str:
-    """The command that installs an extra of this package: from PyPI, or in a clone."""
-    return f"pip install 'starkv-compile[{name}]' (in a clone: pip install '.[{name}]')"
+    """The command that installs an extra of this package, which is not on PyPI."""
+    return f"in a clone of starkv-compile: pip install '.[{name}]'"
 
 
 def needs(name: str) -> Any:

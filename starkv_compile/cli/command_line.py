@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv and argv[0] in OF_THE_LAB and argv[0] not in installed:
             raise MissingPackage(
-                f"{argv[0]!r} is a command of the laboratory: pip install starkv-lab "
-                "(from a clone of starkv-compile: pip install ./lab)"
+                f"{argv[0]!r} is a command of starkv-lab; in a clone of starkv-compile: "
+                "pip install ./lab"
             )
         known = list(dict.fromkeys([*OF_THE_LAB, *OWN, *installed]))
         if argv and not argv[0].startswith("-") and argv[0] not in known:

@@ -112,7 +112,7 @@ def findings() -> Iterator[Finding]:
     yield _tensorrt()
     yield _serving()
     yield Finding(
-        "laboratory (starkv demo)",
+        "starkv-lab (starkv demo)",
         bool(installed("starkv-lab")),
         installed("starkv-lab") or "not installed",
         "from a clone: pip install ./lab",

@@ -34,8 +34,8 @@ def test_without_the_laboratory_one_sentence_says_what_to_install(name, installe
     assert main([name, "--whatever", "3"]) == 2
     said = capsys.readouterr().err
     assert said == (
-        f"starkv: {name!r} is a command of the laboratory: pip install starkv-lab (from a clone "
-        "of starkv-compile: pip install ./lab)\n"
+        f"starkv: {name!r} is a command of starkv-lab; in a clone of starkv-compile: "
+        "pip install ./lab\n"
     )
 
 

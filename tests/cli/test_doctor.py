@@ -61,8 +61,8 @@ def test_what_is_missing_is_named(found, monkeypatch):
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     by_purpose = found()
     assert not by_purpose["export"].works
-    assert "starkv-compile[export]" in by_purpose["export"].advice
+    assert ".[export]" in by_purpose["export"].advice
     assert 'inner="eager"' in by_purpose["Inductor on a CPU"].advice
     assert "vllm==0.32.*" in by_purpose["serving (vLLM)"].advice
-    assert "./lab" in by_purpose["laboratory (starkv demo)"].advice
+    assert "./lab" in by_purpose["starkv-lab (starkv demo)"].advice
     assert by_purpose["models"].works

@@ -62,7 +62,7 @@ class Exported:
 def exports(tmp_path_factory):
     """By form, what was exported in it: made when first asked for."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package, reason="pip install 'starkv-compile[export]'")
+        pytest.importorskip(package, reason="pip install '.[export]'")
     made = {}
 
     def of(form):

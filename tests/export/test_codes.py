@@ -87,9 +87,9 @@ def test_rows_as_the_reference_makes_them_of_codes(dim, of_values, nbits):
 
 @pytest.mark.parametrize(("nbits", "dim", "of_values"), [(8, 16, 16), (4, 7, 5), (4, 12, 20)])
 def test_onnx_reads_codes_by_dequantize_linear(nbits, dim, of_values, tmp_path):
-    onnx = pytest.importorskip("onnx", reason="pip install 'starkv-compile[export]'")
+    onnx = pytest.importorskip("onnx", reason="pip install '.[export]'")
     for package in ("onnxscript", "onnxruntime"):
-        pytest.importorskip(package, reason="pip install 'starkv-compile[export]'")
+        pytest.importorskip(package, reason="pip install '.[export]'")
     from starkv_compile.export.onnx.graphs import Graph
     from starkv_compile.export.onnx.onnx_graph import name_lengths, save, to_onnx
     from starkv_compile.export.onnx.translations import HAS_BLOCKS

@@ -9,7 +9,7 @@ from starkv_lab.matrix.exports import probe_export
 from starkv_lab.matrix.tiny import families
 
 for package in ("onnxscript", "onnxruntime"):
-    pytest.importorskip(package, reason="pip install 'starkv-compile[export]'")
+    pytest.importorskip(package, reason="pip install '.[export]'")
 
 TABLE = (Path(__file__).parents[2] / "docs" / "export_families.md").read_text()
 KINDS = {

@@ -26,7 +26,7 @@ class Select(torch.nn.Module):
 @pytest.mark.parametrize("name", SELECTIONS)
 def test_every_length_of_one_graph(name, tmp_path):
     for package in ("onnxscript", "onnxruntime"):
-        pytest.importorskip(package, reason="pip install 'starkv-compile[export]'")
+        pytest.importorskip(package, reason="pip install '.[export]'")
     from starkv_compile.export.capture.capture import export_program
     from starkv_compile.export.capture.ports import Port
     from starkv_compile.export.onnx.graphs import Graph

@@ -10,9 +10,9 @@ from transformers.models.llama.modeling_llama import repeat_kv
 from starkv_compile.export.capture.capture import export_program
 from starkv_compile.export.capture.ports import Port
 
-onnx = pytest.importorskip("onnx", reason="pip install 'starkv-compile[export]'")
+onnx = pytest.importorskip("onnx", reason="pip install '.[export]'")
 for package in ("onnxscript", "onnxruntime"):
-    pytest.importorskip(package, reason="pip install 'starkv-compile[export]'")
+    pytest.importorskip(package, reason="pip install '.[export]'")
 
 from starkv_compile.export.onnx.graphs import Graph  # noqa: E402
 from starkv_compile.export.onnx.onnx_graph import save, to_onnx  # noqa: E402

@@ -48,7 +48,7 @@ class ProgramGraph:
 def pair(model, programs, tmp_path, monkeypatch):
     """(a model that runs the programs, the compiled model)."""
     for package in ("onnxscript", "onnxruntime"):
-        pytest.importorskip(package, reason="pip install 'starkv-compile[export]'")
+        pytest.importorskip(package, reason="pip install '.[export]'")
     from starkv_compile.export.onnx.visual import export_visual
     from starkv_compile.export.onnx.weights import Weights
 
@@ -142,5 +142,5 @@ def test_what_no_program_does_is_refused(model):
 
 def test_without_torch_tensorrt_one_error_names_the_extra(programs, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_tensorrt", None)
-    with pytest.raises(MissingPackage, match=r"torch_tensorrt cannot .*starkv-compile\[tensorrt-"):
+    with pytest.raises(MissingPackage, match=r"torch_tensorrt cannot .*\[tensorrt-"):
         compile_program(programs["decode"])

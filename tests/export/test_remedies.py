@@ -23,7 +23,7 @@ class Module(torch.nn.Module):
 def in_onnx(function, port, values, folder):
     """What the function returns in ONNX Runtime."""
     for package in ("onnxscript", "onnxruntime"):
-        pytest.importorskip(package, reason="pip install 'starkv-compile[export]'")
+        pytest.importorskip(package, reason="pip install '.[export]'")
     from starkv_compile.export.onnx.graphs import Graph
     from starkv_compile.export.onnx.onnx_graph import save, tidy, to_onnx
     from starkv_compile.export.onnx.weights import Weights

@@ -15,7 +15,7 @@ from starkv_compile.export.tensorrt.trt_rules import refused
 from starkv_compile.testing import TinyPrompt, generate, tiny_inputs
 from tests.support.same import assert_same_cache
 
-onnx_files = pytest.importorskip("onnx", reason="pip install 'starkv-compile[export]'")
+onnx_files = pytest.importorskip("onnx", reason="pip install '.[export]'")
 
 pytestmark = pytest.mark.slow
 SLOTS = 128

@@ -2,7 +2,7 @@
 
 import pytest
 
-onnx = pytest.importorskip("onnx", reason="pip install 'starkv-compile[export]'")
+onnx = pytest.importorskip("onnx", reason="pip install '.[export]'")
 
 from onnx import TensorProto, helper  # noqa: E402
 

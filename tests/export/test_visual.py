@@ -9,7 +9,7 @@ from starkv_compile.export.onnx.windows import Windows, window_inputs
 from starkv_compile.testing import tiny_model
 
 for package in ("onnxscript", "onnxruntime"):
-    pytest.importorskip(package, reason="pip install 'starkv-compile[export]'")
+    pytest.importorskip(package, reason="pip install '.[export]'")
 
 from starkv_compile.export.onnx.onnx_graph import NEWEST, OPSET  # noqa: E402
 from starkv_compile.export.onnx.weights import Weights  # noqa: E402

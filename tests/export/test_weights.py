@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-onnx = pytest.importorskip("onnx", reason="pip install 'starkv-compile[export]'")
-ir = pytest.importorskip("onnx_ir", reason="pip install 'starkv-compile[export]'")
+onnx = pytest.importorskip("onnx", reason="pip install '.[export]'")
+ir = pytest.importorskip("onnx_ir", reason="pip install '.[export]'")
 
 import ml_dtypes  # noqa: E402
 from onnx_ir.tensor_adapters import TorchTensor  # noqa: E402

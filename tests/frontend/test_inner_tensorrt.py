@@ -64,7 +64,7 @@ def test_a_model_is_compressed_through_it_as_without(given):
 def test_what_is_missing_is_said_at_once(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_tensorrt", None)
     model = tiny_model("qwen2_vl")
-    said = r"torch_tensorrt cannot be imported \(.*\); .*pip install 'starkv-compile\[tensorrt-"
+    said = r"torch_tensorrt cannot be imported \(.*\); .*pip install '.\[tensorrt-"
     with pytest.raises(MissingPackage, match=said):
         starkv_compile.compile(model, **OPTIONS)
     with pytest.raises(MissingPackage, match=said):

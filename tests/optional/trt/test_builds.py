@@ -9,7 +9,7 @@ import pytest
 import torch
 
 rtx = pytest.importorskip("tensorrt_rtx_bindings", reason="make test-trt installs TensorRT-RTX")
-onnx = pytest.importorskip("onnx", reason="pip install 'starkv-compile[export]'")
+onnx = pytest.importorskip("onnx", reason="pip install '.[export]'")
 
 from onnx import TensorProto, helper  # noqa: E402
 
