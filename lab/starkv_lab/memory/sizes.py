@@ -108,9 +108,10 @@ class ModelSize:
                 for layer in cache.layers:  # what reading them took is not counted
                     layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
             held = [t for x in cache.layers for t in (x.keys, x.values)] if past else []
-            for layer in cache.layers if kept is not None else ():
-                if type(layer) is DynamicLayer:
-                    _shorten(layer, kept)
+            if kept is not None:
+                for layer in cache.layers:
+                    if type(layer) is DynamicLayer:
+                        _shorten(layer, kept)
             peak = Peak(held)
             del held  # so that a layer frees what it replaces
             with peak:
