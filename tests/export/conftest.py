@@ -24,7 +24,7 @@ FORMS = {
 
 
 IN_CI = ("topk", "4 bits")
-"""Forms of which a half is met by the other: families, and both kinds of what is stored."""
+"""Forms that CI exports: both families, numbers in full and in codes."""
 
 
 def pytest_itemcollected(item):
