@@ -98,7 +98,7 @@ def first(tmp_path_factory):
     return folder, run(folder / "one", 0.3, "", 1, 2, folder / "artifacts")
 
 
-@pytest.mark.slow(ci=True)
+@pytest.mark.slow
 @pytest.mark.parametrize(("caches", "given"), [("one", ""), ("empty", "artifacts")])
 def test_a_second_process_and_another_machine_take_everything(first, caches, given):
     folder, said = first

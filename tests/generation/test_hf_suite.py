@@ -71,7 +71,7 @@ def _plain():
         return dict(outputs(prepare))
 
 
-@pytest.mark.slow(ci=True)
+@pytest.mark.slow
 def test_at_budget_one_every_call_is_compiled_and_bit_identical(tmp_path, plain):
     saved, summary = injected(tmp_path, 1.0)
     assert (summary["compressed"], summary["left_whole"]) == (0, {})
