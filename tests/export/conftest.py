@@ -24,7 +24,7 @@ FORMS = {
 
 
 IN_CI = ("topk",)
-"""Forms that CI exports. The others differ in one option each, and take a minute each."""
+"""Forms that CI exports. The others differ in family, policy or options, and take a minute each."""
 
 
 def pytest_itemcollected(item):
