@@ -9,7 +9,7 @@ help:
 	@echo "make venv    create .venv with everything the project needs"
 	@echo "make demo    run the shipped agent with a full and a compressed cache"
 	@echo "make test    run the tests, but for the slow ones (marked: over five seconds)"
-	@echo "make test-ci   run these and the slow ones that CI runs, one of each kind"
+	@echo "make test-ci   run these and some of the slow ones, as CI does"
 	@echo "make test-all  run all tests"
 	@echo "make test-alone  run every test file in a process of its own"
 	@echo "make test-kernels  Triton's kernels: run by its interpreter, and compiled for every GPU"
