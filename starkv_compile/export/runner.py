@@ -32,7 +32,8 @@ OTHER_OUTPUTS = ("output_hidden_states", "output_attentions", "output_router_log
 class OnnxSession(AgentSession):
     """Steps of one agent, with an exported folder as its model.
 
-    `step(content, max_new_tokens=..., streamer=...)`, `fork` and `save` work as in `AgentSession`.
+    `step(content, max_new_tokens=..., streamer=...)`, `replace_reply`, `fork` and `save` work as
+    in `AgentSession`.
     `OnnxSession.model` is a model for `generate`, without a session.
 
     Args:
@@ -41,6 +42,7 @@ class OnnxSession(AgentSession):
         provider: "cpu" or "cuda" of ONNX Runtime, or "tensorrt" for the engines in the folder.
         history: as in `AgentSession`.
         keep_text: as in `AgentSession`.
+        template: system and chat_template_kwargs, as in `AgentSession`.
 
     Raises:
         StarKVError: the folder holds no export, or the runtime is missing.
@@ -53,11 +55,12 @@ class OnnxSession(AgentSession):
         provider: str = "cpu",
         history: int | None = None,
         keep_text: bool = True,
+        **template: Any,
     ) -> None:
         folder = Path(folder)
         model = load_model(folder, provider)  # first: it says if this is no export
         processor = load_processor(folder) if processor is None else processor
-        super().__init__(model, processor, history, keep_text)
+        super().__init__(model, processor, history, keep_text, **template)
 
     @classmethod
     def load(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,13 @@ from .contents import check_contents, has_heads_of
 from .file import read_session, write_session
 from .generation import check_options, check_output, end_tokens
 from .inner import generating_model, inner_model, positions_owner
-from .turn import Content, check_turn, text_of_turn, without_pictures
+from .turn import (
+    Content,
+    check_template_options,
+    check_turn,
+    text_of_turn,
+    without_pictures,
+)
 
 _OWN = {
     "input_ids": "input_ids",
@@ -29,6 +37,9 @@ _OWN = {
     "frames": "_frames",
     "starts": "_starts",
     "turns": "_turns",
+    "reply_start": "_reply_start",
+    "system": "system",
+    "template_options": "_template_options",
 }
 """What `save` writes in addition to the cache: names in the file, and attributes."""
 
@@ -50,13 +61,25 @@ class AgentSession:
         keep_text: whether the text of the turns of older screenshots stays. If False, it leaves
             with them. Text before the session's first screenshot (a system prompt, a task) always
             stays.
+        system: text of a system message before the first turn. None: no such message, or the one
+            that the chat template writes itself.
+        chat_template_kwargs: further arguments of `processor.apply_chat_template`, such as
+            {"tools": [...]} with the JSON schemas of tools. JSON must be able to hold them.
 
     Raises:
-        OptionError: history is less than 1, or keep_text is False without a history.
+        OptionError: history is less than 1, keep_text is False without a history, or system or
+            chat_template_kwargs cannot be rendered or saved.
     """
 
     def __init__(
-        self, model: Any, processor: Any, history: int | None = None, keep_text: bool = True
+        self,
+        model: Any,
+        processor: Any,
+        history: int | None = None,
+        keep_text: bool = True,
+        *,
+        system: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         if not callable(getattr(model, "modules", None)):
             raise OptionError(
@@ -70,14 +93,19 @@ class AgentSession:
                 "keep_text=False with history=None: text leaves together with its screenshots, but "
                 "history=None keeps all screenshots; give a history, such as history=5"
             )
+        options = {} if chat_template_kwargs is None else chat_template_kwargs
+        check_template_options(system, options)
         self.model, self.processor = model, processor
-        self.history, self.keep_text = history, keep_text
+        self.history, self.keep_text, self.system = history, keep_text, system
+        # Text: later changes of the caller's dict do not reach a running session.
+        self._template_options = json.dumps(options)
         self._inner = inner_model(model)
         self.cache = StarKVCache(self._inner.config)
         self.input_ids: torch.Tensor | None = None
         self._turns: list[Content] = []  # the user's
         self._frames: list[int] = []  # of the layout, by image
         self._starts: list[int] = []  # of the image's turn in the stream, by image
+        self._reply_start = 0  # place of the last reply's first token
         self._ended, self.failed = False, False
         self._types: torch.Tensor | None = None
         self._grid: torch.Tensor | None = None
@@ -154,7 +182,8 @@ class AgentSession:
         check_output(output, ids, self.cache.get_seq_length())
         self._count_frames(len(images or ()))
         self.input_ids = output
-        reply = output[:, ids.shape[1] :]
+        self._reply_start = ids.shape[1]
+        reply = output[:, self._reply_start :]
         self._ended = int(reply[0, -1]) in end_tokens(self._inner, generate)
         if self._types is not None:
             self._types = torch.nn.functional.pad(self._types, (0, reply.shape[1]))
@@ -178,6 +207,35 @@ class AgentSession:
             return
         added = int(layout.frame.max()) + 1 - sum(self._frames)
         self._frames += [added // images] * (images - 1) + [added - added // images * (images - 1)]
+
+    def replace_reply(self, reply: str) -> None:
+        """Puts `reply` in the place of the last step's reply, so that later steps read it.
+
+        For a reply that a person corrected, or that the history of a model's own prompt gives in
+        another form, such as without its thoughts. The next step prefills `reply` with its turn,
+        after `history` has removed old screenshots.
+
+        Args:
+            reply: text without special tokens. It may be empty.
+
+        Raises:
+            OptionError: `reply` is no text, or the session has no step yet.
+            CacheError: the model also caches in layers of another kind, from which no token can
+                be removed. The session stays as it is.
+        """
+        if not isinstance(reply, str):
+            raise OptionError(f"replace_reply({reply!r:.60}): expected the text of a reply")
+        if self.input_ids is None:
+            raise OptionError("replace_reply before the first step: there is no reply to replace")
+        self.cache.crop(self._reply_start - self.cache.get_seq_length())
+        tokens = self._tokenizer(reply, add_special_tokens=False)["input_ids"]
+        prompt = self.input_ids[:, : self._reply_start]
+        new = torch.tensor([tokens], dtype=prompt.dtype, device=prompt.device)
+        self.input_ids = torch.cat([prompt, new], dim=1)
+        if self._types is not None:
+            types = self._types[:, : self._reply_start]
+            self._types = torch.nn.functional.pad(types, (0, len(tokens)))
+        self._ended = False
 
     def fork(self) -> AgentSession:
         """Returns a second session with the same past. Steps of one do not change the other.
@@ -249,8 +307,9 @@ class AgentSession:
         layers = self.cache.compressed_layers
         seen = sorted({layer.seen for layer in layers})
         expect(
-            set(seen) <= {tokens},
-            f"the layers have seen {seen} tokens; expected {tokens}, all but the last",
+            seen in ([], [tokens], [contents["reply_start"]]),
+            f"the layers have seen {seen} tokens; expected {tokens}, all but the last, or "
+            f"{contents['reply_start']}, without a reply that was replaced",
         )
         expect(
             not contents["configured_heads"] or has_heads_of(self._inner.config, layers),
@@ -274,7 +333,8 @@ class AgentSession:
         if self._ended and self.input_ids is not None:
             end = self._tokenizer.decode([int(self.input_ids[0, -1])]).strip()
         self._turns.append(without_pictures(content))
-        return text_of_turn(self.processor, self._turns, end)
+        options = json.loads(self._template_options)
+        return text_of_turn(self.processor, self._turns, end, self.system, options)
 
     @property
     def _tokenizer(self) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import torch
 
 from ..cache.checks import expect, is_count, is_integers
+from ..errors import OptionError
 from ..vision.describe import image_token_ids
-from .turn import without_pictures
+from .turn import check_template_options, without_pictures
 
 _NAMES = (
     "input_ids",
@@ -22,6 +24,9 @@ _NAMES = (
     "frames",
     "starts",
     "turns",
+    "reply_start",
+    "system",
+    "template_options",
     "configured_heads",
 )
 """What a file holds in addition to the cache. configured_heads: what `has_heads_of` said."""
@@ -43,6 +48,12 @@ def check_contents(contents: dict[str, Any], config: Any) -> None:
     length = _check_tokens(contents, config)
     _check_history(contents["frames"], contents["starts"], length)
     _check_turns(contents["turns"], length)
+    start = contents["reply_start"]
+    expect(
+        is_count(start) and start <= length and bool(start) == bool(length),
+        f"reply_start={start!r:.40}; expected a place among {length} tokens",
+    )
+    _check_template(contents["system"], contents["template_options"])
 
 
 def _check_settings(history: Any, flags: dict[str, Any]) -> None:
@@ -56,6 +67,17 @@ def _check_settings(history: Any, flags: dict[str, Any]) -> None:
         history is not None or flags["keep_text"],
         "keep_text=False with history=None; expected a history",
     )
+
+
+def _check_template(system: Any, options: Any) -> None:
+    try:
+        check_template_options(system, json.loads(options))
+    except (OptionError, TypeError, ValueError, RecursionError):
+        expect(
+            False,
+            f"system={system!r:.40}, template_options={options!r:.40}; expected a text or None, "
+            "and a dict in JSON",
+        )
 
 
 def _check_tokens(contents: dict[str, Any], config: Any) -> int:

@@ -96,6 +96,7 @@ def test_texts_and_dtypes_are_saved_as_they_are(agent, tmp_path):
     assert again.cache.layers[0].keys.dtype == torch.bfloat16
 
 
+@pytest.mark.slow(ci=True)
 def test_a_damaged_byte_is_found(saved, agent, tmp_path):
     session, data = saved
     rng = random.Random(0)
@@ -130,6 +131,7 @@ def signed(data, change):
     return save(tensors, {HEADER: text, CHECKSUM: session_file._sum(text)})
 
 
+@pytest.mark.slow(ci=True)
 def test_a_file_signed_anew_loads(saved, agent, tmp_path):
     session, data = saved
     assert loaded(signed(data, lambda h, t: None), tmp_path / "session", session, agent)
@@ -172,7 +174,7 @@ IN, LAYER = ("contents",), ("contents", "cache", "layers", 1)
 KEYS, CODES = "cache.layers.1.keys", "cache.layers.1.codes.key.0"
 LIES = {
     "another format": put(("format",), "pictures"),
-    "a later version": put(("version",), 3),
+    "a later version": put(("version",), 4),
     "no version": put(("version",), GONE),
     "no model": put(("model",), GONE),
     "another model": put(("model", "KV heads"), 3),
@@ -257,6 +259,14 @@ LIES = {
     "starts out of order": put((*IN, "starts"), [9, 0]),
     "turns of another kind": put((*IN, "turns"), "what"),
     "a turn of another kind": put((*IN, "turns", 0), [{"type": "text", "text": 3}]),
+    "a reply before all tokens": put((*IN, "reply_start"), 0),
+    "a reply beyond all tokens": put((*IN, "reply_start"), 10**9),
+    "a reply at no place": put((*IN, "reply_start"), "here"),
+    "a system message of another kind": put((*IN, "system"), 3),
+    "options that are no JSON": put((*IN, "template_options"), "what"),
+    "options that are no dict": put((*IN, "template_options"), "[1]"),
+    "options that are no text": put((*IN, "template_options"), {"tools": []}),
+    "options of the session's own": put((*IN, "template_options"), '{"tokenize": true}'),
     "a tensor named twice": put((*IN, "types"), {"tensor": "input_ids"}),
     "a tensor that is not there": put((*IN, "types"), {"tensor": "no"}),
     "a tensor that nobody names": lambda h, t: t.update(extra=torch.ones(1)),

@@ -63,6 +63,7 @@ def test_a_question_without_a_frame_keeps_the_pattern():
     assert cache.layers[0].kept.shape[1] == StarKVConfig(budget=0.3).capacity(ids.shape[1])
 
 
+@pytest.mark.slow(ci=True)
 def test_same_cache_is_not_shared_between_sessions():
     family = "qwen2_5_vl"
     model = starkv_compile.compile(tiny_model(family), budget=0.3, inner="eager")

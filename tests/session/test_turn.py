@@ -1,8 +1,9 @@
 """The text of a new turn: what the chat template writes after the last reply, whatever is said."""
 
 import pytest
+import torch
 
-from starkv_compile import AgentSession, UnsupportedModel
+from starkv_compile import AgentSession, OptionError, UnsupportedModel
 from starkv_compile.session.turn import REPLIES, text_of_turn
 
 CHAT = (
@@ -20,13 +21,11 @@ class Templated:
     def __init__(self, template):
         self.template = template
 
-    def apply_chat_template(self, messages, tokenize, add_generation_prompt):
+    def apply_chat_template(self, messages, tokenize, **options):
         from transformers.utils.chat_template_utils import render_jinja_template
 
         assert not tokenize
-        return render_jinja_template(
-            [messages], chat_template=self.template, add_generation_prompt=add_generation_prompt
-        )[0][0]
+        return render_jinja_template([messages], chat_template=self.template, **options)[0][0]
 
 
 def words(text):
@@ -182,3 +181,70 @@ def test_replies_stand_for_one_place():
     one, other = REPLIES
     assert len(one) == len(other) == 1
     assert one != other
+
+
+TOOLED = "{% for tool in tools or [] %}[{{ tool['name'] }}]{% endfor %}" + CHAT
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_system_message_and_tools_come_once_before_all_turns(count):
+    processor = Templated(TOOLED.replace("TEXT", ""))
+    turns = [words("one"), words("two"), words("three")][:count]
+    options = {"tools": [{"name": "computer"}]}
+    text = text_of_turn(processor, turns, "", system="You act.", options=options)
+    if count == 1:
+        assert text == "[computer]<system>You act.<|end|>\n<user>one<|end|>\n<assistant>"
+    else:
+        assert text == f"<|end|>\n<user>{turns[-1][0]['text']}<|end|>\n<assistant>"
+
+
+def test_a_template_without_system_messages_says_where_to_put_it():
+    template = (
+        CHAT.replace("TEXT", "")
+        .replace("in messages %}<", "in messages if m['role'] != 'system' %}<")
+        .replace("SYSTEM ", "")
+    )
+    processor = Templated(template)
+    assert text_of_turn(processor, [words("go")], "", system="") != ""
+    with pytest.raises(UnsupportedModel, match=r"leaves out the system message.*first step"):
+        text_of_turn(processor, [words("go")], "", system="You act.")
+
+
+def test_a_session_with_a_system_message_and_tools(agent, tmp_path, monkeypatch):
+    model, processor = agent
+    monkeypatch.setattr(
+        processor,
+        "chat_template",
+        "{% for tool in tools or [] %}{{ tool['name'] }} {% endfor %}" + processor.chat_template,
+    )
+    tools = [{"name": "click"}]
+    session = AgentSession(
+        model, processor, system="red star", chat_template_kwargs={"tools": tools}
+    )
+    tools.append({"name": "where"})
+    session.step(words("what"), max_new_tokens=2, do_sample=False)
+    first = processor.tokenizer.decode(session.input_ids[0]).replace(" ", "")
+    assert first.startswith("click<|agent|>redstar<|end|><|user|>what")
+    session.save(tmp_path / "session")
+    loaded = AgentSession.load(tmp_path / "session", model, processor)
+    assert loaded.system == "red star"
+    for one in (session, loaded):
+        one.step(words("where"), max_new_tokens=2, do_sample=False)
+    assert torch.equal(session.input_ids, loaded.input_ids)
+    both = processor.tokenizer.decode(session.input_ids[0]).replace(" ", "")
+    assert both.count("redstar") == both.count("click") == 1
+    assert "where" in both
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"system": 3}, r"system=3: expected the text"),
+        ({"chat_template_kwargs": [1]}, r"chat_template_kwargs=\[1\]: expected a dict"),
+        ({"chat_template_kwargs": {"tokenize": True}}, r"with tokenize: a session gives"),
+        ({"chat_template_kwargs": {"tools": [print]}}, r"JSON can hold.*get_json_schema"),
+    ],
+)
+def test_what_no_template_takes_is_refused(agent, options, said):
+    with pytest.raises(OptionError, match=said):
+        AgentSession(*agent, **options)
