@@ -25,6 +25,7 @@ CHECKED = [
 ]
 
 
+@pytest.mark.slow(ci=True)
 @pytest.mark.parametrize("name", CHECKED)
 def test_all_keep_what_the_reference_keeps(size, name):
     inputs = make_inputs(size, "cpu")

@@ -62,6 +62,7 @@ def test_a_mask_that_hides_what_the_prompt_saw(model, cache, hidden):
     call(model, TOKEN, cache, [])
 
 
+@pytest.mark.slow(ci=True)
 def test_padding_stays_what_it_was(model):
     rows, padding = PROMPT.expand(2, -1), [0, 1, 2]
     cache = call(model, rows, hidden=padding).past_key_values

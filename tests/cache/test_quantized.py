@@ -136,6 +136,7 @@ def test_decoding_reads_codes(monkeypatch, tmp_path, implementation, options):
     assert not any("dequantize" in graph for graph in graphs)
 
 
+@pytest.mark.slow(ci=True)
 def test_buffers_give_what_a_growing_cache_gives():
     (grown, _), (output, cache) = after(4, 12), after(4, 12, decode_tokens=5)
     assert torch.equal(grown.sequences, output.sequences)
@@ -177,6 +178,7 @@ def test_a_crop_into_the_codes_of_a_cache_that_dropped_nothing():
     assert torch.equal(layer.keys, keys[:, :, : coded - 5])
 
 
+@pytest.mark.slow(ci=True)
 def test_a_second_prompt_and_what_it_answers():
     """The reply is near that of a cache in the model's precision, and nothing else changes."""
     caches = []
@@ -192,6 +194,7 @@ def test_a_second_prompt_and_what_it_answers():
     assert cache.nbytes < 0.6 * full.nbytes
 
 
+@pytest.mark.slow(ci=True)
 def test_a_padded_batch():
     prompts = (TinyPrompt(), TinyPrompt(((4, 4),), 16, seed=3))
     (exact, _), (output, cache) = (after(n, 5, prompts=prompts) for n in (16, 8))
@@ -199,6 +202,7 @@ def test_a_padded_batch():
     assert cache.layers[0].quantized.key.codes.shape[0] == 2
 
 
+@pytest.mark.slow(ci=True)
 def test_another_number_of_bits_is_refused_and_16_bits_store_all_in_full():
     _, cache = after(4)
     ids = torch.randint(5, 180, (1, 12))
@@ -288,6 +292,7 @@ def test_a_compiled_model_gives_what_an_eager_one_gives():
         torch.testing.assert_close(a.keys, b.keys)
 
 
+@pytest.mark.slow(ci=True)
 @pytest.mark.parametrize("nbits", [8, 4])
 def test_inductor_turns_codes_back(nbits):
     rows = torch.randn(1, 2, 9, 80, generator=torch.Generator().manual_seed(0))

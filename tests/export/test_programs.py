@@ -77,6 +77,7 @@ PROMPTS = {
 }
 
 
+@pytest.mark.slow(ci=True)
 def test_programs_answer_as_the_compiled_model(pair):
     for prompts in PROMPTS.values():
         inputs = tiny_inputs(FAMILY, *prompts)
@@ -85,6 +86,7 @@ def test_programs_answer_as_the_compiled_model(pair):
         assert_same_cache(mine.past_key_values, theirs.past_key_values, 1)
 
 
+@pytest.mark.slow(ci=True)
 def test_steps_on_what_is_stored(pair):
     runs = (steps(model, FAMILY, 5) for model in pair)
     for (mine, left), (theirs, right) in zip(*runs, strict=True):
@@ -92,6 +94,7 @@ def test_steps_on_what_is_stored(pair):
         assert_same_cache(left, right, 1)
 
 
+@pytest.mark.slow(ci=True)
 def test_heads_are_those_that_are_stored_and_numbers(programs):
     for program in programs.values():
         attentions = [n for n in program.exported.graph.nodes if fx.is_op(n, ops.SDPA)]
@@ -104,6 +107,7 @@ def test_heads_are_those_that_are_stored_and_numbers(programs):
             assert not any(isinstance(length, int) for length in left)
 
 
+@pytest.mark.slow(ci=True)
 def test_what_torch_tensorrt_is_told(programs, monkeypatch):
     told = {}
 
@@ -140,6 +144,7 @@ def test_what_no_program_does_is_refused(model):
         export_programs(deepcopy(model).to("meta"), CONFIG, MAX_SEQ)
 
 
+@pytest.mark.slow(ci=True)
 def test_without_torch_tensorrt_one_error_names_the_extra(programs, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_tensorrt", None)
     with pytest.raises(MissingPackage, match=r"torch_tensorrt cannot .*'\.\[tensorrt-"):

@@ -42,6 +42,7 @@ def test_a_small_constant_stays(tmp_path):
     torch.testing.assert_close(found, (values + 1e-12).log())
 
 
+@pytest.mark.slow(ci=True)
 def test_a_stable_sort_gives_ties_in_order(tmp_path):
     values = (3 * torch.rand(2, 300)).floor()
     found = in_onnx(lambda x: x.sort(dim=-1, stable=True).indices, LINE, values, tmp_path)

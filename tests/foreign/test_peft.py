@@ -53,6 +53,7 @@ def right():
     return plain, with_adapter
 
 
+@pytest.mark.slow(ci=True)
 def test_an_adapter_put_on_a_compiled_model(right):
     plain, with_adapter = right
     model = compressed(base())

@@ -246,6 +246,7 @@ def test_a_mask_for_layers_of_different_lengths_is_an_error():
         model(LATER[:, :1].contiguous(), cache)
 
 
+@pytest.mark.slow(ci=True)
 def test_a_token_without_a_mask_sees_layers_of_different_lengths():
     model, cache = prompted(OddGraphNoMask)
     with torch.no_grad():

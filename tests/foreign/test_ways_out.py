@@ -346,6 +346,7 @@ def test_a_copy_is_not_compiled_and_says_so():
     assert (stored(output), texts) == ([KEPT] * LAYERS, [])
 
 
+@pytest.mark.slow(ci=True)
 def test_a_cache_that_holds_a_set_for_each_head():
     ids = PROMPT[:, :20].contiguous()
     model = starkv_compile.compile(llama(), policy="snapkv", **OPTIONS)

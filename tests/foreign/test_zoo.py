@@ -22,9 +22,12 @@ from tests.support.docs import DOCS, code_blocks, defined_by
 
 KEPT = PROMPT.shape[1] * 3 // 10
 PAIRS = [(style, way) for style, ways in OUTCOMES.items() for way in ways]
-USUAL = [(style, way) for style, way in PAIRS if way == "model.compile()"]
-USUAL += [("Cache of transformers", way) for way in OUTCOMES["Cache of transformers"]]
-PARAMETERS = [pair if pair in USUAL else slow(*pair) for pair in PAIRS]
+PARAMETERS = [
+    (style, way)
+    if style == "Cache of transformers"
+    else slow(style, way, ci=way == "model.compile()")
+    for style, way in PAIRS
+]
 
 
 def talked(name, way, budget):
@@ -103,6 +106,7 @@ def test_compressed_and_right_or_left_with_a_warning(style, way):
         assert_as_cut_by_hand(talk, STYLES[style].make())
 
 
+@pytest.mark.slow(ci=True)
 def test_the_page_shows_these_outcomes_and_its_model_is_compressed(capsys):
     page = "guides/own-models.md"
     assert table() in (DOCS / page).read_text()

@@ -9,6 +9,7 @@ from starkv_compile import OptionError
 from starkv_compile.kernels import compiling
 from starkv_compile.reporting import GraphReport, Report, SiteReport, readable_bytes
 from starkv_compile.testing import TinyPrompt, generate, tiny_inputs, tiny_model
+from tests.support.crossing import slow
 
 Q, K, V = (torch.randn(1, 2, 40, 16) for _ in range(3))
 
@@ -18,7 +19,7 @@ def attend(q, k, v):
     return F.scaled_dot_product_attention(q, k, v, is_causal=True), k, v
 
 
-@pytest.mark.parametrize("inner", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("inner", ["eager", "aot_eager", slow("inductor", ci=True)])
 def test_plain_function(inner):
     options = {"budget": 0.25, "inner": inner, "shorten_outputs": True}
     compiled = torch.compile(attend, backend="starkv", options=options, fullgraph=True)
@@ -39,6 +40,7 @@ def test_mode_goes_to_inductor_and_to_nothing_else():
         torch.compile(attend, backend="starkv", options={"nonsense": 1})
 
 
+@pytest.mark.slow(ci=True)
 def test_compiled_graphs_are_cached_by_the_kernels_source(monkeypatch, tmp_path):
     """Else an upgrade would go on running the kernels of the version before."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))

@@ -42,6 +42,7 @@ def test_what_is_stored_is_what_was_allowed(family, way):
     assert f"{BUDGET:,d} bytes; a token takes {TOKEN:,d}" in told
 
 
+@pytest.mark.slow(ci=True)
 def test_rows_of_a_batch_share_it():
     """Also where their number is a symbol of a graph that was compiled for another one."""
     model = starkv_compile.compile(tiny_model("qwen3_vl"), budget_bytes=3 * BUDGET, inner="eager")

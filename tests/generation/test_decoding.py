@@ -61,6 +61,7 @@ def watched(model, inputs):
     return out, calls
 
 
+@pytest.mark.slow(ci=True)
 @pytest.mark.parametrize("family", ["qwen3_vl", "llava"])
 def test_no_address_no_shape_and_no_graph_changes(family):
     inputs = tiny_inputs(family)
@@ -75,6 +76,7 @@ def test_no_address_no_shape_and_no_graph_changes(family):
     assert out.past_key_values.get_seq_length() == expected.past_key_values.get_seq_length()
 
 
+@pytest.mark.slow(ci=True)
 @no_mask_without_padding
 def test_a_full_buffer_is_replaced_by_a_larger_one(grown):
     out, calls = watched(compiled(room=3), tiny_inputs(FAMILY))

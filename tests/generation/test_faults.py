@@ -212,6 +212,7 @@ def test_what_is_left_uncompressed_is_so_in_a_cache_of_ours_too(model, case):
     assert cache.shared.layout.frame.max() == 1, "where its images are, is known all the same"
 
 
+@pytest.mark.slow(ci=True)
 def test_a_model_that_is_its_own_decoder_is_gone_when_nobody_holds_it():
     model = tiny_model(FAMILY).get_decoder()
     starkv_compile.compile(model, budget=0.3, inner="eager")
@@ -221,6 +222,7 @@ def test_a_model_that_is_its_own_decoder_is_gone_when_nobody_holds_it():
     assert held() is None
 
 
+@pytest.mark.slow(ci=True)
 def test_buffers_made_in_inference_mode_are_written_outside():
     model = tiny_model(FAMILY)
     starkv_compile.compile(model, budget=0.3, inner="eager", decode_tokens=8)

@@ -120,6 +120,7 @@ def test_prompt_lookup_says_what_greedy_says(model):
     assert torch.equal(looked_up, greedy)
 
 
+@pytest.mark.slow(ci=True)
 def test_extra_padding_on_the_left_changes_nothing():
     model = starkv_compile.compile(tiny_model(FAMILY), budget_tokens=20, inner="eager")
     inputs = tiny_inputs(FAMILY, TEXT)

@@ -180,6 +180,7 @@ def test_ranks_are_the_references(kind, count):
     assert torch.equal(rank_histogram(*arguments), reference.rank_histogram(*arguments))
 
 
+@pytest.mark.slow(ci=True)
 @given(data=st.data())
 @settings(max_examples=200, deadline=None, derandomize=True)
 def test_selection_of_any_scores(data):
@@ -196,6 +197,7 @@ class Attend(torch.nn.Module):
         return scores * 2, STARKV.select_tokens(scores.mean(1), None, key.shape[2], 8, 40)
 
 
+@pytest.mark.slow(ci=True)
 def test_compiled_for_this_process_calls_it_and_what_leaves_it_does_not():
     query, key = inputs()
     expected = reference.window_attention(query, key, None, 0.2, 8, 40)

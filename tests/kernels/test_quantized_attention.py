@@ -142,6 +142,7 @@ def test_rows_in_any_memory_order(kernel):
     check(*both(query, parts, mask, kernel))
 
 
+@pytest.mark.slow(ci=True)
 @pytest.mark.parametrize("nbits", [8, 4])
 def test_compiled_it_gives_the_same(nbits):
     (key, newer_key, _), (value, newer_value, _) = made(nbits=nbits)

@@ -99,6 +99,7 @@ def test_a_padded_batch_is_compiled_without_copies_of_its_mask():
         assert len(shape) == len(set(shape)), f"{dtype} of {layout}: quadratic in a length"
 
 
+@pytest.mark.slow(ci=True)
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 def test_kernels_take_the_double_scale_of_a_compiled_graph(driver, target):
     """Inductor passes Python's floats as fp64; a launch from Python passes fp32."""

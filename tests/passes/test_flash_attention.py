@@ -138,6 +138,7 @@ def inputs_of(*prompts):
     return {**inputs, "pixel_values": inputs["pixel_values"].bfloat16()}
 
 
+@pytest.mark.slow(ci=True)
 @pytest.mark.parametrize("rows", [1, 2])
 def test_a_model_keeps_the_same_tokens_as_with_sdpa(rows, flash_attention_2):
     inputs, caches = inputs_of(*(TinyPrompt(seed=i) for i in range(rows))), []

@@ -188,6 +188,7 @@ def test_what_a_session_does_with_sets_by_head():
 RECOMMENDED = ("snapkv_mean", "snapkv", "key_novelty")
 
 
+@pytest.mark.slow(ci=True)
 def test_inductor_keeps_the_same():
     """In one graph for all, as compiling is what takes the time."""
     query, key, value = projected()

@@ -50,6 +50,7 @@ def test_the_shipped_agent_on_an_episode(capsys, tmp_path):
     assert (budget["percent"], budget["kept"]) == (12.5, [tokens // 8] * 4)
 
 
+@pytest.mark.slow(ci=True)
 def test_own_screenshots_and_a_policy_with_sets_by_head(capsys, tmp_path):
     Image.effect_noise((300, 170), 80).save(tmp_path / "grey.png")
     question = "what step 1 x=500 y=500"

@@ -60,6 +60,7 @@ def test_the_table_has_every_family_of_the_library_and_no_wrong_one():
     assert "WRONG" not in TABLE
 
 
+@pytest.mark.slow(ci=True)
 def test_a_cache_that_keeps_one_token_too_many_is_called_wrong(monkeypatch):
     select = STARKV.select_tokens
 
