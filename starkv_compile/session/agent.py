@@ -37,7 +37,7 @@ _OWN = {
     "frames": "_frames",
     "starts": "_starts",
     "turns": "_turns",
-    "reply_start": "_reply_start",
+    "prompt_length": "prompt_length",
     "system": "system",
     "template_options": "_template_options",
 }
@@ -65,6 +65,12 @@ class AgentSession:
             that the chat template writes itself.
         chat_template_kwargs: further arguments of `processor.apply_chat_template`, such as
             {"tools": [...]} with the JSON schemas of tools. JSON must be able to hold them.
+
+    Attributes:
+        cache: the session's `StarKVCache`.
+        input_ids: [1, L] int64, all tokens so far, with those that left the cache. None before the
+            first step.
+        prompt_length: how many of these L tokens came before the last reply.
 
     Raises:
         OptionError: history is less than 1, keep_text is False without a history, or system or
@@ -105,7 +111,7 @@ class AgentSession:
         self._turns: list[Content] = []  # the user's
         self._frames: list[int] = []  # of the layout, by image
         self._starts: list[int] = []  # of the image's turn in the stream, by image
-        self._reply_start = 0  # place of the last reply's first token
+        self.prompt_length = 0
         self._ended, self.failed = False, False
         self._types: torch.Tensor | None = None
         self._grid: torch.Tensor | None = None
@@ -182,8 +188,8 @@ class AgentSession:
         check_output(output, ids, self.cache.get_seq_length())
         self._count_frames(len(images or ()))
         self.input_ids = output
-        self._reply_start = ids.shape[1]
-        reply = output[:, self._reply_start :]
+        self.prompt_length = ids.shape[1]
+        reply = output[:, self.prompt_length :]
         self._ended = int(reply[0, -1]) in end_tokens(self._inner, generate)
         if self._types is not None:
             self._types = torch.nn.functional.pad(self._types, (0, reply.shape[1]))
@@ -227,13 +233,13 @@ class AgentSession:
             raise OptionError(f"replace_reply({reply!r:.60}): expected the text of a reply")
         if self.input_ids is None:
             raise OptionError("replace_reply before the first step: there is no reply to replace")
-        self.cache.crop(self._reply_start - self.cache.get_seq_length())
+        self.cache.crop(self.prompt_length - self.cache.get_seq_length())
         tokens = self._tokenizer(reply, add_special_tokens=False)["input_ids"]
-        prompt = self.input_ids[:, : self._reply_start]
+        prompt = self.input_ids[:, : self.prompt_length]
         new = torch.tensor([tokens], dtype=prompt.dtype, device=prompt.device)
         self.input_ids = torch.cat([prompt, new], dim=1)
         if self._types is not None:
-            types = self._types[:, : self._reply_start]
+            types = self._types[:, : self.prompt_length]
             self._types = torch.nn.functional.pad(types, (0, len(tokens)))
         self._ended = False
 
@@ -307,9 +313,9 @@ class AgentSession:
         layers = self.cache.compressed_layers
         seen = sorted({layer.seen for layer in layers})
         expect(
-            seen in ([], [tokens], [contents["reply_start"]]),
+            seen in ([], [tokens], [contents["prompt_length"]]),
             f"the layers have seen {seen} tokens; expected {tokens}, all but the last, or "
-            f"{contents['reply_start']}, without a reply that was replaced",
+            f"{contents['prompt_length']}, without a reply that was replaced",
         )
         expect(
             not contents["configured_heads"] or has_heads_of(self._inner.config, layers),

@@ -24,7 +24,7 @@ _NAMES = (
     "frames",
     "starts",
     "turns",
-    "reply_start",
+    "prompt_length",
     "system",
     "template_options",
     "configured_heads",
@@ -48,10 +48,10 @@ def check_contents(contents: dict[str, Any], config: Any) -> None:
     length = _check_tokens(contents, config)
     _check_history(contents["frames"], contents["starts"], length)
     _check_turns(contents["turns"], length)
-    start = contents["reply_start"]
+    start = contents["prompt_length"]
     expect(
         is_count(start) and start <= length and bool(start) == bool(length),
-        f"reply_start={start!r:.40}; expected a place among {length} tokens",
+        f"prompt_length={start!r:.40}; expected a place among {length} tokens",
     )
     _check_template(contents["system"], contents["template_options"])
 

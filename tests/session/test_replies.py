@@ -57,11 +57,11 @@ def test_the_models_own_reply_put_back_changes_nothing(agent, options):
         replies = [one.step(content, max_new_tokens=5, do_sample=False) for one in (session, own)]
         assert replies[0] == replies[1]
         session.replace_reply("something else")
-        session.replace_reply(processor.tokenizer.decode(own.input_ids[0, own._reply_start :]))
+        session.replace_reply(processor.tokenizer.decode(own.input_ids[0, own.prompt_length :]))
         assert torch.equal(session.input_ids, own.input_ids)
     for left, right in zip(session.cache.layers, own.cache.layers, strict=True):
         places = right.places()[0]
-        assert torch.equal(left.places()[0], places[places < session._reply_start])
+        assert torch.equal(left.places()[0], places[places < session.prompt_length])
 
 
 def test_a_file_and_a_fork_go_on_from_a_replaced_reply(agent, tmp_path):

@@ -74,6 +74,7 @@ def _of_trajectory(path: Path, reading: Reading) -> Iterator[Sample]:
             target=options,
             group={"action": options[0][0]["type"]},
             past=told,
+            trajectory=task,
         )
 
 

@@ -129,6 +129,7 @@ def _of_episode(
             target=_target(record, elements),
             group={"action": record.text("action_type"), **{part: part for part in parts}},
             past=_past(said[:step], reading),
+            trajectory=str(episode),
         )
 
 

@@ -104,6 +104,12 @@ def add_gui(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         default=unset,
         help="most tokens of an answer (default: 256, for AgentNetBench 512)",
     )
+    add(
+        "--sessions",
+        action="store_true",
+        help="run each trajectory on one cache, which every step compresses again; --images is how "
+        "many of the newest screenshots stay in it",
+    )
     add("--limit", type=int, metavar="N", default=unset, help="run only the first N samples")
     add(
         "--shard",
@@ -148,6 +154,7 @@ def _gui(args: argparse.Namespace) -> int:
             pixels=(given.get("min_pixels"), given.get("max_pixels")),
             max_new_tokens=given.get("max_new_tokens"),
             limit=given.get("limit"),
+            sessions=args.sessions,
             shard=shard_of(given.get("shard")),
             device=given.get("device"),
             trust_remote_code=args.trust_remote_code,

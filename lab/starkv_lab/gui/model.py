@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,6 +15,9 @@ from starkv_compile.hf import with_cache
 from .families.base import Family
 from .samples import Sample, Size, open_screen
 from .screens import Screen, check_shown, shown_size
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class GuiModel:
         for name, limit in zip(("shortest_edge", "longest_edge"), pixels, strict=True):
             if limit is not None:
                 images.size = {**dict(images.size), name: limit}
+        self._checked: set[Size] = set()
         starkv_compile.compile(self.model, config)
 
     @torch.no_grad()
@@ -75,7 +79,7 @@ class GuiModel:
             StarKVError: a screenshot cannot be read, or the processor resized it in an unknown way.
         """
         pictures = [open_screen(screen) for screen in sample.screens]
-        screens = [self._screen(picture.size) for picture in pictures]
+        screens = [self.screen(picture.size) for picture in pictures]
         chat = self.family.messages(sample, screens)
         prompt = self.processor.apply_chat_template(chat, add_generation_prompt=True)
         inputs = self.processor(text=[prompt], images=pictures, return_tensors="pt")
@@ -83,33 +87,45 @@ class GuiModel:
         check_shown(screens, grid, self.processor.image_processor.patch_size)
         inputs = inputs.to(self.model.device)
         cache = StarKVCache(self.model.config)
-        started = self._now()
+        started = self.now()
         output = self.model.generate(
             **inputs, **with_cache(cache), max_new_tokens=max_new_tokens, do_sample=False
         )
-        seconds = self._now() - started
+        seconds = self.now() - started
         new = output[:, inputs["input_ids"].shape[1] :]
         [said] = self.processor.batch_decode(new, skip_special_tokens=True)
         decoded = new.shape[1] - 1  # the last token is never fed back
-        layers = cache.compressed_layers
-        return Answer(
-            prompt,
-            said,
-            screens[-1],
-            kept=sum(layer.stored for layer in layers) / len(layers) - decoded,
-            seen=layers[0].seen - decoded,
-            nbytes=cache.nbytes,
-            full_nbytes=cache.full_nbytes,
-            seconds=seconds,
-        )
+        return Answer(prompt, said, screens[-1], **counts(cache, decoded), seconds=seconds)
 
-    def _screen(self, size: Size) -> Screen:
+    def screen(self, size: Size) -> Screen:
+        """Returns a screenshot's size, and the size that the model sees."""
         return Screen(size, shown_size(size, self.processor.image_processor))
 
-    def _now(self) -> float:
+    def check_size(self, picture: Image) -> None:
+        """Raises `StarKVError` if the processor resizes pictures of this size in an unknown way."""
+        if picture.size in self._checked:
+            return
+        images = self.processor.image_processor
+        grid = images(images=[picture], return_tensors="pt")["image_grid_thw"]
+        check_shown([self.screen(picture.size)], grid, images.patch_size)
+        self._checked.add(picture.size)
+
+    def now(self) -> float:
+        """Returns the time in seconds, when the device has done all its work."""
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
         return time.perf_counter()
+
+
+def counts(cache: StarKVCache, decoded: int) -> dict[str, Any]:
+    """Returns the tokens and bytes of an `Answer`. decoded: tokens of the reply in the cache."""
+    layers = cache.compressed_layers
+    return {
+        "kept": sum(layer.stored for layer in layers) / len(layers) - decoded,
+        "seen": layers[0].seen - layers[0].retired - decoded,
+        "nbytes": cache.nbytes,
+        "full_nbytes": cache.full_nbytes,
+    }
 
 
 def _load(family: Family, checkpoint: str, trust: bool) -> tuple[Any, Any]:

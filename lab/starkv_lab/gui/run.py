@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from ..printing import print_table
 from .actions import UnparsableAnswer
 from .benchmarks import dataset_of, fingerprint
 from .families import family_of
-from .model import GuiModel
+from .families.base import Family
+from .model import Answer, GuiModel
 from .records import AnswerFile
 from .samples import Dataset, Reading, Sample
 from .shards import Shard, device_of
 from .summary import Summary, summarise, table_of
+from .trajectories import GuiSession, part_of, reading_of, trajectories
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +33,8 @@ class GuiOptions:
 
     model: a folder, a name on Hugging Face's hub, or "shipped". family: None takes the family from
     the model's name. pixels: fewest and most pixels of a resized screenshot, None for the
-    checkpoint's. limit: number of samples to run, None for all. trust_remote_code: whether code
-    from the checkpoint may run.
+    checkpoint's. limit: number of samples to run, None for all. sessions: whether each trajectory
+    runs on one cache. trust_remote_code: whether code from the checkpoint may run.
 
     Raises:
         OptionError: a value is impossible.
@@ -47,6 +50,7 @@ class GuiOptions:
     pixels: tuple[int | None, int | None] = (None, None)
     max_new_tokens: int | None = None
     limit: int | None = None
+    sessions: bool = False
     shard: Shard = field(default_factory=Shard)
     device: str | None = None
     trust_remote_code: bool = False
@@ -59,6 +63,11 @@ class GuiOptions:
                 )
         if self.reading.level not in ("high", "low"):
             raise OptionError(f"level {self.reading.level!r}: expected high or low")
+        if self.sessions and self.reading.level == "low":
+            raise OptionError(
+                "--sessions with level low: each low-level instruction is a task of its own, but a "
+                "session has one task; give --level high"
+            )
         least, most = self.pixels
         for name, value in (
             ("limit", self.limit),
@@ -82,10 +91,11 @@ class GuiOptions:
             "model": self.model,
             "family": family,
             "images": self.reading.images,
-            "texts": self.reading.texts,
+            "texts": None if self.sessions else self.reading.texts,
             "level": self.reading.level,
             "pixels": self.pixels,
             "max_new_tokens": self.max_new_tokens or dataset.tokens,
+            **({"sessions": True} if self.sessions else {}),
             **config,
         }
 
@@ -105,8 +115,11 @@ def run_gui(options: GuiOptions, console: Console | None = None) -> Summary:
     file = AnswerFile(options.out, options.shard, settings, machine)
     if file.done:
         console.print(f"{len(file.done)} answers are there already.")
-    samples = islice(dataset.read(options.data, options.reading), options.limit)
-    missing = (s for s in options.shard.of(samples) if s.id not in file.done)
+    missing = (
+        part
+        for part in options.shard.of(_parts(dataset, options))
+        if any(sample.id not in file.done for sample in part)
+    )
     first = next(missing, None)  # reads and checks the data before it loads a model
     if first is not None:
         model = GuiModel(
@@ -126,21 +139,55 @@ def run_gui(options: GuiOptions, console: Console | None = None) -> Summary:
         )
         with Progress(*columns, console=console) as progress:
             task = progress.add_task(f"{dataset.title}, shard {options.shard.index}", total=None)
-            for sample in chain((first,), missing):
-                file.add(answer(model, dataset, sample, tokens))
-                progress.advance(task)
+            for part in chain((first,), missing):
+                for record in _answers(model, dataset, part, tokens, options, file.done):
+                    file.add(record)
+                    progress.advance(task)
     summary = summarise(options.out)
     summary.write(options.out)
     print_table(console, table_of(summary))
     return summary
 
 
-def answer(model: GuiModel, dataset: Dataset, sample: Sample, tokens: int) -> dict[str, Any]:
-    """Answers a sample and returns its record, which is one line of the file."""
-    said = model.answer(sample, tokens)
+def _parts(dataset: Dataset, options: GuiOptions) -> Iterable[list[Sample]]:
+    """Returns what one process must answer as a whole: trajectories or single samples."""
+    if not options.sessions:
+        return ([s] for s in islice(dataset.read(options.data, options.reading), options.limit))
+    samples = dataset.read(options.data, reading_of(options.reading))
+    return trajectories(islice(samples, options.limit), str(options.data))
+
+
+def _answers(
+    model: GuiModel,
+    dataset: Dataset,
+    part: list[Sample],
+    tokens: int,
+    options: GuiOptions,
+    done: set[str],
+) -> Iterator[dict[str, Any]]:
+    """Yields the records of the samples of `part` that are not `done`."""
+    family = model.family
+    if not options.sessions:
+        yield from (
+            record_of(family, dataset, sample, model.answer(sample, tokens)) for sample in part
+        )
+        return
+    session, left = GuiSession(model, options.reading.images), len(part)
+    while left and part[left - 1].id in done:
+        left -= 1
+    for step, sample in enumerate(part[:left], start=1):
+        if sample.id in done:
+            session.skip(sample)
+        else:
+            placed = replace(sample, group={**sample.group, "steps": part_of(step)})
+            yield record_of(family, dataset, placed, session.answer(sample, tokens))
+
+
+def record_of(family: Family, dataset: Dataset, sample: Sample, said: Answer) -> dict[str, Any]:
+    """Judges an answer, and returns its record, which is one line of the file."""
     unparsable = None
     try:
-        actions = model.family.parse(said.text, said.screen)
+        actions = family.parse(said.text, said.screen)
     except UnparsableAnswer as error:
         actions, unparsable = (), str(error)
     score = dataset.score(sample.target, actions, said.screen.size)

@@ -38,7 +38,8 @@ class Sample:
     for the next action. screens: files or encoded images, oldest first, so the current screen comes
     last. past: the earlier steps, oldest first; the earlier screens belong to the last of them.
     target: the right answer, in a form that the data set's rule reads and JSON can hold. group:
-    values by which tables are split.
+    values by which tables are split. trajectory: an id that all steps of one demonstration share,
+    if the data set has all of them in their order; else None.
     """
 
     id: str
@@ -48,6 +49,7 @@ class Sample:
     target: Any
     group: Mapping[str, str]
     past: Sequence[Past] = ()
+    trajectory: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

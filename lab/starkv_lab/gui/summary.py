@@ -104,7 +104,7 @@ def summarise(folder: Path) -> Summary:
     return Summary(
         settings=settings,
         missing_shards=[i for i in range(count) if f"answers-{i}-of-{count}.jsonl" not in there],
-        parts=list(_parts(answers, dataset_of(settings["dataset"]).tables)),
+        parts=list(_parts(answers, (*dataset_of(settings["dataset"]).tables, ("steps",)))),
         kept=mean("kept"),
         seen=mean("seen"),
         nbytes=mean("bytes"),

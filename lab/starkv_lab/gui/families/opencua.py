@@ -169,7 +169,7 @@ class _Processor:
         self.tokenizer, self.image_processor = tokenizer, image_processor
 
     def apply_chat_template(self, chat: Messages, **options: Any) -> Any:
-        return self.tokenizer.apply_chat_template(chat, tokenize=False, **options)
+        return self.tokenizer.apply_chat_template(chat, **{"tokenize": False, **options})
 
     def __call__(self, text: list[str], images: list[Any], return_tensors: str) -> Any:
         """Returns input_ids [1, L], attention_mask, pixel_values and grid_thws [images, 3].
