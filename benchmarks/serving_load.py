@@ -80,11 +80,10 @@ async def loop(address: str, clients: int, seconds: float, items: list[Any]) -> 
     """Clients in a closed loop for `seconds`."""
     from openai import AsyncOpenAI
 
-    run, client = Run(), AsyncOpenAI(base_url=f"{address}/v1", api_key="none")
-    before = metrics(address)
+    run, before = Run(), metrics(address)
     end = time.perf_counter() + seconds
 
-    async def one(number: int) -> None:
+    async def one(client: AsyncOpenAI, number: int) -> None:
         turn = number
         while time.perf_counter() < end:
             messages, question = items[turn % len(items)]
@@ -99,7 +98,8 @@ async def loop(address: str, clients: int, seconds: float, items: list[Any]) -> 
             run.resident.append(found.get("process_resident_memory_bytes", 0.0))
             await asyncio.sleep(SAMPLED)
 
-    await asyncio.gather(watch(), *(one(number) for number in range(clients)))
+    async with AsyncOpenAI(base_url=f"{address}/v1", api_key="none") as client:
+        await asyncio.gather(watch(), *(one(client, number) for number in range(clients)))
     name = "vllm:num_preemptions_total"
     run.preemptions = metrics(address)[name] - before[name]
     return run

@@ -233,7 +233,18 @@ class AgentSession:
             raise OptionError(f"replace_reply({reply!r:.60}): expected the text of a reply")
         if self.input_ids is None:
             raise OptionError("replace_reply before the first step: there is no reply to replace")
-        self.cache.crop(self.prompt_length - self.cache.get_seq_length())
+        decoded = self.cache.get_seq_length() - self.prompt_length
+        try:
+            if decoded:
+                self.cache.crop(-decoded)
+        except CacheError:
+            raise
+        except RuntimeError as error:  # of the layers of transformers
+            raise CacheError(
+                "replace_reply: this model also caches in layers of another kind, from which no "
+                f"token can be removed ({str(error):.90}); say in the next turn what the reply "
+                "should have been"
+            ) from error
         tokens = self._tokenizer(reply, add_special_tokens=False)["input_ids"]
         prompt = self.input_ids[:, : self.prompt_length]
         new = torch.tensor([tokens], dtype=prompt.dtype, device=prompt.device)

@@ -92,9 +92,9 @@ def test_what_cannot_be_replaced_is_said(agent, monkeypatch):
     ids = session.input_ids
 
     def refuse(tokens):
-        raise CacheError("no")
+        raise RuntimeError("the current layer does not track past states")
 
     monkeypatch.setattr(session.cache, "crop", refuse)
-    with pytest.raises(CacheError, match="no"):
+    with pytest.raises(CacheError, match=r"another kind.*track past states\); say in the next turn"):
         session.replace_reply(REPLY)
     assert session.input_ids is ids
