@@ -9,7 +9,16 @@ from starkv_lab.agent.batches import IGNORE, sample_plan, write
 from starkv_lab.agent.vocabulary import END, TOKEN_ID
 from starkv_lab.training import initial
 from starkv_lab.training.pool import see_episodes
-from starkv_lab.training.train import answer_loss, isolate_questions, learning_rate, shown_tokens
+from starkv_lab.training.train import (
+    MAX_FRAMES,
+    TOKENS_SHOWN,
+    Trainer,
+    answer_loss,
+    isolate_questions,
+    last_step,
+    learning_rate,
+    shown_tokens,
+)
 from transformers import Qwen3VLForConditionalGeneration
 
 
@@ -75,6 +84,27 @@ def test_loss_reaches_the_language_model_through_any_density(model, pool, tokens
     loss.backward()
     layer = model.model.language_model.layers[0]
     assert layer.self_attn.k_proj.weight.grad.abs().sum() > 0
+
+
+def test_the_rate_falls_when_the_agent_is_ready_and_not_before(tmp_path):
+    for ready, end in ((None, 2900), (1500, 2900), (2200, 2900), (2600, 3300)):
+        assert last_step(2900, 700, step=1000, ready=ready) == end
+    for step in (2500, 9000):
+        late = last_step(2900, 700, step, ready=None)
+        assert learning_rate(step, late, 700, 1.0) == 1.0
+    assert last_step(2900, 700, step=3000, ready=2600) == 3300, "steps after it change nothing"
+
+    trainer = Trainer(tmp_path, seed=0, peak=1e-3)
+    trainer.state["step"] = 7
+    ups = MAX_FRAMES - 1 + len(TOKENS_SHOWN) - 1
+    for _ in range(ups):
+        assert trainer.state["ready"] is None
+        trainer._level_up()
+    assert trainer.state["ready"] is None, "all tokens are shown, and no question answered yet"
+    for step in (8, 9):
+        trainer.state["step"] = step
+        trainer._level_up()
+    assert trainer.state["ready"] == 8
 
 
 def test_learning_rate_warms_up_stays_and_falls():
