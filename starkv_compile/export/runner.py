@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -42,7 +43,8 @@ class OnnxSession(AgentSession):
         provider: "cpu" or "cuda" of ONNX Runtime, or "tensorrt" for the engines in the folder.
         history: as in `AgentSession`.
         keep_text: as in `AgentSession`.
-        template: system and chat_template_kwargs, as in `AgentSession`.
+        system: as in `AgentSession`.
+        chat_template_kwargs: as in `AgentSession`.
 
     Raises:
         StarKVError: the folder holds no export, or the runtime is missing.
@@ -55,12 +57,21 @@ class OnnxSession(AgentSession):
         provider: str = "cpu",
         history: int | None = None,
         keep_text: bool = True,
-        **template: Any,
+        *,
+        system: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         folder = Path(folder)
         model = load_model(folder, provider)  # first: it says if this is no export
         processor = load_processor(folder) if processor is None else processor
-        super().__init__(model, processor, history, keep_text, **template)
+        super().__init__(
+            model,
+            processor,
+            history,
+            keep_text,
+            system=system,
+            chat_template_kwargs=chat_template_kwargs,
+        )
 
     @classmethod
     def load(

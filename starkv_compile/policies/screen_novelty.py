@@ -11,7 +11,7 @@ from ..kernels import shapes
 from ..kernels.ops import STARKV, op
 from ..kernels.reference import novelty
 from ..kernels.reference.attention import pool
-from ..validation import number
+from ..validation import flag, number
 from .base import PooledPolicy
 from .inputs import Scored, ScoreInputs
 from .key_novelty import share
@@ -30,11 +30,13 @@ def novelty_scores(
     width: int,
     attention_weight: float,
     novelty_weight: float,
+    stored: int,
 ) -> Tensor:
     """Returns the scores [B, P] of `ScreenNovelty`. Those of text and of screens do not compare.
 
     attention is [B, G, P] of `window_attention`. The other tensors cover all L tokens. `unlike` is
-    0 for screens.
+    0 for screens. The first `stored` tokens, if of a screen, count as if their attention were the
+    mean of the others.
     """
     past = attention.shape[-1]
     visual = frame[:, :past] >= 0
@@ -45,9 +47,10 @@ def novelty_scores(
     near = pool(is_text[:, None].float(), width)[:, 0]
     text = pool(seen.masked_fill(~is_text, 0.0)[:, None], width)[:, 0] / near.clamp(min=1e-6)
     text = share(text.where(is_text, 0.0)) + novelty_weight * share(unlike[:, :past])
-    seen = seen.masked_fill(~visual, 0.0)
-    mean = seen.sum(-1, keepdim=True) / visual.sum(-1, keepdim=True).clamp(min=1)
-    attended = 1.0 + attention_weight * seen / mean.clamp(min=1e-30)
+    fresh = visual & (torch.arange(past, device=frame.device) >= stored)
+    seen = seen.masked_fill(~fresh, 0.0)
+    mean = seen.sum(-1, keepdim=True) / fresh.sum(-1, keepdim=True).clamp(min=1)
+    attended = 1.0 + attention_weight * (seen / mean.clamp(min=1e-30)).where(fresh, 1.0)
     return torch.where(visual, spatial[:, :past] * temporal[:, :past] * attended, text)
 
 
@@ -78,7 +81,9 @@ class ScreenNovelty(PooledPolicy):
       token at the same place, as a share of the largest. A token kept from an earlier prompt has
       half of that share plus a half.
     * a_t is the attention that the last W queries pay to the token, averaged over heads. The mean
-      of a is over the tokens of all screens. nu is `attention_weight`.
+      of a is over the tokens of all screens. nu is `attention_weight`. With
+      `stored_attention=False` a token kept from an earlier prompt has the mean, and the mean is
+      over the other tokens.
 
     Text is scored as in `KeyNovelty`, among text only: by a_t, pooled over neighbours, and by how
     unlike the other text its keys are.
@@ -92,6 +97,11 @@ class ScreenNovelty(PooledPolicy):
 
     attention_weight: float = number(0.5, least=0)
     """Weight of attention relative to novelty, for tokens of a screen [nu]. 0: no attention."""
+
+    stored_attention: bool = flag(True)
+    """Whether the attention of a prompt counts for tokens that earlier prompts left in the cache.
+    False suits sessions whose questions change from step to step. Chunks of one prompt need True,
+    because the question comes with the last chunk."""
 
     novelty_weight: float = number(1.0, least=0)
     """Weight of key novelty relative to attention, for text. 0: no novelty."""
@@ -112,6 +122,7 @@ class ScreenNovelty(PooledPolicy):
             self.pool,
             self.attention_weight,
             self.novelty_weight,
+            0 if self.stored_attention else inputs.stored,
         )
         shared = STARKV.share_out(
             scores,

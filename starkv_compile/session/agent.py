@@ -104,7 +104,7 @@ class AgentSession:
         self.model, self.processor = model, processor
         self.history, self.keep_text, self.system = history, keep_text, system
         # Text: later changes of the caller's dict do not reach a running session.
-        self._template_options = json.dumps(options)
+        self._template_options = json.dumps(dict(options))
         self._inner = inner_model(model)
         self.cache = StarKVCache(self._inner.config)
         self.input_ids: torch.Tensor | None = None
@@ -142,11 +142,7 @@ class AgentSession:
         """
         check_turn(content, self.history)
         check_options(self._inner, generate)
-        if self.failed:
-            raise CacheError(
-                "an earlier step of this session failed, and this model's cache cannot be restored "
-                "to its state before that step; begin a new session, or load a saved one"
-            )
+        self._check_alive()
         try:
             before = self.fork()
         except CacheError:
@@ -159,6 +155,13 @@ class AgentSession:
             else:
                 self.__dict__.update(vars(before))
             raise
+
+    def _check_alive(self) -> None:
+        if self.failed:
+            raise CacheError(
+                "an earlier step of this session failed, and this model's cache cannot be restored "
+                "to its state before that step; begin a new session, or load a saved one"
+            )
 
     def _step(self, content: Content, generate: dict[str, Any]) -> str:
         prompt = self._prompt(content)
@@ -219,20 +222,27 @@ class AgentSession:
 
         For a reply that a person corrected, or that the history of a model's own prompt gives in
         another form, such as without its thoughts. The next step prefills `reply` with its turn,
-        after `history` has removed old screenshots.
+        after `history` has removed old screenshots. So with `keep_text=False` it leaves one step
+        later than a decoded reply.
 
         Args:
-            reply: text without special tokens. It may be empty.
+            reply: text without the token that ends it. It may be empty. It follows what the chat
+                template writes before a reply. If that opens a block of thoughts, `reply` has to
+                close it.
 
         Raises:
             OptionError: `reply` is no text, or the session has no step yet.
-            CacheError: the model also caches in layers of another kind, from which no token can
-                be removed. The session stays as it is.
+            CacheError: an earlier step failed and ended the session, or the model also caches in
+                layers of another kind, from which no token can be removed. The session stays as it
+                is.
         """
         if not isinstance(reply, str):
             raise OptionError(f"replace_reply({reply!r:.60}): expected the text of a reply")
         if self.input_ids is None:
-            raise OptionError("replace_reply before the first step: there is no reply to replace")
+            raise OptionError(
+                "replace_reply before the first step: there is no reply to replace; call step first"
+            )
+        self._check_alive()
         decoded = self.cache.get_seq_length() - self.prompt_length
         try:
             if decoded:
@@ -242,7 +252,7 @@ class AgentSession:
         except RuntimeError as error:  # of the layers of transformers
             raise CacheError(
                 "replace_reply: this model also caches in layers of another kind, from which no "
-                f"token can be removed ({str(error):.90}); say in the next turn what the reply "
+                f"token can be removed ({error!s:.90}); say in the next turn what the reply "
                 "should have been"
             ) from error
         tokens = self._tokenizer(reply, add_special_tokens=False)["input_ids"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -65,7 +65,7 @@ def check_template_options(system: Any, options: Any) -> None:
             "leave them out"
         )
     try:
-        json.dumps(options)
+        json.dumps(dict(options))
     except (TypeError, ValueError, RecursionError) as error:
         raise OptionError(
             f"chat_template_kwargs={options!r:.60}: expected values that JSON can hold ({error}); "
@@ -107,11 +107,13 @@ def text_of_turn(
 
     new = _conversation(turns, REPLIES[0], system)
     if len(turns) == 1:
+        if system is not None:
+            _check_system(render, turns, system)
         text = render(new)
-        if system and text == render(_conversation(turns, REPLIES[0])):
+        if options.get("tools") and text == _render(processor, new, True, {**options, "tools": []}):
             raise UnsupportedModel(
-                "the processor's chat template leaves out the system message; give its text in the "
-                "first step, before the first screenshot"
+                "the processor's chat template leaves out the tools; describe them in the system "
+                "message"
             )
         return text
     texts = [render(_conversation(turns, reply, system)) for reply in REPLIES]
@@ -130,6 +132,21 @@ def text_of_turn(
         _refuse("writes the earlier turns in another way when a new turn follows")
     rest = after.lstrip()
     return rest.removeprefix(end) if end and rest.startswith(end) else after
+
+
+def _check_system(render: Callable[[Messages], str], turns: Sequence[Content], text: str) -> None:
+    """Raises `UnsupportedModel` unless the template writes a system message."""
+    way_out = "give its text in the first step, before the first screenshot"
+    try:
+        first, second = (render(_conversation(turns, "", text + end)) for end in REPLIES)
+    except Exception as error:  # of the template
+        raise UnsupportedModel(
+            f"the processor's chat template takes no system message ({error!s:.90}); {way_out}"
+        ) from error
+    if first == second:
+        raise UnsupportedModel(
+            f"the processor's chat template leaves out the system message; {way_out}"
+        )
 
 
 def _conversation(turns: Sequence[Content], reply: str, system: str | None = None) -> Messages:

@@ -32,7 +32,7 @@ def cases():
         "spatial_novelty": (key, frame, row, column, torch.ones(B, 7)),
         "temporal_novelty": (key, frame, row, column, current, 7),
         "key_novelty": (key, real),
-        "novelty_scores": (*novelty, units[..., 2].abs(), real, frame, 5, 0.5, 1.0),
+        "novelty_scores": (*novelty, units[..., 2].abs(), real, frame, 5, 0.5, 1.0, 7),
         "share_out": (screens, real, frame, None, 8, C, 2.0),
         "share_out_counts": (screens, real, frame, counts, 8, C, 2.0),
         "repeats_current": (units, frame, current, C),

@@ -95,6 +95,11 @@ def test_what_cannot_be_replaced_is_said(agent, monkeypatch):
         raise RuntimeError("the current layer does not track past states")
 
     monkeypatch.setattr(session.cache, "crop", refuse)
-    with pytest.raises(CacheError, match=r"another kind.*track past states\); say in the next turn"):
+    with pytest.raises(
+        CacheError, match=r"another kind.*track past states\); say in the next turn"
+    ):
         session.replace_reply(REPLY)
     assert session.input_ids is ids
+    session.failed = True
+    with pytest.raises(CacheError, match="an earlier step of this session failed"):
+        session.replace_reply(REPLY)

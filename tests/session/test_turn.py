@@ -204,10 +204,31 @@ def test_a_template_without_system_messages_says_where_to_put_it():
         .replace("in messages %}<", "in messages if m['role'] != 'system' %}<")
         .replace("SYSTEM ", "")
     )
-    processor = Templated(template)
-    assert text_of_turn(processor, [words("go")], "", system="") != ""
     with pytest.raises(UnsupportedModel, match=r"leaves out the system message.*first step"):
-        text_of_turn(processor, [words("go")], "", system="You act.")
+        text_of_turn(Templated(template), [words("go")], "", system="You act.")
+    refuses = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    )
+    with pytest.raises(
+        UnsupportedModel, match=r"takes no system message \(no system\).*first step"
+    ):
+        text_of_turn(Templated(refuses), [words("go")], "", system="You act.")
+
+
+def test_the_text_of_a_templates_own_system_message_is_taken():
+    """As `You are a helpful assistant.`, which some templates write where there is none."""
+    processor = Templated(CHAT.replace("TEXT", "").replace("SYSTEM ", "<system>SYSTEM<|end|>\n"))
+    turn = [words("go")]
+    own = text_of_turn(processor, turn, "")
+    assert text_of_turn(processor, turn, "", system="SYSTEM") == own
+
+
+def test_a_template_without_tools_says_where_to_put_them():
+    processor = Templated(CHAT.replace("TEXT", ""))
+    with pytest.raises(
+        UnsupportedModel, match=r"leaves out the tools; describe them in the system"
+    ):
+        text_of_turn(processor, [words("go")], "", options={"tools": [{"name": "click"}]})
 
 
 def test_a_session_with_a_system_message_and_tools(agent, tmp_path, monkeypatch):

@@ -129,7 +129,6 @@ def _of_episode(
             target=_target(record, elements),
             group={"action": record.text("action_type"), **{part: part for part in parts}},
             past=_past(said[:step], reading),
-            trajectory=str(episode),
         )
 
 

@@ -74,8 +74,8 @@ def add_gui(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--texts",
         type=int,
         metavar="N",
-        default=10,
-        help="most earlier steps that the prompt gives in words",
+        default=unset,
+        help="most earlier steps that the prompt gives in words (default: 10)",
     )
     add(
         "--level",
@@ -135,6 +135,11 @@ def _gui(args: argparse.Namespace) -> int:
         raise OptionError(f"bench gui needs {', '.join(what)}; or give only --summary DIR")
     if not args.data.is_dir():
         raise OptionError(f"--data {args.data}: there is no such folder; give the unpacked data")
+    if args.sessions and "texts" in given:
+        raise OptionError(
+            f"--texts {args.texts} with --sessions: a session has no earlier steps in words; leave "
+            "out one of them"
+        )
     importing()
     from .run import GuiOptions, run_gui  # imports torch, which --help should not
     from .samples import Reading
@@ -150,7 +155,7 @@ def _gui(args: argparse.Namespace) -> int:
             out=args.out,
             family=given.get("family"),
             config=config,
-            reading=Reading(images=args.images, texts=args.texts, level=args.level),
+            reading=Reading(images=args.images, texts=given.get("texts", 10), level=args.level),
             pixels=(given.get("min_pixels"), given.get("max_pixels")),
             max_new_tokens=given.get("max_new_tokens"),
             limit=given.get("limit"),

@@ -120,11 +120,13 @@ class GuiModel:
 def counts(cache: StarKVCache, decoded: int) -> dict[str, Any]:
     """Returns the tokens and bytes of an `Answer`. decoded: tokens of the reply in the cache."""
     layers = cache.compressed_layers
+    seen = layers[0].seen
+    left = seen - layers[0].retired  # of old screenshots, a full cache would store nothing either
     return {
         "kept": sum(layer.stored for layer in layers) / len(layers) - decoded,
-        "seen": layers[0].seen - layers[0].retired - decoded,
+        "seen": left - decoded,
         "nbytes": cache.nbytes,
-        "full_nbytes": cache.full_nbytes,
+        "full_nbytes": cache.full_nbytes * left // seen,
     }
 
 

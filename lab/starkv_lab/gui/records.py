@@ -58,14 +58,21 @@ class AnswerFile:
                     f"{now.get(name)!r}; give another --out, or remove the file"
                 )
 
+    def begin(self) -> None:
+        """Creates the file, without answers, if it is not there."""
+        self._append([])
+
     def add(self, record: dict[str, Any]) -> None:
         """Appends a record and waits until it is on the disk."""
+        self._append([record])
+        self.done.add(record["id"])
+
+    def _append(self, records: list[dict[str, Any]]) -> None:
         with self.path.open("a") as file:
-            for values in [record] if file.tell() else [self._head, record]:
+            for values in records if file.tell() else [self._head, *records]:
                 file.write(json.dumps(values) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self.done.add(record["id"])
 
 
 def read_answers(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -95,7 +102,7 @@ def read_answers(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 def _head(path: Path, line: str) -> dict[str, Any]:
     try:
-        return dict(json.loads(line)["settings"])
+        return {"sessions": False, **json.loads(line)["settings"]}
     except (ValueError, KeyError, TypeError) as error:
         raise StarKVError(
             f"{path}:1: no settings of `bench gui` ({error}); remove the file"

@@ -68,6 +68,13 @@ class GuiOptions:
                 "--sessions with level low: each low-level instruction is a task of its own, but a "
                 "session has one task; give --level high"
             )
+        if self.sessions and self.config.is_uneven:
+            raise OptionError(
+                f"--sessions with policy={self.config.policy.name!r}, "
+                f"layer_budgets={self.config.layer_budgets!r}: layers would store different "
+                "numbers of tokens, which takes one prompt per cache; take another policy and no "
+                "layer_budgets"
+            )
         least, most = self.pixels
         for name, value in (
             ("limit", self.limit),
@@ -95,13 +102,16 @@ class GuiOptions:
             "level": self.reading.level,
             "pixels": self.pixels,
             "max_new_tokens": self.max_new_tokens or dataset.tokens,
-            **({"sessions": True} if self.sessions else {}),
+            "sessions": self.sessions,
             **config,
         }
 
 
-def run_gui(options: GuiOptions, console: Console | None = None) -> Summary:
+def run_gui(options: GuiOptions, console: Console | None = None) -> Summary | None:
     """Answers every sample of the shard that `out` lacks, writes `summary.json`, prints a table.
+
+    Returns:
+        The summary of all shards in `out`; None if this shard has no samples.
 
     Raises:
         StarKVError: an option is impossible, a file is missing or malformed, or the folder holds
@@ -109,6 +119,11 @@ def run_gui(options: GuiOptions, console: Console | None = None) -> Summary:
     """
     console = console or Console()
     dataset, family = dataset_of(options.dataset), family_of(options.model, options.family)
+    if options.sessions and not family.fits_sessions:
+        raise OptionError(
+            f"--sessions with family {family.name}: its models put visual tokens in by themselves, "
+            "which a session does not expect; leave out --sessions"
+        )
     device = device_of(options.device)
     settings = options.settings(dataset, family.name)
     machine = environment(device.partition(":")[0])
@@ -121,6 +136,10 @@ def run_gui(options: GuiOptions, console: Console | None = None) -> Summary:
         if any(sample.id not in file.done for sample in part)
     )
     first = next(missing, None)  # reads and checks the data before it loads a model
+    if first is None and not file.done:
+        file.begin()
+        console.print(f"Shard {options.shard.index} of {options.shard.count} has no samples.")
+        return None
     if first is not None:
         model = GuiModel(
             family,

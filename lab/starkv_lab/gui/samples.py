@@ -39,7 +39,7 @@ class Sample:
     last. past: the earlier steps, oldest first; the earlier screens belong to the last of them.
     target: the right answer, in a form that the data set's rule reads and JSON can hold. group:
     values by which tables are split. trajectory: an id that all steps of one demonstration share,
-    if the data set has all of them in their order; else None.
+    if the data set has all of them in their order, and their actions in `past`; else None.
     """
 
     id: str

@@ -37,9 +37,8 @@ def trajectories(samples: Iterable[Sample], where: str) -> Iterator[list[Sample]
     for trajectory, steps in groupby(samples, key=lambda sample: sample.trajectory):
         if trajectory is None:
             raise StarKVError(
-                f"{where}: its samples are single questions, so there are no sessions to run; "
-                "leave out --sessions. Trajectories are in AgentNetBench and in AndroidControl's "
-                "TFRecords"
+                f"{where}: its samples are read as single questions, so there are no sessions to "
+                "run; leave out --sessions, or take AgentNetBench, which has trajectories"
             )
         yield list(steps)
 
@@ -47,15 +46,15 @@ def trajectories(samples: Iterable[Sample], where: str) -> Iterator[list[Sample]
 def part_of(step: int) -> str:
     """Returns the name of the part of a session that `step`, counted from 1, belongs to."""
     first, last = next((a, b) for a, b in STEPS if a <= step <= b)
-    return f"steps {first:02}-{'' if last == ALL_STEPS else f'{last:02}'}"
+    return f"steps {first:02}" + (" and later" if last == ALL_STEPS else f"-{last:02}")
 
 
 class GuiSession:
     """Answers the steps of one trajectory in their order, on one cache.
 
     Every step is a turn with its screenshot. Before the next step, the demonstration's actions take
-    the place of the model's reply, as in a prompt that shows earlier steps. So the answers of two
-    budgets are to the same conversation.
+    the place of the model's reply, as in a prompt that shows earlier steps. So two budgets answer
+    questions about the same conversation.
 
     Args:
         gui: the compiled model.
@@ -97,9 +96,15 @@ class GuiSession:
         self._before = sample
         ids = session.input_ids
         assert ids is not None
-        [prompt] = gui.processor.batch_decode(ids[:, start : session.prompt_length])
+        [prompt] = gui.processor.batch_decode(self._once(ids[:, start : session.prompt_length]))
         decoded = ids.shape[1] - session.prompt_length - 1
         return Answer(prompt, said, screens[-1], **counts(session.cache, decoded), seconds=seconds)
+
+    def _once(self, ids: torch.Tensor) -> torch.Tensor:
+        """Returns ids [1, L] with one token for each picture, as the chat template writes it."""
+        image = getattr(self._gui.model.config, "image_token_id", -1)
+        again = (ids[:, 1:] == image) & (ids[:, :-1] == image)
+        return ids[torch.nn.functional.pad(~again, (1, 0), value=True)][None]
 
     def skip(self, sample: Sample) -> None:
         """Runs a step that was answered before, as later ones need its screenshot in the cache."""

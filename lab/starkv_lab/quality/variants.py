@@ -155,6 +155,7 @@ _ALL = (
     _own("own-layers", "VL-Cache's budgets by layer", layer_budgets=DENSITY),
     _own("own-attention-0", "no attention in the scores of screens", attention_weight=0.0),
     _own("own-attention-2", "attention weight 2", attention_weight=2.0),
+    _own("own-stored-0", "no attention to screens of earlier prompts", stored_attention=False),
     _own("own-text-1", "text weight 1", text_weight=1.0),
     _own("own-text-4", "text weight 4", text_weight=4.0),
     _own("own-novelty-0", "text scored by attention only", novelty_weight=0.0),

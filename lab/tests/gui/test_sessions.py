@@ -7,16 +7,17 @@ from itertools import pairwise
 import pytest
 from rich.console import Console
 from starkv_lab.gui.agentnet_bench import AGENTNET_BENCH
-from starkv_lab.gui.android_control import ANDROID_CONTROL
 from starkv_lab.gui.families import FAMILIES
 from starkv_lab.gui.run import GuiOptions, run_gui
 from starkv_lab.gui.samples import Reading, open_screen
 from starkv_lab.gui.screens import Screen
 from starkv_lab.gui.shards import Shard
-from starkv_lab.gui.trajectories import GuiSession, part_of, reading_of, text_of, trajectories
+from starkv_lab.gui.summary import summarise
+from starkv_lab.gui.trajectories import GuiSession, part_of
 
 from lab.tests.support import published
 from starkv_compile import OptionError, StarKVConfig, StarKVError
+from starkv_compile.cli import main
 
 STEPS = 3
 
@@ -58,15 +59,6 @@ def test_the_turns_of_a_session_are_the_prompt_of_its_last_step(data, name):
     assert chat == family.messages(last, screens_of(last.screens))
 
 
-def test_opencua_numbers_its_replies_as_in_a_prompt(data):
-    reading = reading_of(Reading(images=2))
-    sample = list(AGENTNET_BENCH.read(data, reading))[STEPS - 1]
-    *earlier, reply, turn = FAMILIES["opencua"].turns(sample, screens_of(sample.screens))
-    assert text_of(reply).startswith(f"# Step {STEPS - 1}:")
-    assert text_of(earlier[0]).startswith("You are a GUI agent.")
-    assert [part["type"] for part in turn["content"]] == ["image", "text"]
-
-
 @pytest.mark.slow(ci=True)
 def test_a_session_keeps_its_share_of_all_steps_and_goes_on_where_it_was(
     data, tmp_path, monkeypatch
@@ -81,6 +73,7 @@ def test_a_session_keeps_its_share_of_all_steps_and_goes_on_where_it_was(
     assert all(record["correct"] for record in whole[:STEPS]), "clicks, which the agent can answer"
     assert [p.group for p in summary.parts if "steps" in p.group] == [{"steps": "steps 01-05"}]
     assert "click ( x=" in whole[1]["prompt"], "the demonstration's click, not the agent's"
+    assert all(record["prompt"].count("<|image_pad|>") == 1 for record in whole)
 
     answer, asked = GuiSession.answer, []
 
@@ -105,26 +98,13 @@ def test_old_screenshots_leave_and_each_shard_takes_whole_trajectories(data, tmp
     first = run(data, tmp_path, 1.0, reading=Reading(images=1), shard=Shard(0, 2))
     assert (first.parts[0].samples, first.missing_shards) == (STEPS, [1])
     sizes = [record["seen"] for record in records(tmp_path, "0-of-2")]
+    for record in records(tmp_path, "0-of-2"):
+        assert record["bytes"] == record["full_bytes"], "a full cache has no old screenshots either"
     assert max(sizes) - min(sizes) < 50, "the text of old turns stays, their screenshots do not"
     with pytest.raises(StarKVError, match=r"was begun with images=1, now it is 5"):
         run(data, tmp_path, 1.0, shard=Shard(1, 2))
-    with pytest.raises(StarKVError, match=r"was begun with sessions=True, now it is None"):
+    with pytest.raises(StarKVError, match=r"was begun with sessions=True, now it is False"):
         run(data, tmp_path, 1.0, reading=Reading(images=1), sessions=False)
-
-
-def test_steps_of_androidcontrol_are_trajectories(tmp_path):
-    published.android_records(tmp_path, episodes=2, steps=2)
-    parts = list(trajectories(ANDROID_CONTROL.read(tmp_path, reading_of(Reading())), "here"))
-    assert [[sample.id for sample in part] for part in parts] == [
-        [f"{part[0].trajectory}-{step}" for step in range(2)] for part in parts
-    ]
-    assert len({part[0].trajectory for part in parts}) == len(parts) == 2
-    for name in ("ui-tars", "qwen2.5-vl"):
-        first, second = parts[0]
-        screens = [first.screens[-1], second.screens[-1]]
-        turns = FAMILIES[name].turns(replace(second, screens=screens), screens_of(screens))
-        assert second.past[-1].said in text_of(turns[-2])
-        assert turns[-1]["content"] == [{"type": "image"}]
 
 
 def test_which_part_of_a_session_a_step_is():
@@ -137,16 +117,35 @@ def test_what_has_no_sessions_is_refused_before_the_model_is_loaded(tmp_path):
     for name, make in (
         ("screenspot-v2", published.screenspot_v2),
         ("androidcontrol", published.android_sample),
+        ("androidcontrol", published.android_records),
     ):
-        make(tmp_path / name)
+        folder = tmp_path / make.__name__
+        make(folder)
         with pytest.raises(StarKVError, match=r"single questions, .* leave out --sessions"):
-            run(tmp_path / name, tmp_path / "out", name=name, model="no-such", family="ui-tars")
-    with pytest.raises(OptionError, match=r"--sessions with level low.*give --level high"):
-        GuiOptions(
-            dataset="androidcontrol",
-            data=tmp_path,
-            model="shipped",
-            out=tmp_path,
-            sessions=True,
-            reading=Reading(level="low"),
-        )
+            run(folder, tmp_path / make.__name__ / "out", name=name, model="no", family="ui-tars")
+    with pytest.raises(OptionError, match=r"family opencua: .*leave out --sessions"):
+        run(tmp_path, tmp_path / "out", model="xlangai/OpenCUA-7B")
+    options = {"dataset": "agentnetbench", "data": tmp_path, "model": "shipped", "out": tmp_path}
+    for values, said in (
+        ({"reading": Reading(level="low")}, r"--sessions with level low.*give --level high"),
+        ({"config": StarKVConfig(policy="pyramidkv")}, r"--sessions with policy='pyramidkv'"),
+        ({"config": StarKVConfig(layer_budgets=(1, 2))}, r"layer_budgets=\(1.0, 2.0\)"),
+    ):
+        with pytest.raises(OptionError, match=said):
+            GuiOptions(**{**options, "sessions": True, **values})
+
+
+def test_earlier_steps_in_words_are_refused(data, tmp_path, capsys):
+    command = ["bench", "gui", "agentnetbench", "--data", str(data), "--model", "shipped"]
+    assert main([*command, "--out", str(tmp_path), "--sessions", "--texts", "3"]) == 2
+    assert "--texts 3 with --sessions" in capsys.readouterr().err
+
+
+def test_a_shard_without_a_trajectory_is_no_error(data, tmp_path):
+    for index in (2, 3):
+        assert run(data, tmp_path, shard=Shard(index, 4)) is None
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"answers-{index}-of-4.jsonl" for index in (2, 3)
+    }
+    with pytest.raises(StarKVError, match="no sample was answered yet"):
+        summarise(tmp_path)

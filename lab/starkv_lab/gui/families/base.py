@@ -21,19 +21,20 @@ class Family:
     stand for the screens in that order. parse: returns the actions of an answer about a screen, or
     raises `UnparsableAnswer`. load: returns (model, processor) of a checkpoint; its second argument
     says whether the checkpoint's own code may run. None loads with `AutoProcessor` and
-    `AutoModelForImageTextToText`. session: as `messages`, with each screen in a turn of its own;
-    None if `messages` does so.
+    `AutoModelForImageTextToText`. in_turns: as `messages`, with each screen in a turn of its own;
+    None if `messages` does so. fits_sessions: whether an `AgentSession` can run its models.
     """
 
     name: str
     messages: Callable[[Sample, Sequence[Screen]], Messages]
     parse: Callable[[str, Screen], tuple[Action, ...]]
     load: Callable[[str, bool], tuple[Any, Any]] | None = None
-    session: Callable[[Sample, Sequence[Screen]], Messages] | None = None
+    in_turns: Callable[[Sample, Sequence[Screen]], Messages] | None = None
+    fits_sessions: bool = True
 
     def turns(self, sample: Sample, screens: Sequence[Screen]) -> Messages:
         """Returns the chat for a sample, with each screen in a turn of its own."""
-        return (self.session or self.messages)(sample, screens)
+        return (self.in_turns or self.messages)(sample, screens)
 
 
 def text(words: str) -> dict[str, Any]:

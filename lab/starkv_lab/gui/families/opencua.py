@@ -206,4 +206,5 @@ def load(checkpoint: str, trust_remote_code: bool) -> tuple[Any, Any]:
     return model, _Processor(tokenizer, AutoImageProcessor.from_pretrained(checkpoint, **own))
 
 
-OPENCUA = Family("opencua", messages, parse, load)
+# Its code puts visual tokens in by itself, so a session would count too few.
+OPENCUA = Family("opencua", messages, parse, load, fits_sessions=False)
