@@ -48,4 +48,5 @@ class Options(TypedDict, total=False):
     pattern_decay: float
     pool: int
     stability_floor: float
+    stored_attention: bool
     text_weight: float
