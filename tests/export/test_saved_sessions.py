@@ -13,6 +13,7 @@ def test_a_saved_session_is_loaded(exported, tmp_path):
     session = OnnxSession(exported.folder, processor, history=2)
     inputs = tiny_inputs("qwen3_vl")
     session.input_ids = generate(session.model, inputs, past_key_values=session.cache).sequences
+    session.prompt_length = inputs["input_ids"].shape[1]
     session.save(tmp_path / "session")
     loaded = OnnxSession.load(tmp_path / "session", exported.folder, processor)
     assert (loaded.history, loaded.processor) == (2, processor)
