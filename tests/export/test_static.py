@@ -121,7 +121,8 @@ def test_a_saved_session_goes_on(static, tmp_path):
     family, processor = static.family, object()
     session = OnnxSession(static.folder, processor)
     list(turn(session.model, session.cache, a_turn(0, family), 3))
-    session.input_ids = torch.zeros(1, session.cache.get_seq_length() + 1, dtype=torch.int64)
+    session.prompt_length = session.cache.get_seq_length()
+    session.input_ids = torch.zeros(1, session.prompt_length + 1, dtype=torch.int64)
     session.save(tmp_path / "session")
     loaded = OnnxSession.load(tmp_path / "session", static.folder, processor)
     runs = [list(turn(s.model, s.cache, a_turn(1, family), 3)) for s in (loaded, session)]
