@@ -8,7 +8,7 @@ import torch
 import starkv_compile
 from starkv_compile import AgentSession, CacheError, OptionError
 from tests.support.crossing import slow
-from tests.support.turns import contents, steps
+from tests.support.turns import contents, rebuilt, steps
 
 REPLY = "click red star"
 
@@ -30,16 +30,7 @@ def test_later_steps_read_it_and_not_the_models_own(agent, reply):
     ids = session.input_ids
     text = processor.tokenizer.decode(ids[0])
     assert text.replace(" ", "").count(f"<|agent|>{reply}<|end|>".replace(" ", "")) == 2
-    types = (ids == model.config.image_token_id).int()
-    rebuilt = model.generate(
-        input_ids=ids[:, :-5],
-        attention_mask=torch.ones_like(ids[:, :-5]),
-        mm_token_type_ids=types[:, :-5],
-        max_new_tokens=5,
-        do_sample=False,
-        **processor.image_processor([c[1]["image"] for c in contents()], return_tensors="pt"),
-    )
-    assert torch.equal(rebuilt, ids)
+    assert torch.equal(rebuilt(session, [c[1]["image"] for c in contents()], 5), ids)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from starkv_compile.vision.layout import VisionLayout
 from tests.support.chunks import skip_if_images_cannot_be_cut
 from tests.support.crossing import first_only
 from tests.support.planted import planted_fault
-from tests.support.turns import contents, steps, two_turns
+from tests.support.turns import contents, rebuilt, steps, two_turns
 
 
 @pytest.mark.slow
@@ -97,22 +97,11 @@ def test_agent_session_equals_prefilling_it_all_again(agent):
     """At budget 1.0, against the whole conversation rebuilt from scratch at the last step."""
     model, processor = agent
     session = AgentSession(model, processor)
-    images, ids = [], None
+    images = []
     for content in contents():
         session.step(content, max_new_tokens=5, do_sample=False)
         images.append(content[1]["image"])
-        ids = session.input_ids
-    new = processor.image_processor(images, return_tensors="pt")
-    types = (ids == model.config.image_token_id).int()
-    rebuilt = model.generate(
-        input_ids=ids[:, :-5],
-        attention_mask=torch.ones_like(ids[:, :-5]),
-        mm_token_type_ids=types[:, :-5],
-        max_new_tokens=5,
-        do_sample=False,
-        **new,
-    )
-    assert torch.equal(rebuilt, ids)
+    assert torch.equal(rebuilt(session, images, 5), session.input_ids)
 
 
 @pytest.mark.slow

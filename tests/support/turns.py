@@ -45,3 +45,16 @@ def contents(frames=3):
 def steps(session, count, start=0):
     coming = list(contents(5))[start : start + count]
     return [session.step(content, max_new_tokens=5, do_sample=False) for content in coming]
+
+
+def rebuilt(session, images, tokens):
+    """The session's ids, where its last `tokens` answer one prompt of all that came before."""
+    model, ids = session.model, session.input_ids[:, :-tokens]
+    return model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        mm_token_type_ids=(ids == model.config.image_token_id).int(),
+        max_new_tokens=tokens,
+        do_sample=False,
+        **session.processor.image_processor(images, return_tensors="pt"),
+    )
