@@ -99,7 +99,7 @@ def text_of_turn(
 
     Raises:
         UnsupportedModel: the template does not write the new turn after all others, or leaves out
-            the system message.
+            the system message or the tools.
     """
 
     def render(messages: Messages, prompt: bool = True) -> str:
