@@ -155,7 +155,9 @@ def _gui(args: argparse.Namespace) -> int:
             out=args.out,
             family=given.get("family"),
             config=config,
-            reading=Reading(images=args.images, texts=given.get("texts", Reading.texts), level=args.level),
+            reading=Reading(
+                images=args.images, texts=given.get("texts", Reading.texts), level=args.level
+            ),
             pixels=(given.get("min_pixels"), given.get("max_pixels")),
             max_new_tokens=given.get("max_new_tokens"),
             limit=given.get("limit"),
