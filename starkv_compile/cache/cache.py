@@ -245,7 +245,7 @@ class StarKVCache(DynamicCache):
         """Forgets everything. The cache then holds a new session."""
         super().reset()
         self.shared.layout = self.shared.chunk = self.shared.stopped_at = None
-        self.shared.padding = None
+        self.shared.padding = self.shared.chunk_end = None
         self.shared.appending = self.shared.stepping = False
         self.shared.is_read = self.shared.uneven = False
 
@@ -267,8 +267,17 @@ class StarKVCache(DynamicCache):
             for saved, layer in before:
                 layer.__dict__.update(saved)
             raise
+        self.begin_turn()
         if self.shared.layout is not None:
             self.shared.layout.truncate(self.get_seq_length())
+
+    def begin_turn(self) -> None:
+        """Says that the next prompt is a new turn.
+
+        Without it, a prompt that follows another one, with no token decoded or removed between
+        them, is taken for the next chunk of the same prompt.
+        """
+        self.shared.chunk_end = None
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)

@@ -95,6 +95,7 @@ def describe_chunk(cache: StarKVCache, model: Any, named: Mapping[str, Any]) -> 
         return
     frame, row, column, grid = described
     again = 0 if before is None else before.length
+    shared.note_chunk(seen, frame.shape[1] - again)
     if shared.layout is None:
         shared.layout = VisionLayout.empty(len(frame), frame.device)
         shared.layout.pad_text(seen)
@@ -104,6 +105,7 @@ def describe_chunk(cache: StarKVCache, model: Any, named: Mapping[str, Any]) -> 
     shared.layout.pad_text(seen)
     real = _real(named, seen - again, frame)
     shared.layout.extend(frame, row, column, grid, real, again)
+    shared.layout.turn_start = frame.new_full((1,), shared.turn_start)
     shared.chunk = open_chunk(whole, grid, shared.layout.seen)
 
 

@@ -155,6 +155,7 @@ class StarKVLayer(WatchedLayer):
             **layout._asdict(),
             counts=counts,
             **state._asdict(),
+            turn_start=self._turn_start(keys),
             seen=self.seen - self.retired,
             has_layout=has_layout,
             mask_fits=self.shared.mask_fits,
@@ -200,6 +201,13 @@ class StarKVLayer(WatchedLayer):
             described = [t[:, None].expand(-1, index.shape[1], -1) for t in described]
         frame, row, column = (t.gather(-1, index) for t in described)
         return Layout(frame, row, column, current), layout.counts, True
+
+    def _turn_start(self, keys: torch.Tensor) -> torch.Tensor:
+        """[1] int64 as in `VisionLayout`; 0 if it is unknown."""
+        layout = self.shared.layout
+        if layout is None or layout.turn_start is None:
+            return torch.zeros(1, dtype=torch.int64, device=keys.device)
+        return layout.turn_start
 
     def _state(self, keys: torch.Tensor, current: torch.Tensor) -> State:
         """The state so far, its pattern as wide as the current frame."""

@@ -154,7 +154,7 @@ class Runtime:
     def _prompt(self, cache: StarKVCache, feeds: dict[str, torch.Tensor]) -> torch.Tensor:
         layout, seen = cache.shared.layout, cache.get_seq_length()
         batch, new = feeds["input_ids"].shape
-        if layout is None or layout.seen != seen + new:
+        if layout is None or layout.turn_start is None or layout.seen != seen + new:
             raise StarKVError(
                 "nothing shows what the prompt's tokens are; pass input_ids in place of embeddings"
             )
@@ -166,6 +166,7 @@ class Runtime:
             "column": layout.column,
             "current": F.pad(layout.current, (0, width - layout.current.shape[1]), value=-1),
             "counted": layout.counted,
+            "turn_start": layout.turn_start,
             "budgeted": torch.ones(layout.seen - retired, dtype=torch.bool),
         }
         layers = self._layers(cache, batch)

@@ -319,6 +319,7 @@ def cache_write(
     mi_steps: Tensor,
     pattern: Tensor,
     pattern_count: Tensor,
+    turn_start: Tensor,
     seen: int,
     has_layout: bool,
     mask_fits: bool,

@@ -37,12 +37,13 @@ class InsertScores(GraphPass):
                 if marker is None:
                     fresh = STARKV.fresh_state(key, site.layout.current)
                     state = State(*(fresh[i] for i in range(len(State._fields))))
-                    seen, counts = key.shape[2], None
+                    seen, counts, turn_start = key.shape[2], None, None
                 else:
                     given = arguments_of(marker)
                     state = State(*map(context.proxy, given.state))
                     seen = context.proxy(given.seen)
                     counts = context.proxy(given.counts) if given.has_layout else None
+                    turn_start = context.proxy(given.turn_start)
                 token_bytes = self._token_bytes(context, site)
                 window = self._window(context, site, self.config.scoring_window)
                 with every_length():  # proxies have no values: minima stay in the graph
@@ -72,6 +73,7 @@ class InsertScores(GraphPass):
                         window=window,
                         capacity=capacity,
                         sharing=_sharing(site),
+                        turn_start=turn_start,
                     ),
                 )
             inserted = Inserted(

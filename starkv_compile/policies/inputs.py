@@ -35,6 +35,8 @@ class ScoreInputs:
         counts: [B, 2] int64, tokens of text and of frames that a budget counts; None if unknown.
         state: the layer's scoring state, as in `reference.star.State`.
         index: [B, L] int64, each token's place in the session's stream; None if unknown.
+        turn_start: [1] int64, place in the stream of the first token of the turn at hand, which may
+            come in several chunks; None: every token is of it.
         novelty: [B, L] float32, what the policy returned for stored tokens at an earlier prompt;
             None if unknown.
         layer: number of the layer.
@@ -63,11 +65,19 @@ class ScoreInputs:
     capacity: Any
     sharing: int = 1
     new: Any = None
+    turn_start: Any = None
 
     @property
     def stored(self) -> Any:
         """How many of the L tokens were stored before this prompt."""
         return self.key.shape[2] - (self.query.shape[2] if self.new is None else self.new)
+
+    @property
+    def of_turn(self) -> Any:
+        """Which tokens came in the turn at hand: bool, of the shape of `index`. None: all."""
+        if self.index is None or self.turn_start is None:
+            return None
+        return self.index >= self.turn_start
 
     def window_attention(self) -> Any:
         """Returns [B, G / sharing, P]: attention that the last W queries pay to each token.

@@ -30,13 +30,13 @@ def novelty_scores(
     width: int,
     attention_weight: float,
     novelty_weight: float,
-    stored: int,
+    fresh: Tensor | None,
 ) -> Tensor:
     """Returns the scores [B, P] of `ScreenNovelty`. Those of text and of screens do not compare.
 
     attention is [B, G, P] of `window_attention`. The other tensors cover all L tokens. `unlike` is
-    0 for screens. The first `stored` tokens, if of a screen, count as if their attention were the
-    mean of the others.
+    0 for screens. Screens' tokens that are not `fresh` (bool; None: all are) count as if their
+    attention were the mean of those that are.
     """
     past = attention.shape[-1]
     visual = frame[:, :past] >= 0
@@ -47,10 +47,10 @@ def novelty_scores(
     near = pool(is_text[:, None].float(), width)[:, 0]
     text = pool(seen.masked_fill(~is_text, 0.0)[:, None], width)[:, 0] / near.clamp(min=1e-6)
     text = share(text.where(is_text, 0.0)) + novelty_weight * share(unlike[:, :past])
-    fresh = visual & (torch.arange(past, device=frame.device) >= stored)
-    seen = seen.masked_fill(~fresh, 0.0)
-    mean = seen.sum(-1, keepdim=True) / fresh.sum(-1, keepdim=True).clamp(min=1)
-    attended = 1.0 + attention_weight * (seen / mean.clamp(min=1e-30)).where(fresh, 1.0)
+    read = visual if fresh is None else visual & fresh[:, :past]
+    seen = seen.masked_fill(~read, 0.0)
+    mean = seen.sum(-1, keepdim=True) / read.sum(-1, keepdim=True).clamp(min=1)
+    attended = 1.0 + attention_weight * (seen / mean.clamp(min=1e-30)).where(read, 1.0)
     return torch.where(visual, spatial[:, :past] * temporal[:, :past] * attended, text)
 
 
@@ -81,9 +81,9 @@ class ScreenNovelty(PooledPolicy):
       token at the same place, as a share of the largest. A token kept from an earlier prompt has
       half of that share plus a half.
     * a_t is the attention that the last W queries pay to the token, averaged over heads. The mean
-      of a is over the tokens of all screens. nu is `attention_weight`. With
-      `stored_attention=False` a token kept from an earlier prompt has the mean, and the mean is
-      over the other tokens.
+      of a is over the tokens of the turn's screens. nu is `attention_weight`. A token kept from an
+      earlier turn of a session has the mean: the question of this turn need not be that of the
+      next ones. With `stored_attention=True` its attention counts like that of any other.
 
     Text is scored as in `KeyNovelty`, among text only: by a_t, pooled over neighbours, and by how
     unlike the other text its keys are.
@@ -98,10 +98,9 @@ class ScreenNovelty(PooledPolicy):
     attention_weight: float = number(0.5, least=0)
     """Weight of attention relative to novelty, for tokens of a screen [nu]. 0: no attention."""
 
-    stored_attention: bool = flag(True)
-    """Whether the attention of a prompt counts for tokens that earlier prompts left in the cache.
-    False suits sessions whose questions change from step to step. Chunks of one prompt need True,
-    because the question comes with the last chunk."""
+    stored_attention: bool = flag(False)
+    """Whether the attention of a turn counts for tokens of screens that earlier turns left in the
+    cache. For tokens of the same turn, which may come in several chunks, it counts in any case."""
 
     novelty_weight: float = number(1.0, least=0)
     """Weight of key novelty relative to attention, for text. 0: no novelty."""
@@ -122,7 +121,7 @@ class ScreenNovelty(PooledPolicy):
             self.pool,
             self.attention_weight,
             self.novelty_weight,
-            0 if self.stored_attention else inputs.stored,
+            None if self.stored_attention else inputs.of_turn,
         )
         shared = STARKV.share_out(
             scores,

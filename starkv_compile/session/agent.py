@@ -173,6 +173,7 @@ class AgentSession:
         )
         new = new.to(self._inner.device)
         ids = self._append(new)
+        self.cache.begin_turn()
         if self.history is not None:  # a model that compresses describes it, another does not
             chunk = {**new, "input_ids": ids[:, self.cache.get_seq_length() :]}
             chunk.pop("attention_mask", None)

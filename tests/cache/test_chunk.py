@@ -37,6 +37,29 @@ def test_caches_that_cannot_become_one():
         assert type(cache) is kind
 
 
+def read(cache):
+    """Where the turn starts that 20 more tokens are of."""
+    begin_chunk(cache, MODEL, TEXT)
+    feed(cache, 20)
+    return int(cache.shared.layout.turn_start)
+
+
+def test_chunks_without_a_reply_between_them_are_of_one_turn():
+    cache = StarKVCache(MODEL.config)
+    assert [read(cache), read(cache)] == [0, 0]
+    feed(cache, 1)  # a reply
+    assert [read(cache), read(cache), read(cache.fork())] == [41, 41, 41]
+    cache.crop(-5)  # of the reply that was to follow, or of the prompt itself
+    assert [read(cache), read(cache)] == [76, 76]
+    cache.begin_turn()
+    assert [read(cache), read(cache)] == [116, 116]
+    again = StarKVCache(MODEL.config)
+    again.load_state_dict(cache.state_dict())
+    assert read(again) == 156
+    cache.reset()
+    assert [read(cache), read(cache)] == [0, 0]
+
+
 @pytest.mark.parametrize(
     ("wanted", "drafts"), [(None, 0), (0, 0), (1, 0), (4, 3), (torch.tensor([2, 3]), 0)]
 )

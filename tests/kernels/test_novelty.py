@@ -215,7 +215,7 @@ def shared(scores, visual, real, selected, weight, counts=None):
     return share_out(scores, real, frame, counts, 1, selected + 1, weight)
 
 
-def default_scores(seen, frame, real=None, stored=0):
+def default_scores(seen, frame, real=None, fresh=None):
     """`novelty_scores` with a pool of 3, half the attention and twice the novelty.
 
     Two heads have the mean `seen`. All that is not in the table below is 1.
@@ -227,9 +227,9 @@ def default_scores(seen, frame, real=None, stored=0):
     spatial[0, 3:5] = torch.tensor([0.5, 0.25])
     temporal[0, 4:7] = torch.tensor([0.5, 1.0, 0.2])
     unlike[0, [1, 2, 5, -1]] = torch.tensor([0.1, 0.3, 0.4, 0.9])
-    real = None if real is None else torch.tensor([real])
+    real, fresh = (None if flags is None else torch.tensor([flags]) for flags in (real, fresh))
     return STARKV.novelty_scores(
-        attention, spatial, temporal, unlike, real, torch.tensor([frame]), 3, 0.5, 2.0, stored
+        attention, spatial, temporal, unlike, real, torch.tensor([frame]), 3, 0.5, 2.0, fresh
     )[0].tolist()
 
 
@@ -252,16 +252,17 @@ def test_the_default_scores_of_a_screen_of_one_token_or_without_attention():
     assert unseen[5] == pytest.approx(2 * 4 / 8)
 
 
-def test_the_attention_to_stored_tokens_can_count_as_the_mean():
-    """Tokens 0 to 3 are stored: of the screen, token 3 is, and tokens 4 and 6 are new."""
+def test_the_attention_to_tokens_of_earlier_turns_counts_as_the_mean():
+    """Tokens 0 to 3 are of an earlier turn: of the screen, token 3 is, and 4 and 6 are not."""
     frame, seen = [-1, -1, -1, 0, 0, -1, 0, -1], [9.0, 1.0, 3.0, 2.0, 4.0, 5.0, 6.0]
-    found, counted = default_scores(seen, frame, stored=4), default_scores(seen, frame)
-    # The mean attention to the new tokens is 5: factors 1 + 2/5 and 1 + 3/5.
+    fresh = [*[False] * 4, *[True] * 4]
+    found, counted = default_scores(seen, frame, fresh=fresh), default_scores(seen, frame)
+    # The mean attention to these is 5: factors 1 + 2/5 and 1 + 3/5.
     assert found[3] == pytest.approx(0.5 * 1.5)
     assert [found[4], found[6]] == pytest.approx([0.25 * 0.5 * 1.4, 0.2 * 1.6])
     for text in (0, 1, 2, 5):
         assert found[text] == counted[text], "text is scored as before"
-    everything = default_scores(seen, frame, stored=7)
+    everything = default_scores(seen, frame, fresh=[*[False] * 7, True])
     assert [everything[i] for i in (3, 4, 6)] == pytest.approx([0.75, 0.25 * 0.5 * 1.5, 0.2 * 1.5])
 
 
@@ -335,7 +336,7 @@ def test_compiled_it_is_the_same_on_inputs_that_share_memory(backend):
         temporal = STARKV.temporal_novelty(key, frame, row, column, current, 0)
         unlike = STARKV.key_novelty(key, frame < 0)
         scores = STARKV.novelty_scores(
-            attention, spatial, temporal, unlike, None, frame, 5, 0.5, 1.0, 0
+            attention, spatial, temporal, unlike, None, frame, 5, 0.5, 1.0, None
         )
         return STARKV.share_out(scores, None, frame, None, 2, 20, 2.0)
 

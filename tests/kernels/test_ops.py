@@ -67,6 +67,7 @@ def cases():
             **Layout(*layout)._asdict(),
             counts=torch.tensor([[30, 20]]).expand(B, -1).clone(),
             **fresh_state(key, layout[3])._asdict(),
+            turn_start=torch.zeros(1, dtype=torch.int64),
             seen=L,
             has_layout=True,
             mask_fits=True,

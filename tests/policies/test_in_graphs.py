@@ -111,6 +111,23 @@ def test_sets_by_head_on_a_model():
     assert not starkv_compile.report(model).refusals
 
 
+def test_the_default_reads_attention_to_screens_of_the_turn_at_hand():
+    kept_of = {}
+    for counts in (False, True):
+        options = {"policy": "screen_novelty", "stored_attention": counts, "attention_weight": 4.0}
+        config = StarKVConfig.from_options({**CONFIG, **options})
+        given = marked_inputs()
+        graph = capture(MarkedLayer(), X, given, how="export")
+        Pipeline(config).run(graph, cache="marked")
+        for start in (0, S // 2):
+            given["turn_start"] = torch.tensor([start])
+            kept_of[counts, start] = graph(X, given)[1].place.tolist()
+    one_turn = kept_of[True, 0]
+    assert kept_of[True, S // 2] == one_turn
+    assert kept_of[False, 0] == one_turn
+    assert kept_of[False, S // 2] != one_turn
+
+
 def test_one_set_does_not_go_on_from_sets_by_head():
     place = places_of(2, G)
     report, written = run_layer("starkv", place)

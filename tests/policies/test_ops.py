@@ -20,6 +20,7 @@ def cases():
     )
     novelty = scores[..., : L - 8].exp(), units[..., 0].abs(), units[..., 1].abs()
     real = torch.arange(L) >= torch.tensor([[0], [5]])
+    late = (torch.arange(L) >= 7).expand(B, -1).clone()
     by_head = frame[:, None].expand(-1, G, -1).clone()
     screens, counts = units[:, : L - 8, 0].abs(), torch.tensor([[70, 90]]).expand(B, -1).clone()
     kept = STARKV.select_tokens(scores, real, L, 8, C)
@@ -32,7 +33,8 @@ def cases():
         "spatial_novelty": (key, frame, row, column, torch.ones(B, 7)),
         "temporal_novelty": (key, frame, row, column, current, 7),
         "key_novelty": (key, real),
-        "novelty_scores": (*novelty, units[..., 2].abs(), real, frame, 5, 0.5, 1.0, 7),
+        "novelty_scores": (*novelty, units[..., 2].abs(), real, frame, 5, 0.5, 1.0, None),
+        "novelty_scores_fresh": (*novelty, units[..., 2].abs(), None, frame, 5, 0.5, 1.0, late),
         "share_out": (screens, real, frame, None, 8, C, 2.0),
         "share_out_counts": (screens, real, frame, counts, 8, C, 2.0),
         "repeats_current": (units, frame, current, C),
@@ -41,9 +43,13 @@ def cases():
     }
 
 
+def op_of(name):
+    return getattr(STARKV, name.removesuffix("_counts").removesuffix("_fresh")).default
+
+
 @pytest.mark.parametrize("name", cases())
 def test_opcheck(name):
-    torch.library.opcheck(getattr(STARKV, name.removesuffix("_counts")).default, cases()[name])
+    torch.library.opcheck(op_of(name), cases()[name])
 
 
 def test_each_head_is_selected_and_gathered_as_alone():

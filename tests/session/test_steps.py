@@ -284,6 +284,25 @@ def test_a_screenshot_cut_by_chunks_of_the_prompt_is_one_of_the_history(agent):
         assert set(frame[stored[stored < len(frame)]].tolist()) == {-1, 1, 2}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", [None, 60])
+def test_attention_of_later_turns_counts_for_stored_screens_on_request_only(agent, chunk):
+    """That of a later chunk always counts: the question comes with the last chunk."""
+    if chunk:
+        skip_if_images_cannot_be_cut()
+    model, processor = agent
+    turns = list(contents(2))
+    turns = [[*turns[0], *turns[1]]] if chunk else turns
+    kept = []
+    for counts in (False, True):
+        starkv_compile.compile(model, budget=0.2, stored_attention=counts, inner="eager")
+        session = AgentSession(model, processor)
+        for content in turns:
+            session.step(content, max_new_tokens=2, do_sample=False, prefill_chunk_size=chunk)
+        kept.append([layer.kept.tolist() for layer in session.cache.compressed_layers])
+    assert (kept[0] == kept[1]) == bool(chunk)
+
+
 @pytest.mark.slow(ci=True)
 def test_a_fork_goes_its_own_way(agent):
     model, processor = agent

@@ -45,4 +45,5 @@ def marked_inputs(place=None):
         **LAYOUT._asdict(),
         "counts": torch.stack([S - visual, visual], dim=1),
         **state._asdict(),
+        "turn_start": torch.zeros(1, dtype=torch.int64),
     }

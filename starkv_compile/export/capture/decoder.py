@@ -84,6 +84,7 @@ class Prefill(nn.Module):
             column=ports["column"],
             current=ports["current"],
             counted=ports["counted"],
+            turn_start=ports["turn_start"],
         )
         cache = self.inner.new_cache()
         cache.shared.layout = layout

@@ -147,7 +147,8 @@ def layout_in() -> list[Port]:
     lines = [Port(name, ("batch", "seen"), torch.int64) for name in ("frame", "row", "column")]
     current = Port("current", ("batch", "on_frame"), torch.int64)
     counted = Port("counted", ("batch", "seen"), torch.bool)
-    return [*lines, current, counted, Port("budgeted", ("budgeted",), torch.bool)]
+    turn_start = Port("turn_start", (1,), torch.int64)
+    return [*lines, current, counted, turn_start, Port("budgeted", ("budgeted",), torch.bool)]
 
 
 def pair(

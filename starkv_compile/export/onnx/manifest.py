@@ -17,7 +17,7 @@ from ...errors import OptionError, StarKVError
 from ..capture.ports import Layer, Port, Shapes, decode_ports, prefill_ports
 
 FILE = "export.json"
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True)
