@@ -162,6 +162,7 @@ def test_attention_that_is_scored_otherwise_is_refused_by_name(tail, reason):
     assert reason in starkv_compile.last_report().sites[0].reason
 
 
+@pytest.mark.slow(ci=True)
 def test_eager_attention_compresses_too():
     family = "qwen2_5_vl"
     inputs, model = tiny_inputs(family), tiny_model(family)

@@ -53,6 +53,7 @@ def test_rows_of_a_batch_share_it():
         assert_spent(cache, 3 * BUDGET, rows * TOKEN)
 
 
+@pytest.mark.slow(ci=True)
 @pytest.mark.parametrize("room", [None, 6])
 def test_a_session_stays_under_it(room):
     """After each prompt; with room to decode in, at any time."""

@@ -48,6 +48,7 @@ def test_the_two_backends_stack(given):
     assert any("starkv.select_tokens" in target for target in targets)
 
 
+@pytest.mark.slow(ci=True)
 def test_a_model_is_compressed_through_it_as_without(given):
     inputs = tiny_inputs("qwen2_vl")
     found = []

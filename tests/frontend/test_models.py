@@ -73,6 +73,7 @@ def test_pixels_given_to_the_model_itself(family, way):
         assert torch.equal(model(**inputs).logits, logits)
 
 
+@pytest.mark.slow(ci=True)
 @pytest.mark.parametrize("way", WAYS)
 def test_a_part_of_the_model_called_by_itself(way):
     """Whichever module `generate` calls, and by whichever method, the cache is prepared once."""
@@ -166,6 +167,7 @@ def test_left_padded_batch(family):
             torch.testing.assert_close(left[0], right[i], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow(ci=True)
 def test_padding_kept_where_real_tokens_run_out_is_zero_and_masked():
     family = "qwen2_5_vl"
     prompts = TinyPrompt(grids=((4, 4),), text=40), TinyPrompt(grids=(), text=10, seed=2)
@@ -257,6 +259,7 @@ def test_caches_that_cannot_be_shortened_are_left_whole(kind):
     assert cache.layers[0].keys.shape[-2] >= 20
 
 
+@pytest.mark.slow(ci=True)
 def test_undo_gives_the_model_back():
     family = "qwen2_5_vl"
     inputs, model = tiny_inputs(family), tiny_model(family)

@@ -66,6 +66,7 @@ def test_a_hook_put_on_before_compiling():
     assert stored(model.generate) == WHOLE
 
 
+@pytest.mark.slow(ci=True)
 def test_a_hook_put_on_a_compiled_model_and_a_second_configuration():
     model = compiled(own())
     before = hooked(model)
@@ -114,6 +115,7 @@ def test_a_pickled_model_is_not_compiled_and_can_be():
     assert stored(compiled(twin).forward, PROMPT) == SHORT
 
 
+@pytest.mark.slow(ci=True)
 @pytest.mark.parametrize("called", [False, True])
 def test_a_copy_that_is_compiled_itself(called):
     model = compiled(own())

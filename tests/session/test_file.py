@@ -111,6 +111,7 @@ def test_a_damaged_byte_is_found(saved, agent, tmp_path):
     assert loaded(data, tmp_path / "session", session, agent)
 
 
+@pytest.mark.slow(ci=True)
 def test_a_file_of_another_length_is_found(saved, agent, tmp_path):
     session, data = saved
     rng = random.Random(1)
@@ -280,6 +281,7 @@ def test_contents_that_lie_are_found(saved, agent, tmp_path, lie):
     assert not loaded(lying, tmp_path / "session", session, agent)
 
 
+@pytest.mark.slow(ci=True)
 def test_entries_of_one_session_in_another(saved, agent, tmp_path):
     """Entries swapped at random load only if both are alike."""
     _, data = saved

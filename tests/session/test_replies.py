@@ -34,7 +34,7 @@ def test_later_steps_read_it_and_not_the_models_own(agent, reply):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, slow({"nbits": 4}, ci=True), slow({"decode_tokens": 3}, ci=True)]
+    "options", [slow(options, ci=True) for options in ({}, {"nbits": 4}, {"decode_tokens": 3})]
 )
 def test_the_models_own_reply_put_back_changes_nothing(agent, options):
     """Its tokens were decoded one by one, and now come with the next prompt.
@@ -55,6 +55,7 @@ def test_the_models_own_reply_put_back_changes_nothing(agent, options):
         assert torch.equal(left.places()[0], places[places < session.prompt_length])
 
 
+@pytest.mark.slow(ci=True)
 def test_a_file_and_a_fork_go_on_from_a_replaced_reply(agent, tmp_path):
     model, processor = agent
     starkv_compile.compile(model, budget=0.3, inner="eager")

@@ -352,6 +352,7 @@ def test_a_session_that_cannot_be_as_it_was_ends(agent, monkeypatch):
         steps(session, 1, start=2)
 
 
+@pytest.mark.slow(ci=True)
 def test_what_a_session_cannot_do_is_said(agent):
     model, processor = agent
     with pytest.raises(starkv_compile.OptionError, match="history=0"):

@@ -117,6 +117,7 @@ def test_a_folder_whose_processor_takes_no_images(capsys, tmp_path):
     assert "its processor takes no images" in error
 
 
+@pytest.mark.slow(ci=True)
 def test_a_checkpoint_with_a_true_grid(capsys, tmp_path, monkeypatch):
     """The agent's folder as any Qwen3-VL's, with the processor that AutoProcessor cannot find."""
     from starkv_lab.agent.processor import AgentProcessor

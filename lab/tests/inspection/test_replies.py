@@ -1,11 +1,13 @@
 """Replies of a page are what the compiled model says; the full cache's what the model says."""
 
+import pytest
 from starkv_lab.inspection.replies import replies
 
 from lab.tests.support.inspection_prompts import tiny_prompt
 from starkv_compile import StarKVConfig
 
 
+@pytest.mark.slow(ci=True)
 def test_replies_from_the_full_cache_and_from_a_tenth():
     prompt = tiny_prompt("qwen2_vl")
     full, tenth = replies(prompt, StarKVConfig(), (0.1,), 6)
