@@ -34,7 +34,7 @@ def test_later_steps_read_it_and_not_the_models_own(agent, reply):
 
 
 @pytest.mark.parametrize(
-    "options", [slow(options, ci=True) for options in ({}, {"nbits": 4}, {"decode_tokens": 3})]
+    "options", [slow({"nbits": 4}, ci=True), slow({}), slow({"decode_tokens": 3})]
 )
 def test_the_models_own_reply_put_back_changes_nothing(agent, options):
     """Its tokens were decoded one by one, and now come with the next prompt.

@@ -29,7 +29,7 @@ def test_every_layer_is_rewritten(way):
     assert all(graph.found == graph.rewritten for graph in graphs)
 
 
-@pytest.mark.slow(ci=True)
+@pytest.mark.slow
 def test_a_session_at_budget_one_says_what_the_uncompiled_agent_says():
     turns = episode_turns(3, 1)
     model, processor = load_agent()
