@@ -7,7 +7,7 @@ BIN := .venv/bin
 
 help:
 	@echo "make venv    create .venv with everything the project needs"
-	@echo "make demo    run the shipped agent with a full and a compressed cache"
+	@echo "make demo    run the demo agent with a full and a compressed cache"
 	@echo "make test    run the tests, but for the slow ones (marked: over five seconds)"
 	@echo "make test-ci   run these and some of the slow ones, as CI does"
 	@echo "make test-all  run all tests"

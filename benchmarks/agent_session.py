@@ -12,7 +12,7 @@ because the rebuilt prompt holds nothing else.
 
 With `--keep-text` the sessions keep the text of old turns. A rebuilt prompt never has it.
 
-The accuracy is that of the shipped agent. So small a model spends most of its time in Python. With
+The accuracy is that of the demo agent. So small a model spends most of its time in Python. With
 `--wide` the times are those of random weights in eight layers that are 1,024 wide.
 """
 

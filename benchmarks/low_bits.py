@@ -149,7 +149,7 @@ def _error(query: Tensor, key: Tensor, value: Tensor, form: Form) -> float:
 
 
 def agent(questions: int, budget: float) -> None:
-    """Prints the right answers of the shipped agent for each form."""
+    """Prints the right answers of the demo agent for each form."""
     show = _agent_rows(questions)
     show(1, 16, "full cache", None)
     show(budget, 16, "not rounded", None)
@@ -193,7 +193,7 @@ def _quanto_bits(x: Tensor) -> float:
 
 
 def _agent_rows(questions: int) -> Callable[[float, int, str, Form | None], None]:
-    """Returns what measures one form on the shipped agent and prints its row of a table."""
+    """Returns what measures one form on the demo agent and prints its row of a table."""
     from starkv_lab.quality.design import Design
     from starkv_lab.quality.measure import Bench
     from starkv_lab.quality.variants import FULL, VARIANTS

@@ -3,7 +3,7 @@
     python examples/agent_loop.py
     python examples/agent_loop.py --model ByteDance-Seed/UI-TARS-1.5-7B --budget 0.2
 
-Without --model the example runs the shipped agent of starkv-lab on generated screens. Each step
+Without --model the example runs the demo agent of starkv-lab on generated screens. Each step
 prints how many tokens the session has seen and how many the cache stores. The tokens of the last
 answer stay uncompressed until the next step.
 """
@@ -25,7 +25,7 @@ from starkv_compile.cli import share_of
 
 
 def load(name: str | None) -> tuple[Any, Any]:
-    """Returns (model, processor) of a checkpoint, or of the shipped agent."""
+    """Returns (model, processor) of a checkpoint, or of the demo agent."""
     if name is None:
         from starkv_lab.agent import load_agent
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=("Runs several agent steps on one compressed cache.")
     )
-    parser.add_argument("--model", help="a checkpoint (default: the shipped agent)")
+    parser.add_argument("--model", help="a checkpoint (default: the demo agent)")
     parser.add_argument("--steps", type=int, default=4, help="number of steps")
     parser.add_argument("--budget", default="0.3", help="share of the tokens: 0.2 or 20%%")
     parser.add_argument("--tokens", type=int, default=16, help="most tokens of a reply")

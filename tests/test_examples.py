@@ -74,7 +74,7 @@ def test_own_module(capsys):
 @pytest.mark.slow(ci=True)
 @pytest.mark.skipif(
     not (files("starkv_lab") / "agent" / "checkpoint" / "model.safetensors").is_file(),
-    reason="the shipped agent's checkpoint is not in this tree",
+    reason="the demo agent's checkpoint is not in this tree",
 )
 def test_agent_loop_on_the_shipped_agent(capsys):
     load_example("agent_loop").main(["--steps", "3", "--budget", "0.3", "--inner", "eager"])

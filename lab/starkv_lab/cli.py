@@ -72,7 +72,7 @@ def add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         type=Path,
         metavar="DIR",
         default=argparse.SUPPRESS,
-        help="checkpoint folder of the agent (default: the shipped agent)",
+        help="checkpoint folder of the agent (default: the demo agent)",
     )
     add(
         "--runtime",

@@ -1,4 +1,4 @@
-"""Builds the shipped agent's configuration, tokenizer and image processor.
+"""Builds the demo agent's configuration, tokenizer and image processor.
 
 The agent is a stock Qwen3-VL of 2.5 M parameters. Nothing here subclasses or patches a model.
 """

@@ -41,7 +41,7 @@ def save_agent(weights: Any, folder: Path) -> None:
 
 
 def agent_folder(path: Path | None = None) -> Path:
-    """Returns `path`, or for None the shipped agent's folder, after it found all files there.
+    """Returns `path`, or for None the demo agent's folder, after it found all files there.
 
     Raises:
         StarKVError: the folder holds no checkpoint.
@@ -57,7 +57,7 @@ def agent_folder(path: Path | None = None) -> Path:
 
 
 def load_agent(path: Path | None = None) -> tuple[Any, Any]:
-    """Loads the agent from the folder `path`, by default the shipped agent.
+    """Loads the agent from the folder `path`, by default the demo agent.
 
     Returns:
         Model (float32, eval mode, CPU) and its `AgentProcessor`.

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from .vocabulary import ICON_COLORS
 from .world import Episode, Frame, Name
 
-CELL = 32  # pixels per side of a cell, which is one visual token of the shipped agent
+CELL = 32  # pixels per side of a cell, which is one visual token of the demo agent
 ICON_JITTER, TEXT_JITTER = 2, 1  # most pixels between an element and its cell's centre
 
 _ICON_RGB = {

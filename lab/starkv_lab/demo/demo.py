@@ -29,7 +29,7 @@ from .ways import RUNS, Measured, Way, measure, ways
 class DemoOptions:
     """Holds the options of the command line.
 
-    agent: a checkpoint folder, or None for the shipped agent. exported: the folder for the graphs
+    agent: a checkpoint folder, or None for the demo agent. exported: the folder for the graphs
     of the runtime "onnx", or None for a folder that is removed at the end.
     """
 

@@ -17,7 +17,7 @@ from ..agent.render import screenshot
 from ..agent.vocabulary import SPECIAL_TOKENS, TOKEN_ID, UNKNOWN
 from ..agent.world import Episode, sample_episode
 
-MAX_FRAMES = 8  # one column of the picture each; the shipped agent was trained on up to 5
+MAX_FRAMES = 8  # one column of the picture each; the demo agent was trained on up to 5
 FOLLOW_UPS = ("where", "what")
 
 

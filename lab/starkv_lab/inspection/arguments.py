@@ -16,7 +16,7 @@ def add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         description="Runs one prompt through the compiled model and writes one HTML file. The page "
         "shows the screenshots with the kept tokens of each layer, the scores by axis, and the "
         "dropped tokens. It needs no network and no other file. By default the command runs the "
-        "shipped agent on a generated episode.",
+        "demo agent on a generated episode.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     # fmt: off
@@ -32,7 +32,7 @@ def add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add("--seed", type=int, metavar="N", default=argparse.SUPPRESS,
         help="seed of the generated episode (default: 0)")
     add("--agent", type=Path, metavar="DIR", default=argparse.SUPPRESS,
-        help="checkpoint folder of the agent (default: the shipped agent)")
+        help="checkpoint folder of the agent (default: the demo agent)")
     add("--model", type=Path, metavar="DIR", default=argparse.SUPPRESS,
         help="folder of a Hugging Face checkpoint that replaces the agent; needs --image and "
         "--prompt")

@@ -89,7 +89,7 @@ def _agent_prompt(
         content += turn.content[:-1]
     content.append(turns[-1].content[-1])
     return _prompt(
-        model, processor, "the shipped agent" if agent is None else str(agent), pictures, content
+        model, processor, "the demo agent" if agent is None else str(agent), pictures, content
     )
 
 

@@ -13,8 +13,8 @@ from starkv_compile.cli import importing, shares_of
 def add_quality(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     quality = kinds.add_parser(
         "quality",
-        help="compare policies and options on the shipped agent, at equal bytes",
-        description="Gives the shipped agent held-out screens and a question, compacts the cache, "
+        help="compare policies and options on the demo agent, at equal bytes",
+        description="Gives the demo agent held-out screens and a question, compacts the cache, "
         "and asks that question and others again. DIR/cells.jsonl gets one line for each policy "
         "and budget. A second run skips the lines that are there, so it continues after an "
         "interruption.",
@@ -43,7 +43,7 @@ def add_trajectories(kinds: argparse._SubParsersAction[argparse.ArgumentParser])
     trajectories = kinds.add_parser(
         "trajectories",
         help="compare policies over many steps on one cache",
-        description="Shows the shipped agent a screenshot and asks a question at every step. All "
+        description="Shows the demo agent a screenshot and asks a question at every step. All "
         "steps use one cache, which each step compacts. DIR/trajectories.jsonl gets one line for "
         "each policy and budget. A second run skips the lines that are there.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -79,7 +79,7 @@ def _add_common(parser: argparse.ArgumentParser, budgets: str) -> None:
         type=Path,
         metavar="DIR",
         default=argparse.SUPPRESS,
-        help="checkpoint folder of the agent (default: the shipped agent)",
+        help="checkpoint folder of the agent (default: the demo agent)",
     )
     add("--out", type=Path, metavar="DIR", default=Path("bench-quality"), help="output folder")
 

@@ -44,7 +44,7 @@ class BenchOptions:
     """Holds the options of the command line.
 
     policies: names of variants; a name from `GROUPS` means all variants of the group. budgets:
-    shares below 1. agent: a checkpoint folder, or None for the shipped agent.
+    shares below 1. agent: a checkpoint folder, or None for the demo agent.
 
     Raises:
         OptionError: a budget is not between 0 and 1.

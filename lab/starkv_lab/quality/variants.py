@@ -11,7 +11,7 @@ from starkv_compile import StarKVConfig
 
 BUDGETS = (0.4, 0.2, 0.1, 0.05, 0.03)
 DENSITY = (0.06, 0.15, 0.18, 0.32)
-"""Result of `measure_layer_budgets` for the shipped agent's layers, the mean of six prompts."""
+"""Result of `measure_layer_budgets` for the demo agent's layers, the mean of six prompts."""
 
 Chunk: TypeAlias = int | Literal["screen"]
 SCREEN: Literal["screen"] = "screen"

@@ -1,1 +1,1 @@
-"""Trains the shipped agent, and measures its answers."""
+"""Trains the demo agent, and measures its answers."""

@@ -1,9 +1,9 @@
-"""Trains the shipped agent: `python -m starkv_lab.training.train --out DIR`.
+"""Trains the demo agent: `python -m starkv_lab.training.train --out DIR`.
 
 Training has two stages. First the vision tower learns what each visual token shows and where it is.
 Its screens are crowded, so that a step sees many elements. Then the language model learns to answer
 by next-token prediction, from screens that the tower has seen once. Whenever the agent is ready,
-episodes get one more frame, and later frames get more visual tokens. The defaults made the shipped
+episodes get one more frame, and later frames get more visual tokens. The defaults made the demo
 agent in 58 minutes on one core that did other work too. The first stage took 10 of them.
 
 The learning rate is constant, then falls linearly over the last `--decay` steps. It starts to fall

@@ -1,4 +1,4 @@
-"""The shipped agent under each way in: every layer found and rewritten, and its answers kept."""
+"""The demo agent under each way in: every layer found and rewritten, and its answers kept."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""`bench gui` on the four data sets, the shipped agent in the model's place."""
+"""`bench gui` on the four data sets, the demo agent in the model's place."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The command: the shipped agent, a checkpoint, and mistakes."""
+"""The command: the demo agent, a checkpoint, and mistakes."""
 
 import json
 import re

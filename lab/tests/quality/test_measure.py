@@ -1,4 +1,4 @@
-"""The instrument on the shipped agent, with prompts of one frame."""
+"""The instrument on the demo agent, with prompts of one frame."""
 
 import pytest
 import torch

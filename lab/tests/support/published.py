@@ -1,4 +1,4 @@
-"""The four data sets in their published form, with screens of the shipped agent's world.
+"""The four data sets in their published form, with screens of the demo agent's world.
 
 So the agent can take a real model's place and be right: an instruction is "click red star".
 """

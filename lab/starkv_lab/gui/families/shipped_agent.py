@@ -1,4 +1,4 @@
-"""The shipped agent answers about its own generated screens, for trials without a download.
+"""The demo agent answers about its own generated screens, for trials without a download.
 
 It clicks on a named element. An instruction is, for example, "click red star". The current screen
 is the last step.
