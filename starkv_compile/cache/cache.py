@@ -237,6 +237,7 @@ class StarKVCache(DynamicCache):
         check_state(state, len(self.compressed_layers))
         layout = state["layout"]
         self.shared.layout = None if layout is None else VisionLayout(**layout)
+        self.begin_turn()
         self.layers = [StarKVLayer(self.shared) for _ in state["layers"]]
         for layer, stored in zip(self.compressed_layers, state["layers"], strict=True):
             layer.load_state_dict(stored)
@@ -244,8 +245,8 @@ class StarKVCache(DynamicCache):
     def reset(self) -> None:
         """Forgets everything. The cache then holds a new session."""
         super().reset()
-        self.shared.layout = self.shared.chunk = self.shared.stopped_at = None
-        self.shared.padding = self.shared.chunk_end = None
+        self.begin_turn()
+        self.shared.layout = self.shared.stopped_at = self.shared.padding = None
         self.shared.appending = self.shared.stepping = False
         self.shared.is_read = self.shared.uneven = False
 
@@ -274,10 +275,11 @@ class StarKVCache(DynamicCache):
     def begin_turn(self) -> None:
         """Says that the next prompt is a new turn.
 
-        Without it, a prompt that follows another one, with no token decoded or removed between
-        them, is taken for the next chunk of the same prompt.
+        A prompt that follows another one is taken for the next chunk of the same prompt, unless a
+        token was decoded, drafted or removed between them. So call it after a reply of one token,
+        which `generate` does not store. `AgentSession` calls it at every step.
         """
-        self.shared.chunk_end = None
+        self.shared.turn_ended, self.shared.chunk = True, None
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)

@@ -18,11 +18,8 @@ LAYER_FACTS = ("seen", "retired", "kept", "novelty", "state")
 LAYER_STATE = ("keys", "values", "codes", *LAYER_FACTS)
 """What is stored of a layer. codes: of its oldest tokens, which are not in keys and values."""
 
-OF_THE_TURN = ("earlier", "turn_start")
-"""What a layout knows about the turn at hand only. What is loaded goes on with a new turn."""
-
-LAYOUT_STATE = tuple(name for name in VisionLayout.__dataclass_fields__ if name not in OF_THE_TURN)
-"""What is stored of a layout."""
+LAYOUT_STATE = tuple(name for name in VisionLayout.__dataclass_fields__ if name != "earlier")
+"""What is stored of a layout. `earlier` is of the last chunk only."""
 
 
 def expect(holds: bool, what: str) -> None:

@@ -47,6 +47,8 @@ def begin_chunk(cache: StarKVCache, model: Any, named: Mapping[str, Any]) -> int
     mask = named.get("attention_mask")
     cache.shared.mask_fits = isinstance(mask, torch.Tensor) and mask.dim() == 4
     describe_chunk(cache, model, named)
+    if drafts:  # some of the reply's tokens may come with them
+        cache.begin_turn()
     return drafts
 
 
@@ -82,9 +84,13 @@ def describe_chunk(cache: StarKVCache, model: Any, named: Mapping[str, Any]) -> 
         CacheError: the attention mask has padding that a compacted cache cannot hide.
     """
     seen, shared, mask = cache.get_seq_length(), cache.shared, named.get("attention_mask")
+    tokens = tokens_of(named)
+    if shared.turn_ended:
+        device = None if tokens is None else tokens.device
+        shared.turn_start = torch.full((1,), seen, device=device)
+        shared.turn_ended = False
     if not _is_square(named):
         check_padding(mask, seen)
-        tokens = tokens_of(named)
         shared.padding = None if tokens is None else padding_of(mask, seen + tokens.shape[1])
     coming, last = Seen.of(getattr(model, "config", None), named), shared.chunk
     before = None if last is None or shared.layout is None else last.before(coming, seen)
@@ -95,7 +101,6 @@ def describe_chunk(cache: StarKVCache, model: Any, named: Mapping[str, Any]) -> 
         return
     frame, row, column, grid = described
     again = 0 if before is None else before.length
-    shared.note_chunk(seen, frame.shape[1] - again)
     if shared.layout is None:
         shared.layout = VisionLayout.empty(len(frame), frame.device)
         shared.layout.pad_text(seen)
@@ -105,7 +110,6 @@ def describe_chunk(cache: StarKVCache, model: Any, named: Mapping[str, Any]) -> 
     shared.layout.pad_text(seen)
     real = _real(named, seen - again, frame)
     shared.layout.extend(frame, row, column, grid, real, again)
-    shared.layout.turn_start = frame.new_full((1,), shared.turn_start)
     shared.chunk = open_chunk(whole, grid, shared.layout.seen)
 
 

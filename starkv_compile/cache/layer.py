@@ -203,11 +203,11 @@ class StarKVLayer(WatchedLayer):
         return Layout(frame, row, column, current), layout.counts, True
 
     def _turn_start(self, keys: torch.Tensor) -> torch.Tensor:
-        """[1] int64 as in `VisionLayout`; 0 if it is unknown."""
-        layout = self.shared.layout
-        if layout is None or layout.turn_start is None:
+        """[1] int64 as in `SharedState`; 0 if nobody said where chunks begin."""
+        start = self.shared.turn_start
+        if start is None:
             return torch.zeros(1, dtype=torch.int64, device=keys.device)
-        return layout.turn_start
+        return start
 
     def _state(self, keys: torch.Tensor, current: torch.Tensor) -> State:
         """The state so far, its pattern as wide as the current frame."""

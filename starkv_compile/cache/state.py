@@ -21,9 +21,9 @@ class SharedState:
         compacts: whether a layer has stored tokens of the call in progress that may be shortened.
         stepping: whether a token is being decoded into the layers' buffers.
         chunk: what the last chunk was described by, if a frame may go on after it.
-        turn_start: how many tokens came before the turn at hand.
-        chunk_end: how many tokens had come at the end of the last chunk; None: the next chunk
-            begins a turn.
+        turn_start: [1] int64, how many tokens came before the turn at hand. A turn is one prompt,
+            in one chunk or in several. None: no chunk has come.
+        turn_ended: whether the next chunk begins a turn.
         slot: [1] int64, the place of that token in the buffers.
         mask_fits: whether the masks of the call have as many columns as the cache has tokens: the
             model asked the cache for that number, or the caller passed a mask for each head.
@@ -35,8 +35,8 @@ class SharedState:
     def __init__(self) -> None:
         self.layout: VisionLayout | None = None
         self.chunk: DescribedChunk | None = None
-        self.turn_start = 0
-        self.chunk_end: int | None = None
+        self.turn_start: torch.Tensor | None = None
+        self.turn_ended = True
         self.appending = False
         self.is_read = False
         self.compacts = False
@@ -46,13 +46,6 @@ class SharedState:
         self.padding: torch.Tensor | None = None
         self.uneven = False
         self.stopped_at: dict[int, int] | None = None
-
-    def note_chunk(self, seen: int, new: int) -> None:
-        """Notes that `new` tokens come after `seen`. They go on with the turn of the last chunk if
-        nothing was decoded or removed since."""
-        if self.chunk_end != seen:
-            self.turn_start = seen
-        self.chunk_end = seen + new
 
     def select_rows(self, rows: torch.Tensor) -> None:
         """Keeps, repeats or reorders batch rows of what is known about the tokens."""
@@ -66,7 +59,7 @@ class SharedState:
         twin = SharedState()
         twin.layout = None if self.layout is None else replace(self.layout)
         twin.chunk, twin.stopped_at = self.chunk, self.stopped_at
-        twin.turn_start, twin.chunk_end = self.turn_start, self.chunk_end
+        twin.turn_start, twin.turn_ended = self.turn_start, self.turn_ended
         twin.padding, twin.uneven = self.padding, self.uneven
         twin.is_read, twin.mask_fits = self.is_read, self.mask_fits
         return twin

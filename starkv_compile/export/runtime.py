@@ -86,6 +86,7 @@ class Runtime:
             logits = self._prompt(cache, {**common, "position_ids": positions, **features})
             return CausalLMOutputWithPast(logits=logits[:, None], **with_cache(cache))
         self._check_text(model, input_ids, seen, named)
+        cache.begin_turn()
         rows = [
             self._further(
                 cache,
@@ -152,9 +153,9 @@ class Runtime:
         return given.expand(rows, *given.shape) if given.dim() == 2 else given[-rows:]
 
     def _prompt(self, cache: StarKVCache, feeds: dict[str, torch.Tensor]) -> torch.Tensor:
-        layout, seen = cache.shared.layout, cache.get_seq_length()
+        layout, seen, start = cache.shared.layout, cache.get_seq_length(), cache.shared.turn_start
         batch, new = feeds["input_ids"].shape
-        if layout is None or layout.turn_start is None or layout.seen != seen + new:
+        if layout is None or start is None or layout.seen != seen + new:
             raise StarKVError(
                 "nothing shows what the prompt's tokens are; pass input_ids in place of embeddings"
             )
@@ -166,7 +167,7 @@ class Runtime:
             "column": layout.column,
             "current": F.pad(layout.current, (0, width - layout.current.shape[1]), value=-1),
             "counted": layout.counted,
-            "turn_start": layout.turn_start,
+            "turn_start": start,
             "budgeted": torch.ones(layout.seen - retired, dtype=torch.bool),
         }
         layers = self._layers(cache, batch)

@@ -209,6 +209,8 @@ class Attachment:
         if tokens is not None and isinstance(given, StarKVCache) and given.is_uneven:
             return _with_uneven_layers(owner, given, tokens, args, kwargs)
         if tokens is not None and tokens.shape[1] == 1:
+            if isinstance(given, StarKVCache):
+                given.begin_turn()
             return Prepared(args, kwargs, self._begin_step(model, named), given)
         if given is None and not owner.declared and not owner.innermost:
             return Prepared(args, kwargs)  # an owner inside may be declared

@@ -41,11 +41,11 @@ class WriteArguments(NamedTuple):
     """The marker's arguments: what is about to be stored, and what policies read.
 
     key to novelty and mi to pattern_count: as in `Written`. frame to current: as in
-    `reference.star.Layout`. counts: [B, 2] and turn_start: [1] as in `vision.layout.VisionLayout`.
-    seen: number of tokens that a budget counts if it is a share. has_layout: whether the cache
-    knows what the tokens are. If not, frame to counts say that all tokens are text. mask_fits:
-    whether masks of the attention have as many columns as the cache has tokens, also after a
-    compaction.
+    `reference.star.Layout`. counts: [B, 2] as in `vision.layout.VisionLayout`. turn_start: [1] as
+    in `cache.state.SharedState`. seen: number of tokens that a budget counts if it is a share.
+    has_layout: whether the cache knows what the tokens are. If not, frame to counts say that all
+    tokens are text. mask_fits: whether masks of the attention have as many columns as the cache
+    has tokens, also after a compaction.
     """
 
     key: torch.Tensor

@@ -29,8 +29,6 @@ class VisionLayout:
         earlier: [B, M] int64, places in the stream of the newest frame's tokens that came before
             the last chunk, -1 beyond the row's last. None: the last chunk cut no frame.
         counted: [B, seen] bool, False for padding and for what has left the session.
-        turn_start: [1] int64, place in the stream of the first token of the turn at hand. A turn is
-            one prompt, which may come in several chunks. None: every token is of it.
         grid: where rows and columns come from: "grid" (the processor's), "positions" (M-RoPE),
             "square" (guessed), "text" (no frame yet).
     """
@@ -42,7 +40,6 @@ class VisionLayout:
     counted: torch.Tensor
     grid: str = "text"
     earlier: torch.Tensor | None = None
-    turn_start: torch.Tensor | None = None
 
     @classmethod
     def empty(cls, batch: int, device: torch.device) -> VisionLayout:

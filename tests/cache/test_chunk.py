@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
-from starkv_compile import CacheError, StarKVCache
+from starkv_compile import CacheError, StarKVCache, compile
 from starkv_compile.cache.cache import ready_cache
 from starkv_compile.cache.chunk import begin_chunk, drafted_tokens
 from starkv_compile.testing import LAYERS, tiny_model
@@ -41,23 +41,47 @@ def read(cache):
     """Where the turn starts that 20 more tokens are of."""
     begin_chunk(cache, MODEL, TEXT)
     feed(cache, 20)
-    return int(cache.shared.layout.turn_start)
+    return int(cache.shared.turn_start)
 
 
 def test_chunks_without_a_reply_between_them_are_of_one_turn():
     cache = StarKVCache(MODEL.config)
     assert [read(cache), read(cache)] == [0, 0]
-    feed(cache, 1)  # a reply
-    assert [read(cache), read(cache), read(cache.fork())] == [41, 41, 41]
-    cache.crop(-5)  # of the reply that was to follow, or of the prompt itself
-    assert [read(cache), read(cache)] == [76, 76]
-    cache.begin_turn()
-    assert [read(cache), read(cache)] == [116, 116]
+    cache.begin_turn()  # as a call does that brings one token
+    assert [read(cache), read(cache), read(cache.fork())] == [40, 40, 40]
+    begin_chunk(cache, MODEL, TEXT)  # a call that stopped before it stored anything
+    assert read(cache) == 40
+    cache.crop(-5)
+    assert [read(cache), read(cache)] == [95, 95]
+    begin_chunk(cache, MODEL, {**TEXT, "logits_to_keep": 4})
+    feed(cache, 20)
+    assert [read(cache), read(cache)] == [155, 155]
     again = StarKVCache(MODEL.config)
     again.load_state_dict(cache.state_dict())
-    assert read(again) == 156
+    assert read(again) == 195
     cache.reset()
     assert [read(cache), read(cache)] == [0, 0]
+
+
+def test_a_token_of_a_reply_ends_the_turn():
+    model = compile(tiny_model("llava"), budget=0.5, inner="eager")
+    cache = StarKVCache(model.config)
+    starts = []
+    for tokens in (20, 20, 1, 20, 20):
+        model(input_ids=TEXT["input_ids"][:, :tokens], past_key_values=cache)
+        starts.append(int(cache.shared.turn_start))
+    assert starts == [0, 0, 0, 41, 41]
+
+
+def test_a_turn_may_end_in_a_frame():
+    """The frame that the next turn begins with is another one."""
+    cache = StarKVCache(MODEL.config)
+    image = {"input_ids": torch.full((1, 16), MODEL.config.image_token_id)}
+    begin_chunk(cache, MODEL, image)
+    feed(cache, 16)
+    cache.begin_turn()
+    begin_chunk(cache, MODEL, image)
+    assert cache.shared.layout.frame.max() == 1
 
 
 @pytest.mark.parametrize(

@@ -84,10 +84,9 @@ class Prefill(nn.Module):
             column=ports["column"],
             current=ports["current"],
             counted=ports["counted"],
-            turn_start=ports["turn_start"],
         )
         cache = self.inner.new_cache()
-        cache.shared.layout = layout
+        cache.shared.layout, cache.shared.turn_start = layout, ports["turn_start"]
         cache.layers = [
             self._layer(
                 cache,
