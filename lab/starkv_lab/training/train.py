@@ -10,7 +10,8 @@ The learning rate is constant, then falls linearly over the last `--decay` steps
 when the agent answers about all frames and all tokens, and not before step `--steps` - `--decay`.
 How soon that is differs between machines, which round differently. Seeds 0, 1 and 2 once took fewer
 than 2,900 steps for everything. On another machine seeds 1 and 2 left the questions about one frame
-after 4,100 steps. The same command continues where it stopped, also with other `--steps`.
+after 4,100 steps, and ended at 6,500 and 5,800. The same command continues where it stopped, also
+with other `--steps`.
 """
 
 from __future__ import annotations
