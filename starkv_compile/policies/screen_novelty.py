@@ -30,12 +30,12 @@ def novelty_scores(
     width: int,
     attention_weight: float,
     novelty_weight: float,
-    fresh: Tensor | None,
+    of_turn: Tensor | None,
 ) -> Tensor:
     """Returns the scores [B, P] of `ScreenNovelty`. Those of text and of screens do not compare.
 
     attention is [B, G, P] of `window_attention`. The other tensors cover all L tokens. `unlike` is
-    0 for screens. Screens' tokens that are not `fresh` (bool; None: all are) count as if their
+    0 for screens. Screens' tokens that are not `of_turn` (bool; None: all are) count as if their
     attention were the mean of those that are.
     """
     past = attention.shape[-1]
@@ -47,7 +47,7 @@ def novelty_scores(
     near = pool(is_text[:, None].float(), width)[:, 0]
     text = pool(seen.masked_fill(~is_text, 0.0)[:, None], width)[:, 0] / near.clamp(min=1e-6)
     text = share(text.where(is_text, 0.0)) + novelty_weight * share(unlike[:, :past])
-    read = visual if fresh is None else visual & fresh[:, :past]
+    read = visual if of_turn is None else visual & of_turn[:, :past]
     seen = seen.masked_fill(~read, 0.0)
     mean = seen.sum(-1, keepdim=True) / read.sum(-1, keepdim=True).clamp(min=1)
     attended = 1.0 + attention_weight * (seen / mean.clamp(min=1e-30)).where(read, 1.0)
