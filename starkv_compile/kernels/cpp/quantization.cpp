@@ -19,20 +19,6 @@ static inline uint16_t narrow(float number) {
   return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-// The vector with each lane in the place of the one HALF away from it.
-template <int HALF>
-static inline Floats swapped(Floats vector) {
-#if defined(__clang__)
-  Floats result;
-  for (int lane = 0; lane < LANES; lane++) result[lane] = vector[lane ^ HALF];
-  return result;
-#else
-  Ints places{};
-  for (int lane = 0; lane < LANES; lane++) places[lane] = lane ^ HALF;
-  return __builtin_shuffle(vector, places);
-#endif
-}
-
 // Sums and differences of lanes that are 1, 2, ... LANES / 2 away from each other.
 template <int HALF = 1>
 static inline Floats turn_lanes(Floats vector) {

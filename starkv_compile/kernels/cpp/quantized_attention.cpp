@@ -15,11 +15,12 @@ struct Work {  // mirrored by `_Work` in quantized_attention.py
   int64_t batch, groups, rows, tokens;
   int64_t key_bytes, value_bytes;  // of the codes of one token
   int64_t added_batch, added_group, added_row;  // strides; 0: shared
+  int64_t bfloat16;  // 1: ranges are bfloat16, 0: float
   int64_t threads;
   const float *query;              // [B, G, R, planes, whole vectors], scaled
   const float *base;               // [B, G, R]: added to all logits of a row
   const uint8_t *keys, *values;    // [B, G, C, bytes]
-  const float *key_ranges, *value_ranges;  // [B, G, C, 2]: least number and step
+  const void *key_ranges, *value_ranges;  // [B, G, C, 2]: least number and step
   const float *added;              // added to the logits; or null
 };
 
@@ -59,14 +60,17 @@ struct Codes {
 
 // logits [ROWS][TASK] += query rows times codes. query [ROWS][PLANES][stride].
 template <int PLANES, int ROWS>
-static void multiply(const float *query, const Codes &codes, int64_t tokens, float *products) {
-  constexpr int TOKENS = std::max(1, std::min(4, SUMS / ROWS));
+static void multiply(const float *query, const Codes &codes, int64_t tokens, float *logits) {
+  // AVX-512 multiplies by a query that it reads from memory, so it needs fewer other registers.
+  constexpr int MOST_SUMS = LANES == 16 ? 28 : SUMS;
+  constexpr int TOKENS = 4 * ROWS <= MOST_SUMS ? 4 : 2 * ROWS <= MOST_SUMS ? 2 : 1;
   const int64_t row = PLANES * codes.stride;
-  for (int64_t token = 0; token < tokens; token += TOKENS) {
+  Floats lanes[ROWS][LANES];  // of the sums of LANES tokens
+  for (int64_t token = 0; token < parts_of(tokens, LANES) * LANES; token += TOKENS) {
     const uint8_t *from[TOKENS];  // a short last tile repeats its last token
     for (int t = 0; t < TOKENS; t++)
       from[t] = codes.first + std::min(token + t, tokens - 1) * codes.stride;
-    Floats sums[TOKENS][ROWS] = {};
+    Floats products[TOKENS][ROWS] = {};
     for (int64_t d = 0; d < codes.stride; d += LANES) {
       Bytes bytes[TOKENS];
       for (int t = 0; t < TOKENS; t++) bytes[t] = load(from[t] + d);
@@ -77,13 +81,17 @@ static void multiply(const float *query, const Codes &codes, int64_t tokens, flo
         for (int r = 0; r < ROWS; r++) {
           const Floats asked = load(query + r * row + plane * codes.stride + d);
 #pragma GCC unroll 4
-          for (int t = 0; t < TOKENS; t++) sums[t][r] += asked * code[t];
+          for (int t = 0; t < TOKENS; t++) products[t][r] += asked * code[t];
         }
       }
     }
-    const int count = (int)std::min<int64_t>(TOKENS, tokens - token);
     for (int r = 0; r < ROWS; r++)
-      for (int t = 0; t < count; t++) products[r * TASK + token + t] = sum(sums[t][r]);
+      for (int t = 0; t < TOKENS; t++) lanes[r][token % LANES + t] = products[t][r];
+    if ((token + TOKENS) % LANES == 0)
+      for (int r = 0; r < ROWS; r++) {
+        const Floats whole = sums(lanes[r]);
+        memcpy(logits + r * TASK + token + TOKENS - LANES, &whole, sizeof whole);
+      }
   }
 }
 
@@ -148,15 +156,18 @@ static void attend_part(const Work &work, int64_t b, int64_t g, int64_t start, i
     multiply<PLANES, count>(query + r * asked, keys, tokens, &logits[r * TASK]);
   });
   float low[TASK] = {}, step[TASK] = {};
-  const auto split = [&](const float *ranges) {
+  const auto split = [&](auto *ranges) {
     for (int64_t t = 0; t < tokens; t++) {
-      low[t] = ranges[(first + t) * 2];
-      step[t] = ranges[(first + t) * 2 + 1];
+      low[t] = widen(ranges[(first + t) * 2]);
+      step[t] = widen(ranges[(first + t) * 2 + 1]);
     }
+  };
+  const auto read = [&](const void *ranges) {
+    work.bfloat16 ? split((const uint16_t *)ranges) : split((const float *)ranges);
   };
   std::vector<float> of_low(work.rows);
   const int64_t vectors = parts_of(tokens, LANES);
-  split(work.key_ranges);
+  read(work.key_ranges);
   for (int64_t r = 0; r < work.rows; r++) {
     float *row = &logits[r * TASK];
     Floats asked_sum{};
@@ -183,15 +194,16 @@ static void attend_part(const Work &work, int64_t b, int64_t g, int64_t start, i
     top[r] = most;
     total[r] = sum(factors);
   }
-  split(work.value_ranges);
+  read(work.value_ranges);
   for (int64_t r = 0; r < work.rows; r++) {
     float *row = &logits[r * TASK];
-    float lows = 0;
-    for (int64_t t = 0; t < tokens; t++) {
-      lows += row[t] * low[t];
-      row[t] *= step[t];
+    Floats lows{};
+    for (int64_t v = 0; v < vectors; v++) {
+      const Floats factor = load(row + v * LANES), scaled = factor * load(step + v * LANES);
+      lows += factor * load(low + v * LANES);
+      memcpy(row + v * LANES, &scaled, sizeof scaled);
     }
-    of_low[r] = lows;
+    of_low[r] = sum(lows);
   }
   const Codes values(work.values + first * work.value_bytes, work.value_bytes, tokens);
   const int64_t wide = PLANES * values.stride;

@@ -21,6 +21,7 @@ _NUMBERS = (
     "added_batch",
     "added_group",
     "added_row",
+    "bfloat16",
     "threads",
 )
 _POINTERS = ("query", "base", "keys", "values", "key_ranges", "value_ranges", "added")
@@ -58,7 +59,8 @@ def attend_codes(
     )
     planes = 1 if (key_codes.shape[-1], value_codes.shape[-1]) == (dim, width) else 2
     query = _in_planes(rows, key_codes.shape[-1], planes, lanes)
-    ranges = [given.float() for given in (key_ranges, value_ranges)]
+    bfloat16 = key_ranges.dtype == value_ranges.dtype == torch.bfloat16
+    ranges = [given if bfloat16 else given.float() for given in (key_ranges, value_ranges)]
     base = base.contiguous()
     strides: tuple[int, ...] = (0, 0, 0)
     if added is not None:
@@ -74,6 +76,7 @@ def attend_codes(
         key_codes.shape[-1],
         value_codes.shape[-1],
         *strides,
+        bfloat16,
         torch.get_num_threads(),
         *(t.data_ptr() for t in (query, base, key_codes, value_codes, *ranges)),
         0 if added is None else added.data_ptr(),
@@ -90,5 +93,7 @@ def attend_codes(
 
 def _in_planes(rows: torch.Tensor, width: int, planes: int, lanes: int) -> torch.Tensor:
     """[..., planes, whole vectors] of rows [..., D]: `width` numbers a plane, then zeros."""
+    if rows.shape[-1] == planes * width and width % lanes == 0:
+        return rows.unflatten(-1, (planes, width)).contiguous()
     filled = F.pad(rows, (0, planes * width - rows.shape[-1])).unflatten(-1, (planes, width))
     return F.pad(filled, (0, -width % lanes)).contiguous()
