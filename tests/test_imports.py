@@ -1,4 +1,4 @@
-"""Importing must cost nothing and touch nothing, and imports run downward from room to room.
+"""Importing must cost nothing and touch nothing, and imports run downward from package to package.
 
 The first is checked in processes of their own, the second on the source.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.imports import CORE, DOOR, LAB, imports, imports_inside, rooms
+from tests.support.imports import CORE, DOOR, LAB, imports, imports_inside, packages
 
 ROOT = Path(__file__).parents[1]
 
@@ -104,7 +104,7 @@ ORDER = (
     "files",
     "errors",
 )
-"""Rooms of the compiler, top to bottom: each may import those below it."""
+"""Packages of the compiler, top to bottom: each may import those below it."""
 
 NEVERS = (
     (CORE, LAB),  # the compiler is installed without the laboratory
@@ -121,7 +121,7 @@ NEVERS = (
 
 def upward(root):
     """Imports against `ORDER` that no entry of `NEVERS` names."""
-    place = {room: number for number, room in enumerate(ORDER)}
+    place = {package: number for number, package in enumerate(ORDER)}
     return [
         one.where
         for one in imports(root)
@@ -132,15 +132,15 @@ def upward(root):
 
 
 def forbidden(root, never):
-    """Imports from the first room of `never` in its second."""
+    """Imports from the first package of `never` in its second."""
     source, target = never
     return [
         one.where for one in imports(root) if one.target == target and source in (CORE, one.source)
     ]
 
 
-def test_every_room_has_its_place():
-    assert rooms(ROOT) <= set(ORDER)
+def test_every_package_has_its_place():
+    assert packages(ROOT) <= set(ORDER)
 
 
 def test_imports_run_downward():
@@ -161,13 +161,13 @@ WAYS = {
 }
 
 
-def tree(root, room, text):
-    """A package of one room, whose one file is `text`."""
-    folder = root / CORE / room
+def tree(root, package, text):
+    """A compiler of one package, whose one file is `text`."""
+    folder = root / CORE / package
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text("")
     (folder / "made_up.py").write_text(text)
-    return f"{CORE}/{room}/made_up.py:{text.count(chr(10))}"
+    return f"{CORE}/{package}/made_up.py:{text.count(chr(10))}"
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -179,10 +179,10 @@ def test_a_forbidden_import_is_found(tmp_path, never, way):
     assert all(forbidden(tmp_path, other) == [] for other in NEVERS if other != never)
 
 
-@pytest.mark.parametrize("room", ["kernels", "cli"])
+@pytest.mark.parametrize("package", ["kernels", "cli"])
 @pytest.mark.parametrize("text", ["import starkv_lab.cli\n", "def f():\n    import starkv_lab\n"])
-def test_an_import_of_the_laboratory_is_found(tmp_path, room, text):
-    where = tree(tmp_path, room, text)
+def test_an_import_of_the_laboratory_is_found(tmp_path, package, text):
+    where = tree(tmp_path, package, text)
     assert forbidden(tmp_path, (CORE, LAB)) == [where]
     assert upward(tmp_path) == []
 

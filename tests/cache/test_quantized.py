@@ -122,7 +122,7 @@ def test_no_token_is_rounded_twice_in_thirty_steps(nbits, policy):
 
 @pytest.mark.parametrize(
     ("implementation", "options"),
-    [("eager", {}), ("sdpa", {"decode_tokens": 5}), ("sdpa", {"budget": 1.0})],
+    [slow("eager", {}, ci=True), ("sdpa", {"decode_tokens": 5}), slow("sdpa", {"budget": 1.0})],
 )
 def test_decoding_reads_codes(monkeypatch, tmp_path, implementation, options):
     monkeypatch.setenv("STARKV_DUMP", str(tmp_path))
@@ -145,7 +145,7 @@ def test_buffers_give_what_a_growing_cache_gives():
     assert cache.layers[0].filled == cache.layers[0].in_full == WINDOW + 11
 
 
-@pytest.mark.parametrize("decode_tokens", [None, slow(16)])
+@pytest.mark.parametrize("decode_tokens", [slow(None, ci=True), slow(16)])
 def test_beams_and_rows_move_codes_with_them(decode_tokens):
     model = compressed(4, decode_tokens=decode_tokens)
     prompts = (TinyPrompt(), TinyPrompt(((4, 4),), 16, seed=3))
@@ -178,7 +178,7 @@ def test_a_crop_into_the_codes_of_a_cache_that_dropped_nothing():
     assert torch.equal(layer.keys, keys[:, :, : coded - 5])
 
 
-@pytest.mark.slow(ci=True)
+@pytest.mark.slow
 def test_a_second_prompt_and_what_it_answers():
     """The reply is near that of a cache in the model's precision, and nothing else changes."""
     caches = []

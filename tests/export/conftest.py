@@ -28,7 +28,7 @@ IN_CI = ("topk",)
 
 
 def pytest_itemcollected(item):
-    """`make test` writes no ONNX of a whole model: PyTorch runs what test_programs exports."""
+    """`make test` writes no ONNX of a whole model."""
     if "exports" in item.fixturenames:
         form = item.callspec.params.get("exported") if hasattr(item, "callspec") else None
         chosen = "exported" in item.fixturenames and (form or "topk") in IN_CI

@@ -11,15 +11,10 @@ from starkv_compile.export.runner import load_model
 from starkv_compile.export.runtime import Runtime
 from starkv_compile.testing import VIDEO_TOKEN, TinyPrompt, generate, tiny_inputs, tiny_model
 
-FAMILY = "qwen3_vl"
+FAMILY = "qwen2_vl"
 
 
-@pytest.fixture(scope="module")
-def exported(exports):
-    return exports("threshold")
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def stock(exported):
     assert exported.family == FAMILY
     return tiny_model(FAMILY, num_hidden_layers=exported.layers)

@@ -77,7 +77,7 @@ PROMPTS = {
 }
 
 
-@pytest.mark.slow(ci=True)
+@pytest.mark.slow
 def test_programs_answer_as_the_compiled_model(pair):
     for prompts in PROMPTS.values():
         inputs = tiny_inputs(FAMILY, *prompts)
@@ -86,7 +86,7 @@ def test_programs_answer_as_the_compiled_model(pair):
         assert_same_cache(mine.past_key_values, theirs.past_key_values, 1)
 
 
-@pytest.mark.slow(ci=True)
+@pytest.mark.slow
 def test_steps_on_what_is_stored(pair):
     runs = (steps(model, FAMILY, 5) for model in pair)
     for (mine, left), (theirs, right) in zip(*runs, strict=True):

@@ -12,6 +12,7 @@ import starkv_compile
 from starkv_compile import OptionError, StarKVCache, StarKVConfig
 from starkv_compile.passes import apply
 from starkv_compile.testing import LAYERS, TinyPrompt, generate, tiny_inputs, tiny_model
+from tests.support.crossing import slow
 
 TOKEN = LAYERS * 2 * 2 * 16 * 4  # layers, keys and values, KV heads, head dim, float32
 BUDGET = 25 * TOKEN + TOKEN // 2
@@ -53,8 +54,7 @@ def test_rows_of_a_batch_share_it():
         assert_spent(cache, 3 * BUDGET, rows * TOKEN)
 
 
-@pytest.mark.slow(ci=True)
-@pytest.mark.parametrize("room", [None, 6])
+@pytest.mark.parametrize("room", [slow(None), slow(6, ci=True)])
 def test_a_session_stays_under_it(room):
     """After each prompt; with room to decode in, at any time."""
     model = starkv_compile.compile(

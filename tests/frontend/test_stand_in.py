@@ -15,6 +15,7 @@ from starkv_compile import StarKVCache, UnsupportedModel
 from starkv_compile.hf.language_models import find_decoder, language_models
 from tests.foreign.core import LAYERS, PROMPT, filled
 from tests.foreign.styles import LLAMA, STYLES, LibraryCache, OwnGenerateWithCache
+from tests.support.crossing import slow
 
 CONFIG = PreTrainedConfig(num_hidden_layers=LAYERS)
 WHOLE = PROMPT.shape[1]
@@ -115,8 +116,7 @@ def test_a_pickled_model_is_not_compiled_and_can_be():
     assert stored(compiled(twin).forward, PROMPT) == SHORT
 
 
-@pytest.mark.slow(ci=True)
-@pytest.mark.parametrize("called", [False, True])
+@pytest.mark.parametrize("called", [slow(False), slow(True, ci=True)])
 def test_a_copy_that_is_compiled_itself(called):
     model = compiled(own())
     twin = copy.deepcopy(model)

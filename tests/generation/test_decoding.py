@@ -61,8 +61,7 @@ def watched(model, inputs):
     return out, calls
 
 
-@pytest.mark.slow(ci=True)
-@pytest.mark.parametrize("family", ["qwen3_vl", "llava"])
+@pytest.mark.parametrize("family", [slow("qwen3_vl", ci=True), slow("llava")])
 def test_no_address_no_shape_and_no_graph_changes(family):
     inputs = tiny_inputs(family)
     expected = generate(compiled(family, None), inputs, TOKENS)
@@ -366,7 +365,7 @@ def prompt_then_tokens(model, cache, modes):
     "modes",
     [
         "float32 float32 bfloat16",
-        "bfloat16 bfloat16 float32",
+        slow("bfloat16 bfloat16 float32"),
         slow("float32 float32 bfloat16 float32 bfloat16"),
         slow("bfloat16 float32 float32 bfloat16 float32"),
         slow("float16 float32 float16 bfloat16 float32"),

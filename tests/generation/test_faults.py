@@ -160,7 +160,7 @@ def test_a_compiled_model_is_pickled_as_the_model_it_is(model):
     assert not starkv_compile.undo(loaded)
 
 
-@pytest.mark.parametrize("way", first_only(["starkv_compile.compile", "model.compile"]))
+@pytest.mark.parametrize("way", [slow("starkv_compile.compile", ci=True), slow("model.compile")])
 def test_a_model_that_nobody_holds_is_gone(way):
     model = tiny_model(FAMILY)
     if way == "model.compile":

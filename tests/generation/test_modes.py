@@ -143,7 +143,8 @@ PROMPTS = {
 
 
 @pytest.mark.parametrize(
-    ("mode", "names"), [*(("greedy", [name]) for name in PROMPTS), slow("beams", list(PROMPTS))]
+    ("mode", "names"),
+    [*(slow("greedy", [name], ci=True) for name in PROMPTS), slow("beams", list(PROMPTS))],
 )
 def test_prompts_of_every_shape(mode, names):
     """Beams one after the other: what was compiled for one shape is right for the others."""

@@ -12,6 +12,7 @@ from starkv_compile.hf.packed_rows import is_packed, known_as_unpacked
 from starkv_compile.kernels.ops import STARKV
 from starkv_compile.passes import apply
 from starkv_compile.testing import TinyPrompt, generate, tiny_inputs, tiny_model
+from tests.support.crossing import slow
 from tests.support.one_layer import CONFIG, Attention, D, G, H, S, X, capture
 
 OPS = torch.library.Library("starkv_test_flash_attn2", "DEF")
@@ -138,8 +139,7 @@ def inputs_of(*prompts):
     return {**inputs, "pixel_values": inputs["pixel_values"].bfloat16()}
 
 
-@pytest.mark.slow(ci=True)
-@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("rows", [slow(1), slow(2, ci=True)])
 def test_a_model_keeps_the_same_tokens_as_with_sdpa(rows, flash_attention_2):
     inputs, caches = inputs_of(*(TinyPrompt(seed=i) for i in range(rows))), []
     for implementation in ("flash_attention_2", "sdpa"):

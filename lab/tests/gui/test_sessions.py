@@ -59,7 +59,7 @@ def test_the_turns_of_a_session_are_the_prompt_of_its_last_step(data, name):
     assert chat == family.messages(last, screens_of(last.screens))
 
 
-@pytest.mark.slow(ci=True)
+@pytest.mark.slow
 def test_a_session_keeps_its_share_of_all_steps_and_goes_on_where_it_was(
     data, tmp_path, monkeypatch
 ):

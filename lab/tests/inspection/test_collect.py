@@ -26,7 +26,7 @@ def compressed(prompt, config):
 @pytest.mark.parametrize(
     ("family", "config"),
     [
-        ("qwen2_vl", StarKVConfig()),
+        slow("qwen2_vl", StarKVConfig()),
         ("qwen2_vl", StarKVConfig(nbits=4)),
         ("qwen3_vl", StarKVConfig(policy="gui_kv")),  # a set a head, scores by capacity
         slow("qwen2_vl", StarKVConfig(policy="pyramidkv")),  # a budget a layer

@@ -16,7 +16,7 @@ def bench():
     return Bench(Design.of(1, frames=(1,)))
 
 
-@pytest.mark.slow(ci=True)
+@pytest.mark.slow
 def test_the_full_cache_is_the_reference(bench):
     cell = bench.measure(FULL, 1.0)
     assert cell.same.all()
