@@ -63,6 +63,7 @@ def test_chunks_without_a_reply_between_them_are_of_one_turn():
     assert [read(cache), read(cache)] == [0, 0]
 
 
+@pytest.mark.slow(ci=True)
 def test_a_token_of_a_reply_ends_the_turn():
     model = compile(tiny_model("llava"), budget=0.5, inner="eager")
     cache = StarKVCache(model.config)

@@ -10,7 +10,7 @@ from starkv_compile.kernels.reference.star import frame_boost
 from starkv_compile.testing import TinyPrompt, generate, tiny_inputs, tiny_model
 from starkv_compile.vision.layout import stored_slots
 from tests.support.chunks import skip_if_images_cannot_be_cut
-from tests.support.crossing import first_only
+from tests.support.crossing import first_in_ci
 
 GRIDS = ((4, 4), (3, 5), (2, 6))
 
@@ -149,8 +149,9 @@ POLICIES = {
 """Those of novelty treat what an earlier chunk stored in another way, as of an earlier prompt."""
 
 
-@pytest.mark.parametrize("family", first_only(["qwen2_5_vl", "llava"]))
-@pytest.mark.parametrize("policy", first_only(list(POLICIES)))
+@pytest.mark.parametrize(
+    ("policy", "family"), first_in_ci([(p, f) for f in ("qwen2_5_vl", "llava") for p in POLICIES])
+)
 def test_a_cut_frame_is_scored_as_a_whole_one(family, policy):
     """The first chunk is below the budget, so the second one scores what a single prompt would."""
     if family.startswith("qwen"):

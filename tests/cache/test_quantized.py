@@ -9,7 +9,7 @@ from starkv_compile.kernels.ops import STARKV
 from starkv_compile.kernels.reference.quantization import centre_of, dequantize, quantize
 from starkv_compile.passes import apply
 from starkv_compile.testing import LAYERS, TinyPrompt, generate, tiny_inputs, tiny_model
-from tests.support.crossing import first_only, slow
+from tests.support.crossing import first_in_ci, slow
 from tests.support.turns import two_turns
 
 FAMILY, WINDOW = "qwen2_5_vl", 8
@@ -62,7 +62,7 @@ def test_the_bytes_that_are_stored_are_reported():
     assert cache.full_nbytes == 2 * 2 * heads * layer.seen * dim * 4
 
 
-@pytest.mark.parametrize(("nbits", "room"), [(8, None), (4, 6)])
+@pytest.mark.parametrize(("nbits", "room"), [(8, None), slow(4, 6, ci=True)])
 def test_a_budget_in_bytes_is_spent_on_codes(nbits, room):
     """Up to the bytes of one more token, in every prompt of a session and in every batch row."""
     prompts = (TinyPrompt(), TinyPrompt(((4, 4),), 16, seed=3))
@@ -95,7 +95,9 @@ def test_a_budget_in_bytes_with_hardly_room_for_the_window():
     assert cache.layers[0].quantized is None
 
 
-@pytest.mark.parametrize(("nbits", "policy"), [(4, "snapkv"), slow(8, "screen_novelty")])
+@pytest.mark.parametrize(
+    ("nbits", "policy"), [slow(4, "snapkv", ci=True), slow(8, "screen_novelty")]
+)
 def test_no_token_is_rounded_twice_in_thirty_steps(nbits, policy):
     model = compressed(nbits, budget_tokens=40, policy=policy)
     cache, known, stayed = StarKVCache(model.config), {}, 0
@@ -158,6 +160,7 @@ def test_beams_and_rows_move_codes_with_them(decode_tokens):
         assert torch.equal(layer.keys, keys[rows])
 
 
+@pytest.mark.slow(ci=True)
 def test_a_fork_and_a_crop():
     _, cache = after(4, 6)
     fork, keys = cache.fork(), cache.layers[0].keys.clone()
@@ -219,7 +222,7 @@ def test_another_number_of_bits_is_refused_and_16_bits_store_all_in_full():
     assert cache.layers[0]._keys.shape[2] == layer.stored
 
 
-@pytest.mark.parametrize("inner", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("inner", first_in_ci(["eager", "aot_eager"]))
 def test_under_autocast_codes_are_exact(inner):
     model = compressed(8, inner=inner)
     with torch.autocast("cpu", torch.bfloat16):
@@ -242,7 +245,7 @@ def test_nothing_is_left_of_codes_that_are_cropped():
     assert cache.get_seq_length() == 0
 
 
-@pytest.mark.parametrize("tokens", first_only([5, 12]))
+@pytest.mark.parametrize("tokens", first_in_ci([5, 12]))
 def test_few_bits_never_keep_less_than_16(tokens):
     budget = LAYERS * 2 * 2 * 16 * 4 * tokens
     stored = []

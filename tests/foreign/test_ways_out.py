@@ -21,6 +21,7 @@ from starkv_compile import OptionError, StarKVCache
 from starkv_compile.frontend.refusals import REFUSALS
 from tests.foreign.core import LAYERS, PROMPT, WIDTH, filled, oracle, places_of
 from tests.foreign.styles import LLAMA, STYLES, LibraryCache, MaskFromCache, OwnListByCaller
+from tests.support.crossing import slow
 
 OPTIONS = {"budget": 0.3, "inner": "eager"}
 SHORT = {**OPTIONS, "shorten_outputs": True}
@@ -252,6 +253,7 @@ def test_a_mask_of_all_tokens_seen():
     assert (stored(output), texts) == ([KEPT] * LAYERS, [])
 
 
+@pytest.mark.slow(ci=True)
 def test_a_graph_break_between_cache_write_and_attention():
     class Broken(LibraryCache):
         def attend(self, q, k, v, mask):
@@ -268,6 +270,7 @@ def test_a_graph_break_between_cache_write_and_attention():
     assert (stored(output), texts) == ([KEPT] * LAYERS, [])
 
 
+@pytest.mark.slow(ci=True)
 def test_layers_of_another_kind():
     model = filled(MistralForCausalLM(MistralConfig(**LLAMA, sliding_window=24)))
     starkv_compile.compile(model, **OPTIONS)
@@ -278,7 +281,7 @@ def test_layers_of_another_kind():
     assert "DynamicSlidingWindowLayer, which stays" in str(starkv_compile.report(model))
 
 
-@pytest.mark.parametrize("budget", [1.0, 0.3])
+@pytest.mark.parametrize("budget", [slow(1.0, ci=True), 0.3])
 def test_the_cache_argument_by_position(budget):
     """Given as None, it is replaced; a cache given there is used."""
     model = starkv_compile.compile(llama(), budget=budget, inner="eager")

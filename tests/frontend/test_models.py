@@ -6,7 +6,7 @@ import torch
 import starkv_compile
 from starkv_compile import StarKVCache, StarKVConfig
 from starkv_compile.testing import FAMILIES, LAYERS, TinyPrompt, generate, tiny_inputs, tiny_model
-from tests.support.crossing import crossed, first_only, slow
+from tests.support.crossing import crossed, first_in_ci, first_only, slow
 
 WAYS = ("torch.compile", "model.compile", "starkv_compile.compile")
 
@@ -73,7 +73,7 @@ def test_pixels_given_to_the_model_itself(family, way):
         assert torch.equal(model(**inputs).logits, logits)
 
 
-@pytest.mark.parametrize("way", [slow(WAYS[0], ci=True), *map(slow, WAYS[1:])])
+@pytest.mark.parametrize("way", first_in_ci(WAYS))
 def test_a_part_of_the_model_called_by_itself(way):
     """Whichever module `generate` calls, and by whichever method, the cache is prepared once."""
     model = tiny_model("llava")
@@ -145,7 +145,7 @@ def test_no_recompile_after_the_second_length(inner):
     assert len(report.graphs) == graphs
 
 
-@pytest.mark.parametrize("family", first_only(FAMILIES))
+@pytest.mark.parametrize("family", first_in_ci(FAMILIES))
 def test_left_padded_batch(family):
     """Row i of a batch equals row i alone, at the same number of tokens kept."""
     prompts = TinyPrompt(), TinyPrompt(grids=((4, 4),), text=16, seed=3)

@@ -128,6 +128,7 @@ def test_a_copy_that_is_compiled_itself(called):
     assert stored(model, PROMPT) == stored(model.generate) == SHORT
 
 
+@pytest.mark.slow(ci=True)
 def test_a_class_that_is_patched_afterwards():
     class Patched(LibraryCache):
         pass

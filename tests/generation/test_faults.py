@@ -16,7 +16,7 @@ import starkv_compile
 from starkv_compile import CacheError, NonFiniteScores, StarKVCache
 from starkv_compile.frontend.call import Attachment
 from starkv_compile.testing import TinyPrompt, generate, tiny_inputs, tiny_model
-from tests.support.crossing import first_only, slow
+from tests.support.crossing import first_in_ci, slow
 from tests.support.planted import planted_fault
 
 FAMILY = "llava"
@@ -53,7 +53,7 @@ def test_padding_that_no_cache_could_account_for_is_refused(model, row, match):
     assert_same(generate(model, inputs), expected)
 
 
-@pytest.mark.parametrize("value", first_only([torch.nan, torch.inf]))
+@pytest.mark.parametrize("value", first_in_ci([torch.nan, torch.inf]))
 def test_a_key_that_is_not_finite_is_kept_and_harms_no_other_row(value):
     """The model's answer is lost in that row, as without starkv; the count and order are not."""
     model = tiny_model(FAMILY)
@@ -160,7 +160,7 @@ def test_a_compiled_model_is_pickled_as_the_model_it_is(model):
     assert not starkv_compile.undo(loaded)
 
 
-@pytest.mark.parametrize("way", [slow("starkv_compile.compile", ci=True), slow("model.compile")])
+@pytest.mark.parametrize("way", first_in_ci(["starkv_compile.compile", "model.compile"]))
 def test_a_model_that_nobody_holds_is_gone(way):
     model = tiny_model(FAMILY)
     if way == "model.compile":

@@ -156,7 +156,7 @@ def test_prompts_of_every_shape(mode, names):
             assert layer.stored < layer.seen
 
 
-@pytest.mark.parametrize("drafts", ["prompt lookup", "assistant"])
+@pytest.mark.parametrize("drafts", ["prompt lookup", slow("assistant", ci=True)])
 def test_drafts_beside_a_prompt_keep_it_whole_and_say_so(drafts):
     inputs = tiny_inputs(FAMILY, TinyPrompt((), 40))
     inputs["input_ids"][:, 21:] = inputs["input_ids"][:, :21]  # something to look up

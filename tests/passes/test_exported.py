@@ -138,6 +138,7 @@ def test_padding_leaves_first():
         assert bool((kept_places(stored[0][1:2], whole[0][1:2]) >= 70).all())
 
 
+@pytest.mark.slow(ci=True)
 def test_a_program_that_was_decomposed_saved_and_loaded_is_rewritten():
     program = reloaded(exported().run_decompositions())
     new, report = apply(program, SHORT)

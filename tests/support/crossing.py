@@ -22,3 +22,9 @@ def crossed(rows: Sequence, columns: Sequence) -> list:
 def first_only(values: Sequence) -> list:
     """All values; slow are those after the first."""
     return [values[0], *map(slow, values[1:])]
+
+
+def first_in_ci(values: Sequence) -> list:
+    """All values; slow are all of them, and CI runs the first. A tuple is of several arguments."""
+    first, *others = (value if isinstance(value, tuple) else (value,) for value in values)
+    return [slow(*first, ci=True), *(slow(*value) for value in others)]

@@ -8,10 +8,10 @@ from starkv_lab.demo.turns import episode_turns
 import starkv_compile
 from starkv_compile import AgentSession, StarKVConfig
 from tests.frontend.test_models import WAYS, enter
-from tests.support.crossing import first_only
+from tests.support.crossing import first_in_ci
 
 
-@pytest.mark.parametrize("way", first_only(WAYS))
+@pytest.mark.parametrize("way", first_in_ci(WAYS))
 def test_every_layer_is_rewritten(way):
     model, processor = load_agent()
     model = enter(way, model, budget=0.5, inner="eager")

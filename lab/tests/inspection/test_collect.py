@@ -27,7 +27,7 @@ def compressed(prompt, config):
     ("family", "config"),
     [
         slow("qwen2_vl", StarKVConfig()),
-        ("qwen2_vl", StarKVConfig(nbits=4)),
+        slow("qwen2_vl", StarKVConfig(nbits=4), ci=True),
         ("qwen3_vl", StarKVConfig(policy="gui_kv")),  # a set a head, scores by capacity
         slow("qwen2_vl", StarKVConfig(policy="pyramidkv")),  # a budget a layer
         slow("llava", StarKVConfig(policy="tova")),  # a window of its own
