@@ -23,6 +23,7 @@ class Select(torch.nn.Module):
         return {"kept": self.form(scores, real, length, window, length // 5)}
 
 
+@pytest.mark.slow(ci=True)
 @pytest.mark.parametrize("name", SELECTIONS)
 def test_every_length_of_one_graph(name, tmp_path):
     for package in ("onnxscript", "onnxruntime"):

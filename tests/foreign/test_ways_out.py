@@ -132,6 +132,7 @@ def drafted_prompt():
     yield model, {"logits_to_keep": 1}
 
 
+@pytest.mark.slow(ci=True)
 @pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.__name__)
 def test_a_refused_call_and_the_same_call_put_right(refusal):
     calls = globals()[refusal.__name__]()

@@ -28,7 +28,9 @@ def compressed(prompt, config):
     [
         slow("qwen2_vl", StarKVConfig()),
         slow("qwen2_vl", StarKVConfig(nbits=4), ci=True),
-        ("qwen3_vl", StarKVConfig(policy="gui_kv")),  # a set a head, scores by capacity
+        slow(
+            "qwen3_vl", StarKVConfig(policy="gui_kv"), ci=True
+        ),  # a set a head
         slow("qwen2_vl", StarKVConfig(policy="pyramidkv")),  # a budget a layer
         slow("llava", StarKVConfig(policy="tova")),  # a window of its own
     ],
