@@ -28,9 +28,7 @@ def compressed(prompt, config):
     [
         slow("qwen2_vl", StarKVConfig()),
         slow("qwen2_vl", StarKVConfig(nbits=4), ci=True),
-        slow(
-            "qwen3_vl", StarKVConfig(policy="gui_kv"), ci=True
-        ),  # a set a head
+        slow("qwen3_vl", StarKVConfig(policy="gui_kv"), ci=True),  # a set a head
         slow("qwen2_vl", StarKVConfig(policy="pyramidkv")),  # a budget a layer
         slow("llava", StarKVConfig(policy="tova")),  # a window of its own
     ],
