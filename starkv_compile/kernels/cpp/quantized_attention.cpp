@@ -58,7 +58,7 @@ struct Codes {
   }
 };
 
-// logits [ROWS][TASK] += query rows times codes. query [ROWS][PLANES][stride].
+// logits [ROWS][TASK] = query rows times codes. query [ROWS][PLANES][stride].
 template <int PLANES, int ROWS>
 static void multiply(const float *query, const Codes &codes, int64_t tokens, float *logits) {
   // AVX-512 multiplies by a query that it reads from memory, so it needs fewer other registers.
