@@ -1,4 +1,4 @@
-"""The demo agent without its training, and with two of its four layers, which compile sooner."""
+"""The demo agent without its training: a small Qwen3-VL and its processor."""
 
 import pytest
 import torch
@@ -24,8 +24,6 @@ def _untouched_agent():
     from transformers import Qwen3VLForConditionalGeneration
 
     torch.manual_seed(0)
-    config = build_config()
-    config.text_config.num_hidden_layers = 2
-    model = Qwen3VLForConditionalGeneration(config).eval()
+    model = Qwen3VLForConditionalGeneration(build_config()).eval()
     processor = AgentProcessor(build_image_processor(), build_tokenizer(), CHAT_TEMPLATE)
     return model, processor

@@ -93,7 +93,7 @@ def attend_codes(
 
 def _in_planes(rows: torch.Tensor, width: int, planes: int, lanes: int) -> torch.Tensor:
     """[..., planes, whole vectors] of rows [..., D]: `width` numbers a plane, then zeros."""
-    if rows.shape[-1] == planes * width and width % lanes == 0:
+    if rows.shape[-1] == planes * width and width % lanes == 0:  # F.pad copies even by nothing
         return rows.unflatten(-1, (planes, width)).contiguous()
     filled = F.pad(rows, (0, planes * width - rows.shape[-1])).unflatten(-1, (planes, width))
     return F.pad(filled, (0, -width % lanes)).contiguous()
