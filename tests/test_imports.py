@@ -46,6 +46,7 @@ def test_backend_is_found_without_importing_the_package():
     assert out.strip() == "True"
 
 
+@pytest.mark.slow(ci=True)
 def test_model_class_imports_from_the_repository_root():
     """transformers probes the import name `kernels`; ours must not be found under it."""
     out = run(
@@ -56,6 +57,7 @@ def test_model_class_imports_from_the_repository_root():
     assert out.strip() == "None"
 
 
+@pytest.mark.slow(ci=True)
 def test_triton_is_not_needed():
     run(
         "import sys\n"
@@ -76,6 +78,7 @@ def test_other_backends_are_untouched():
     assert out.strip() == "None True"
 
 
+@pytest.mark.slow(ci=True)
 def test_passes_load_no_transformers():
     out = run("import sys, starkv_compile.passes\nprint('transformers' in sys.modules)")
     assert out.strip() == "False"

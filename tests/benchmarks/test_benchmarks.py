@@ -35,6 +35,7 @@ def test_all_keep_what_the_reference_keeps(size, name):
         assert work().shape == (1, int(0.2 * size.length))
 
 
+@pytest.mark.slow(ci=True)
 def test_a_contender_that_keeps_something_else_is_not_measured(size):
     inputs = make_inputs(size, "cpu")
     kept = torch.arange(int(0.2 * size.length))[None]

@@ -8,6 +8,7 @@ import starkv_compile
 from starkv_compile import CacheError
 from tests.foreign.core import PROMPT, filled
 from tests.foreign.styles import LLAMA
+from tests.support.crossing import slow
 
 SEEN, STORED = PROMPT.shape[1], PROMPT.shape[1] * 3 // 10
 TOKEN = PROMPT[:, :1]
@@ -37,7 +38,7 @@ def cache(model):
     return cache
 
 
-@pytest.mark.parametrize("ids", [TOKEN, PROMPT[:, :5]], ids=["a token", "a prompt"])
+@pytest.mark.parametrize("ids", [slow(TOKEN, ci=True), PROMPT[:, :5]], ids=["a token", "a prompt"])
 def test_a_mask_as_long_as_what_is_stored(model, cache, ids):
     mask = torch.ones(1, STORED + ids.shape[1])
     with pytest.raises(CacheError, match=f"for each token seen: {SEEN + ids.shape[1]}"):
@@ -45,7 +46,7 @@ def test_a_mask_as_long_as_what_is_stored(model, cache, ids):
     call(model, ids, cache, hidden=[])
 
 
-@pytest.mark.parametrize("ids", [TOKEN, PROMPT[:, :5]], ids=["a token", "a prompt"])
+@pytest.mark.parametrize("ids", [TOKEN, slow(PROMPT[:, :5], ci=True)], ids=["a token", "a prompt"])
 def test_positions_that_go_on_from_what_is_stored(model, cache, ids):
     places = torch.arange(ids.shape[1])[None]
     with pytest.raises(CacheError, match=f"begin at {STORED}.*tokens seen, {SEEN}"):
@@ -55,7 +56,9 @@ def test_positions_that_go_on_from_what_is_stored(model, cache, ids):
     assert torch.equal(right, whole)
 
 
-@pytest.mark.parametrize("hidden", [[0, 1], [20, 21]], ids=["at the left", "in the middle"])
+@pytest.mark.parametrize(
+    "hidden", [[0, 1], slow([20, 21], ci=True)], ids=["at the left", "in the middle"]
+)
 def test_a_mask_that_hides_what_the_prompt_saw(model, cache, hidden):
     with pytest.raises(CacheError, match="cannot hide"):
         call(model, TOKEN, cache, hidden)
@@ -80,6 +83,7 @@ def test_padding_stays_what_it_was(model):
     call(model, rows[:, :1], cache, padding, position_ids=place)
 
 
+@pytest.mark.slow(ci=True)
 def test_a_position_that_is_right_by_chance(model):
     """All rows are padded by as many tokens as are dropped."""
     padding = list(range(SEEN - STORED))

@@ -27,7 +27,7 @@ def after(nbits, tokens=1, prompts=(), **options):
     return output, output.past_key_values
 
 
-@pytest.mark.parametrize(("nbits", "policy"), [(8, "snapkv"), (4, "screen_novelty")])
+@pytest.mark.parametrize(("nbits", "policy"), [slow(8, "snapkv", ci=True), (4, "screen_novelty")])
 def test_the_same_tokens_are_kept_and_all_but_the_window_are_quantized(nbits, policy):
     (_, full), (_, cache) = (after(n, policy=policy) for n in (16, nbits))
     for exact, layer in zip(full.layers, cache.layers, strict=True):
@@ -171,6 +171,7 @@ def test_a_fork_and_a_crop():
     assert fork.layers[0].quantized is None
 
 
+@pytest.mark.slow(ci=True)
 def test_a_crop_into_the_codes_of_a_cache_that_dropped_nothing():
     _, cache = after(8, 4, budget=1.0)
     layer = cache.layers[0]
@@ -238,6 +239,7 @@ def test_under_autocast_codes_are_exact(inner):
     torch.testing.assert_close(layer.keys[:, :, : layer.quantized.tokens], expected)
 
 
+@pytest.mark.slow(ci=True)
 def test_nothing_is_left_of_codes_that_are_cropped():
     _, cache = after(8, budget=1.0)
     cache.crop(-cache.get_seq_length())

@@ -15,6 +15,7 @@ from starkv_compile.export.capture.ports import Layer, Port, Shapes, decode_port
 from starkv_compile.export.tensorrt.programs import export_programs
 from starkv_compile.kernels.reference.quantization import centre_of, dequantize, quantize
 from starkv_compile.testing import TinyPrompt, generate, tiny_inputs, tiny_model
+from tests.support.crossing import slow
 from tests.support.same import assert_same_cache
 from tests.support.trajectory import steps
 
@@ -85,7 +86,10 @@ def test_rows_as_the_reference_makes_them_of_codes(dim, of_values, nbits):
     torch.testing.assert_close(found, dequantize(*row, torch.float32), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("nbits", "dim", "of_values"), [(8, 16, 16), (4, 7, 5), (4, 12, 20)])
+@pytest.mark.parametrize(
+    ("nbits", "dim", "of_values"),
+    [slow(8, 16, 16, ci=True), slow(4, 7, 5, ci=True), (4, 12, 20)],
+)
 def test_onnx_reads_codes_by_dequantize_linear(nbits, dim, of_values, tmp_path):
     onnx = pytest.importorskip("onnx", reason="pip install '.[export]'")
     for package in ("onnxscript", "onnxruntime"):
@@ -111,7 +115,7 @@ def test_onnx_reads_codes_by_dequantize_linear(nbits, dim, of_values, tmp_path):
     assert Counter(node.op_type for node in nodes)["DequantizeLinear"] == 2
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", ["qwen2_vl", slow("qwen3_vl", ci=True)])
 def test_a_decoding_program_makes_no_rows_of_codes(family):
     model = tiny_model(family, num_hidden_layers=1)
     decoder = Decoder(model)

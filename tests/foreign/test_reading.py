@@ -12,6 +12,7 @@ import starkv_compile
 from starkv_compile import CacheError
 from tests.foreign.core import DIM, LAYERS, PROMPT, filled, oracle, places_of
 from tests.foreign.styles import LibraryCache, MaskFromCache
+from tests.support.crossing import slow
 
 WHOLE = PROMPT.shape[1]
 SHORT = WHOLE * 3 // 10
@@ -106,7 +107,7 @@ def test_a_model_that_reads_stored_keys_stays_uncompressed(kind):
     assert "take positions from cache.get_seq_length()" in said  # what LibraryCache does
 
 
-@pytest.mark.parametrize("kind", [CountsKeysLater, CountsKeysOfTheLast])
+@pytest.mark.parametrize("kind", [CountsKeysLater, slow(CountsKeysOfTheLast, ci=True)])
 def test_it_raises_once_tokens_are_dropped(kind):
     with pytest.raises(CacheError, match=f"{COUNTS_KEYS}.*take positions from"):
         talked(kind)
@@ -140,7 +141,7 @@ def test_attention_that_reads_the_layer_is_compressed():
     torch.testing.assert_close(talk.logits, logits, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", [MaskLater, SlicedMaskLater])
+@pytest.mark.parametrize("kind", [MaskLater, slow(SlicedMaskLater, ci=True)])
 def test_a_mask_of_all_tokens_seen_that_comes_later_is_an_error(kind):
     model = made(kind)
     with torch.no_grad():
@@ -186,7 +187,7 @@ class LastLayerOdd(OddLayer):
     odd = LAYERS - 1
 
 
-@pytest.mark.parametrize("kind", [OddLayer, LastLayerOdd])
+@pytest.mark.parametrize("kind", [OddLayer, slow(LastLayerOdd, ci=True)])
 def test_all_layers_of_one_mask_stay_whole_or_none(kind):
     talk, said = talked(kind)
     model = made(kind, None)
@@ -236,6 +237,7 @@ def prompted(kind):
     return model, cache
 
 
+@pytest.mark.slow(ci=True)
 def test_a_mask_for_layers_of_different_lengths_is_an_error():
     model, cache = prompted(OddGraph)
     for ids in (LATER[:, :1].contiguous(), LATER):

@@ -202,6 +202,7 @@ def test_shortened_outputs_need_one_graph():
         starkv_compile.compile(llama(), **SHORT)
 
 
+@pytest.mark.slow(ci=True)
 def test_a_function_around_a_model():
     """Compiling the model itself, as the warning says, works inside and outside the function."""
     model = llama()
@@ -295,6 +296,7 @@ def test_the_cache_argument_by_position(budget):
     assert (stored(output), texts) == (kept, [])
 
 
+@pytest.mark.slow(ci=True)
 def test_buffers_for_a_model_of_ones_own():
     """It has to say that a length may be a tensor."""
     talks = []

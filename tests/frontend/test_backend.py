@@ -179,6 +179,7 @@ def test_eager_attention_compresses_too():
 @pytest.mark.skipif(
     not hasattr(torch.compiler, "set_default_backend"), reason="torch 2.11 has no default backend"
 )
+@pytest.mark.slow(ci=True)
 def test_as_the_default_backend():
     """A model is compressed, and a function without a model is compiled as by the inner backend."""
     model, options = tiny_model("qwen2_vl"), {"budget": 0.2, "inner": "eager"}

@@ -134,6 +134,7 @@ def test_a_graph_of_ones_own():
     assert {t.shape[2] for t in (*first, third, fourth)} == {12}
 
 
+@pytest.mark.slow(ci=True)
 def test_too_small_a_budget_names_the_least():
     model = starkv_compile.compile(tiny_model("llava"), budget_bytes=TOKEN, inner="eager")
     with pytest.raises(OptionError, match=f"takes {TOKEN} bytes .* give at least {2 * TOKEN}"):

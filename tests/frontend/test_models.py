@@ -236,7 +236,7 @@ def test_right_padding_is_refused_by_name():
         generate(model, inputs)
 
 
-@pytest.mark.parametrize("kind", ["static", "filled"])
+@pytest.mark.parametrize("kind", [slow("static", ci=True), "filled"])
 def test_caches_that_cannot_be_shortened_are_left_whole(kind):
     from transformers import DynamicCache, StaticCache
 

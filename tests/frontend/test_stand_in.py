@@ -142,6 +142,7 @@ def test_a_class_that_is_patched_afterwards():
         assert torch.equal(model.forward(PROMPT), expected)
 
 
+@pytest.mark.slow(ci=True)
 def test_a_wrapper_of_torch_compile_after_undo():
     model = llama()
     wrapper = torch.compile(model, backend="starkv", options={"budget": 0.3, "inner": "eager"})
@@ -291,6 +292,7 @@ def test_tokens_of_one_dimension():
     assert stored(compiled(own(Flat)), PROMPT[0]) == SHORT
 
 
+@pytest.mark.slow(ci=True)
 def test_layers_of_several_lengths_need_an_attention_mask():
     with pytest.warns(UserWarning, match="takes no attention_mask .* one budget for every layer"):
         compiled(own(LibraryCache), policy="pyramidkv")(PROMPT)
@@ -309,6 +311,7 @@ def test_outputs_that_cannot_be_shortened_are_said():
         model(PROMPT, torch.arange(WHOLE))
 
 
+@pytest.mark.slow(ci=True)
 def test_a_mask_that_another_module_makes_of_the_tokens_seen():
     model = own(Masked)
     compiled(model)

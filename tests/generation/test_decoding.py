@@ -128,6 +128,7 @@ def test_batches_padded_on_the_left(attention, beams):
     assert_same(answer(ROOM), answer(None))
 
 
+@pytest.mark.slow(ci=True)
 def test_everything_kept():
     """At a budget of 100 % too, against the library's own cache."""
     inputs = tiny_inputs(FAMILY)
@@ -159,6 +160,7 @@ def test_a_later_turn_takes_the_tokens_out_and_makes_new_buffers():
         torch.testing.assert_close(left.keys, right.keys)
 
 
+@pytest.mark.slow(ci=True)
 @no_mask_without_padding
 def test_nothing_in_the_graph_waits_for_a_value(monkeypatch):
     """What a CUDA graph asks for: no read by the host, no number that changes with the token."""

@@ -38,8 +38,8 @@ def assert_same(left, right):
     ("row", "match"),
     [
         ([0] * 42, "ends in zeros"),
-        ([1] * 10 + [0] * 5 + [1] * 27, "zeros after ones"),
-        ([0] * 3 + [1] * 10 + [0] * 5 + [1] * 24, "zeros after ones"),
+        slow([1] * 10 + [0] * 5 + [1] * 27, "zeros after ones", ci=True),
+        slow([0] * 3 + [1] * 10 + [0] * 5 + [1] * 24, "zeros after ones", ci=True),
     ],
     ids=["all padding", "between tokens", "on the left and between"],
 )
@@ -91,7 +91,9 @@ def test_in_debug_mode_it_is_an_error_that_names_the_layer():
         generate(model, tiny_inputs(FAMILY))
 
 
-@pytest.mark.parametrize("mode", ["inference_mode", "no_grad", "autocast"])
+@pytest.mark.parametrize(
+    "mode", ["no_grad", *(slow(mode, ci=True) for mode in ("inference_mode", "autocast"))]
+)
 def test_under_torchs_modes(model, mode):
     inputs = tiny_inputs(FAMILY, TinyPrompt((), 40))
     plain = tiny_model(FAMILY)
@@ -111,7 +113,7 @@ def test_under_torchs_modes(model, mode):
         assert torch.equal(layer.keys[0][:, :kept], full.keys[0][:, layer.kept[0]])
 
 
-@pytest.mark.parametrize("fault", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("fault", [RuntimeError, slow(KeyboardInterrupt, ci=True)])
 @pytest.mark.parametrize("call", [1, 3], ids=["in the prompt", "while decoding"])
 def test_after_a_fault_in_the_middle_the_next_call_is_right(model, fault, call):
     inputs = tiny_inputs(FAMILY, TinyPrompt((), 40))

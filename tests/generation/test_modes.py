@@ -106,6 +106,7 @@ MODES = {
     "chunks of the prompt": {"prefill_chunk_size": 32},
 }
 SLOW = ("several samples", "chunks of the prompt")
+IN_CI = ("several beams", "beam samples", "repetition penalty")
 
 
 def skip_where_transformers_fails(inputs, **options):
@@ -120,7 +121,10 @@ def skip_where_transformers_fails(inputs, **options):
         pytest.skip(f"transformers {transformers.__version__} itself: {error}")
 
 
-@pytest.mark.parametrize("mode", [slow(mode) if mode in SLOW else mode for mode in MODES])
+@pytest.mark.parametrize(
+    "mode",
+    [slow(mode, ci=mode in IN_CI) if mode in SLOW + IN_CI else mode for mode in MODES],
+)
 def test_one_prompt(mode):
     inputs = tiny_inputs(FAMILY)
     if "prefill_chunk_size" in MODES[mode]:

@@ -43,6 +43,7 @@ def test_an_answer_in_two_calls_is_the_answer_in_one(model):
         assert torch.equal(ours.kept, theirs.kept)
 
 
+@pytest.mark.slow(ci=True)
 def test_embeddings_go_on_where_embeddings_ended(model):
     inputs = tiny_inputs(FAMILY, TEXT)
     expected = generate(model, inputs, tokens=6).sequences[0, -6:]
@@ -79,6 +80,7 @@ def test_format_of_a_cache(model, options, rows):
     assert len(storages) == 2 * LAYERS
 
 
+@pytest.mark.slow(ci=True)
 def test_everything_a_call_can_return(model):
     """Hidden states of all tokens; attention of a later token over the tokens that are stored."""
     inputs = tiny_inputs(FAMILY, TEXT)
@@ -135,6 +137,7 @@ def test_extra_padding_on_the_left_changes_nothing():
         torch.testing.assert_close(ours.keys, theirs.keys)
 
 
+@pytest.mark.slow(ci=True)
 def test_images_that_do_not_match_their_tokens_are_the_models_own_error(model):
     good = tiny_inputs(FAMILY)
     expected = generate(model, good).sequences

@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from starkv_compile.kernels.ops import STARKV
 from starkv_compile.passes import Pipeline, apply, forms
 from starkv_compile.passes.forms.kernels import FLASH, KERNELS
+from tests.support.crossing import slow
 from tests.support.marked_layer import MarkedLayer, marked_inputs
 from tests.support.one_layer import CONFIG, Attention, D, G, H, S, X, capture, repeat_kv
 
@@ -59,7 +60,7 @@ def kept_by(form, mask=None, **how):
     return graph(X, mask)[1]
 
 
-@pytest.mark.parametrize("how", ["export", "core"])
+@pytest.mark.parametrize("how", ["export", slow("core", ci=True)])
 def test_forms_keep_the_same_tokens(how):
     expected = kept_by("sdpa", how="export")
     for form in SDPA + SPELLED_OUT:

@@ -159,6 +159,7 @@ def test_a_model_with_a_pyramid():
         cache.keep_newest_frames(1)
 
 
+@pytest.mark.slow(ci=True)
 def test_padding_and_layers_of_different_length_do_not_go_together():
     model = starkv_compile.compile(
         tiny_model("llava"), layer_budgets=(1, 3), budget=0.4, inner="eager"

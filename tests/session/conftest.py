@@ -24,6 +24,8 @@ def _untouched_agent():
     from transformers import Qwen3VLForConditionalGeneration
 
     torch.manual_seed(0)
-    model = Qwen3VLForConditionalGeneration(build_config()).eval()
+    config = build_config()
+    config.text_config.num_hidden_layers = 2
+    model = Qwen3VLForConditionalGeneration(config).eval()
     processor = AgentProcessor(build_image_processor(), build_tokenizer(), CHAT_TEMPLATE)
     return model, processor

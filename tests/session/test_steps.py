@@ -235,6 +235,7 @@ def test_text_and_screens_have_their_shares_of_a_session_however_long(agent):
             assert int((frame[kept] < 0).sum()) == share
 
 
+@pytest.mark.slow(ci=True)
 def test_text_stays_when_no_frame_does():
     """Layers that kept little text do not cost the others theirs."""
     family = "qwen2_5_vl"
@@ -291,7 +292,7 @@ def test_attention_of_later_turns_counts_for_stored_screens_on_request_only(agen
     if chunk:
         skip_if_images_cannot_be_cut()
     model, processor = agent
-    turns = list(contents(2))
+    turns = list(contents(3))
     turns = [[*turns[0], *turns[1]]] if chunk else turns
     kept = []
     for counts in (False, True):

@@ -4,9 +4,12 @@ import importlib
 import platform
 
 from starkv_compile.kernels.cpp.build import library
+from tests.support.crossing import slow
 
-NARROWER = ["", "-mno-avx512f", "-mno-avx"] if platform.machine() == "x86_64" else [""]
-"""Compiler flags: for 16, 8 and 4 numbers a vector, as far as this machine has them."""
+X86 = platform.machine() == "x86_64"
+NARROWER = ["", *(slow(flag, ci=True) for flag in ("-mno-avx512f", "-mno-avx") if X86)]
+"""Compiler flags: for 16, 8 and 4 numbers a vector, as far as this machine has them. Each costs a
+compilation."""
 
 
 def narrower(monkeypatch, kernel, flag):
