@@ -37,6 +37,7 @@ def test_import_patches_nothing_and_loads_neither_triton_nor_transformers():
     )
 
 
+@pytest.mark.slow(ci=True)
 def test_passes_need_no_import_of_their_own():
     assert "function apply" in run("import starkv_compile; print(starkv_compile.passes.apply)")
 

@@ -8,6 +8,7 @@ import starkv_compile
 from starkv_compile import StarKVCache
 from tests.foreign.core import LAYERS, PROMPT, filled
 from tests.foreign.styles import LLAMA
+from tests.support.crossing import slow
 
 KEPT = PROMPT.shape[1] * 3 // 10
 
@@ -71,7 +72,9 @@ def test_an_adapter_put_on_a_compiled_model(right):
     assert stored == [PROMPT.shape[1]] * LAYERS
 
 
-@pytest.mark.parametrize("way", ["compile", "torch.compile", "model.compile", "the model inside"])
+@pytest.mark.parametrize(
+    "way", ["compile", "torch.compile", "model.compile", slow("the model inside", ci=True)]
+)
 def test_a_wrapper_that_is_compiled(right, way):
     _, with_adapter = right
     wrapper = adapted(base())

@@ -310,7 +310,7 @@ def test_a_model_by_region_and_as_a_whole(monkeypatch):
     assert torch.equal(regional[2], whole[2])
 
 
-@pytest.mark.slow(ci=True)
+@pytest.mark.slow
 def test_a_model_by_region_under_inductor(monkeypatch):
     by_inductor = compiled_pieces(monkeypatch, 5)
     plain = compiled_pieces(monkeypatch, 5, inner="eager")

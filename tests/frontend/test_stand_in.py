@@ -91,6 +91,7 @@ def test_forward_inside_a_function_that_is_compiled_otherwise(backend):
     assert stored(plain, PROMPT) == WHOLE
 
 
+@pytest.mark.slow(ci=True)
 def test_models_that_share_a_decoder_are_not_both_compiled():
     class Around(nn.Module):
         def __init__(self, inside):

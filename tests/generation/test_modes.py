@@ -106,7 +106,7 @@ MODES = {
     "chunks of the prompt": {"prefill_chunk_size": 32},
 }
 SLOW = ("several samples", "chunks of the prompt")
-IN_CI = ("several beams", "beam samples", "repetition penalty")
+IN_CI = ("sampling", "several beams", "beam samples", "repetition penalty")
 
 
 def skip_where_transformers_fails(inputs, **options):
@@ -160,7 +160,7 @@ def test_prompts_of_every_shape(mode, names):
             assert layer.stored < layer.seen
 
 
-@pytest.mark.parametrize("drafts", ["prompt lookup", slow("assistant", ci=True)])
+@pytest.mark.parametrize("drafts", [slow("prompt lookup", ci=True), slow("assistant", ci=True)])
 def test_drafts_beside_a_prompt_keep_it_whole_and_say_so(drafts):
     inputs = tiny_inputs(FAMILY, TinyPrompt((), 40))
     inputs["input_ids"][:, 21:] = inputs["input_ids"][:, :21]  # something to look up
@@ -252,7 +252,7 @@ def test_video():
     assert [int((layout.frame[0] == i).sum()) for i in range(2)] == [16, 16]
 
 
-@pytest.mark.parametrize("kind", ["static", "offloaded", "quantized"])
+@pytest.mark.parametrize("kind", [slow("static", ci=True), "offloaded", "quantized"])
 def test_other_caches_are_left_whole_and_it_is_said(kind):
     inputs = tiny_inputs(FAMILY)
     options = {"cache_implementation": kind}

@@ -18,6 +18,7 @@ from starkv_compile.testing import (
     tiny_inputs,
     tiny_model,
 )
+from tests.support.crossing import slow
 
 FAMILY, BUDGET = "llava", 0.3
 TEXT = TinyPrompt((), 40)
@@ -60,7 +61,7 @@ def test_embeddings_go_on_where_embeddings_ended(model):
 
 @pytest.mark.parametrize(
     ("options", "rows"),
-    [({}, 1), ({"num_beams": 3, "num_return_sequences": 2}, 3)],
+    [({}, 1), slow({"num_beams": 3, "num_return_sequences": 2}, 3, ci=True)],
     ids=["greedy", "beams"],
 )
 def test_format_of_a_cache(model, options, rows):

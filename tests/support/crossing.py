@@ -19,9 +19,10 @@ def crossed(rows: Sequence, columns: Sequence) -> list:
     ]
 
 
-def first_only(values: Sequence) -> list:
-    """All values; slow are those after the first."""
-    return [values[0], *map(slow, values[1:])]
+def first_only(values: Sequence, ci=False) -> list:
+    """All values; slow are those after the first. A tuple is of several arguments."""
+    first, *others = values
+    return [first, *(slow(*v, ci=ci) if isinstance(v, tuple) else slow(v, ci=ci) for v in others)]
 
 
 def first_in_ci(values: Sequence) -> list:
