@@ -115,6 +115,8 @@ class Report:
         budget_bytes: the option, or None.
         graphs: one `GraphReport` for each graph.
         refusals: why uses of the model stayed uncompressed, with the way out; each reason once.
+        without_buffers: why compressed caches grew in place of filling the buffers of
+            `decode_tokens`; each reason once.
         layers: one `LayerStats` for each compressed layer of the last cache.
         layout: where rows and columns of the visual tokens come from: "grid", "positions",
             "square", "text" or "none".
@@ -123,6 +125,7 @@ class Report:
     budget_bytes: int | None = None
     graphs: list[GraphReport] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
+    without_buffers: list[str] = field(default_factory=list)
     layers: list[LayerStats] = field(default_factory=list)
     layout: str = "none"
 
@@ -149,6 +152,7 @@ class Report:
             lines += [f"prompt graph: {first}{alike}", *others]
         lines += [f"the passes failed: {g.failure}" for g in self.graphs if g.failure]
         lines += [f"left uncompressed: {reason}" for reason in self.refusals]
+        lines += [f"decoded without buffers: {reason}" for reason in self.without_buffers]
         if self.layers:
             lines.append(f"vision layout: {_LAYOUTS[self.layout]}")
             lines.append("layer   tokens kept / seen        bytes / uncompressed")

@@ -217,7 +217,7 @@ class StarKVCache(DynamicCache):
         layers = [layer.state_dict() for layer in self.compressed_layers]
         layout = self.shared.layout
         described = layout and {name: getattr(layout, name) for name in LAYOUT_STATE}
-        return {"layers": layers, "layout": described}
+        return {"layers": layers, "layout": described, "padding": self.shared.padding}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Loads what `state_dict` returned into an empty cache.
@@ -237,6 +237,7 @@ class StarKVCache(DynamicCache):
         check_state(state, len(self.compressed_layers))
         layout = state["layout"]
         self.shared.layout = None if layout is None else VisionLayout(**layout)
+        self.shared.padding = state["padding"]
         self.begin_turn()
         self.layers = [StarKVLayer(self.shared) for _ in state["layers"]]
         for layer, stored in zip(self.compressed_layers, state["layers"], strict=True):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..errors import CacheError
-from ..kernels.reference.quantization import BITS, Quantized, coded_width, range_dtype
+from ..kernels.reference.quantization import BITS, RANGE_DTYPES, Quantized, coded_width
 from ..kernels.reference.star import State
 from ..vision.layout import GRIDS, VisionLayout
 
@@ -43,7 +43,7 @@ def check_state(state: Any, layers: int) -> None:
         state: what `StarKVCache.state_dict` returned, or so the caller says.
         layers: layers of the cache at hand; 0: it makes them as they come.
     """
-    _check_names("the state", state, ("layers", "layout"))
+    _check_names("the state", state, ("layers", "layout", "padding"))
     stored, layout = state["layers"], state["layout"]
     expect(isinstance(stored, list), f"layers={stored!r:.40}; expected a list")
     expect(layers in (0, len(stored)), f"{len(stored)} layers; expected the {layers} of this model")
@@ -57,6 +57,7 @@ def check_state(state: Any, layers: int) -> None:
     if layout is not None:
         _check_names("the layout", layout, LAYOUT_STATE)
         _check_layout(layout, rows)
+    _check_padding(state["padding"], full)
     for number, layer in enumerate(full):
         _check_seen(f"layer {number}", layer, None if layout is None else layout["frame"].shape[1])
 
@@ -89,10 +90,10 @@ def _check_layer(name: str, layer: dict[str, Any]) -> None:
         both
         and keys.dim() == values.dim() == 4
         and keys.shape[:3] == values.shape[:3]
-        and keys.dtype == values.dtype
-        and keys.is_floating_point(),
+        and keys.is_floating_point()
+        and values.is_floating_point(),
         f"{name} has keys {_form(keys)} and values {_form(values)}; expected floating-point "
-        "numbers of one dtype, of shape [rows, KV heads, tokens, dimension]",
+        "numbers of shape [rows, KV heads, tokens, dimension]",
     )
     rows, groups = keys.shape[:2]
     _check_codes(name, layer)
@@ -113,7 +114,10 @@ def _check_layer(name: str, layer: dict[str, Any]) -> None:
 
 
 def _check_codes(name: str, layer: dict[str, Any]) -> None:
-    """Tokens in few bits: codes, ranges and centre of keys and of values, as in `Quantized`."""
+    """Tokens in few bits: codes, ranges and centre of keys and of values, as in `Quantized`.
+
+    Under autocast keys and values differ in dtype, and a wider dtype widens tokens, not codes.
+    """
     codes, kept = layer["codes"], layer["kept"]
     if codes is None:
         return
@@ -133,7 +137,8 @@ def _check_codes(name: str, layer: dict[str, Any]) -> None:
         rows, groups, _, dim = full.shape
         expect(
             _is(given[0], torch.uint8, (rows, groups, None, coded_width(dim, nbits)))
-            and _is(given[1], range_dtype(full.dtype), (rows, groups, given[0].shape[2], 2))
+            and _is(given[1], None, (rows, groups, given[0].shape[2], 2))
+            and given[1].dtype in RANGE_DTYPES
             and _is(given[2], torch.float32, (rows, groups, 1, dim)),
             f"{name} has codes of {side} {', '.join(map(_form, given)):.120}; expected those of "
             f"{rows} rows, {groups} KV heads and dimension {dim}, in {nbits} bits",
@@ -198,6 +203,18 @@ def _check_layout(layout: dict[str, Any], rows: set[int]) -> None:
         )
     grid = layout["grid"]
     expect(grid in GRIDS, f"the layout has grid={grid!r:.40}; expected one of {', '.join(GRIDS)}")
+
+
+def _check_padding(padding: Any, full: list[dict[str, Any]]) -> None:
+    """How many tokens the last mask hid in each row."""
+    if padding is None:
+        return
+    rows, seen = (len(full[0]["keys"]), full[0]["seen"]) if full else (None, 0)
+    hidden = _is(padding, torch.int64, (rows,))
+    expect(
+        hidden and bool(((padding >= 0) & (padding <= seen)).all()),
+        f"the padding is {_form(padding)}; expected int64 of shape [{rows}], from 0 to {seen}",
+    )
 
 
 def _check_seen(name: str, layer: dict[str, Any], described: int | None) -> None:

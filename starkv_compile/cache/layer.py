@@ -261,6 +261,8 @@ class StarKVLayer(WatchedLayer):
         if tokens_to_remove == 0 or not self.is_initialized:
             return
         remove, known = -tokens_to_remove, self._known
+        if self.seen == self.stored:  # as in transformers, all of them at the most
+            remove = min(remove, self.seen)
         if remove > self.stored - known and self.seen != self.stored:
             raise CacheError(
                 f"crop({tokens_to_remove}): only {self.stored - known} tokens came after the last "

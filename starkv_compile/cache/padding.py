@@ -17,6 +17,14 @@ def check_padding(mask: Any, seen: int) -> None:
     """Raises `CacheError` for padding in the mask [B, S] of a prompt after `seen` tokens."""
     if not isinstance(mask, torch.Tensor) or mask.dim() != 2 or bool(mask.all()):
         return
+    empty = (~mask.bool()).all(1)
+    if bool(empty.any()):
+        rows = empty.nonzero().flatten().tolist()
+        raise CacheError(
+            f"attention_mask hides all tokens of rows {rows}, but the last tokens of a row score "
+            "its others. Leave such rows out. If prefill_chunk_size cuts the prompt, its first "
+            "chunk is padding in these rows: give a larger one, or none"
+        )
     if not bool(mask[:, -1].all()):
         raise CacheError(
             "attention_mask ends in zeros for some row: right-padded prompts cannot be compressed "

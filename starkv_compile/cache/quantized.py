@@ -67,7 +67,10 @@ def quantize_tokens(
     new = [_quantized(*pair, nbits) for pair in zip((key, value), centres, strict=True)]
     if earlier is None or not earlier.tokens:
         return QuantizedTokens(new[0], new[1], place)
-    known = earlier.place.expand_as(place[..., :1].expand(*place.shape[:-1], earlier.tokens))
+    known = earlier.place
+    if known.dim() < place.dim():  # heads that choose for themselves now had one set before
+        known = known[:, None]
+    known = known.expand(*place.shape[:-1], -1)
     found = torch.searchsorted(known.contiguous(), place.contiguous())
     found = found.clamp(max=earlier.tokens - 1)
     stays = known.gather(-1, found) == place

@@ -106,6 +106,8 @@ class WatchedLayer(DynamicLayer):
         """Before somebody else puts tokens in place: all others are stored in full, too."""
         if self.quantized is not None:
             keys, values = self.in_model_precision()
+            if self.filled is not None:
+                self.filled += self.coded
             self.quantized = None
             self._keys, self._values = keys, values
 

@@ -161,7 +161,8 @@ def _serving() -> Finding:
     if any(found.startswith(f"{minor}.") for minor in TESTED):
         return Finding("serving (vLLM)", True, f"vLLM {found}")
     what = f"vLLM {found} is not among the tested ones" if found else "not installed"
-    return Finding("serving (vLLM)", False, what, f"pip install 'vllm=={TESTED[-1]}.*'")
+    advice = f"in a new environment: pip install 'vllm=={TESTED[-1]}.*'"
+    return Finding("serving (vLLM)", False, what, advice)
 
 
 def _tensorrt() -> Finding:

@@ -248,9 +248,9 @@ class Runtime:
             zero = torch.zeros(batch, dtype=torch.int64)
             layer.state = tuple(
                 State(
-                    mi=torch.zeros(batch, shape.heads),
+                    mi=torch.zeros(batch, shape.heads, dtype=torch.float32),
                     mi_steps=zero,
-                    pattern=torch.zeros(batch, shape.heads, 1),
+                    pattern=torch.zeros(batch, shape.heads, 1, dtype=torch.float32),
                     pattern_count=zero,
                 )
             )

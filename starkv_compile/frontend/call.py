@@ -251,17 +251,16 @@ class Attachment:
         if torch.is_grad_enabled():
             return None  # what is written in place cannot be differentiated
         if not counts_in_tensors(model):
-            self.refuse(
-                f"decode_tokens={room}: {type(model).__name__} does not say that it runs on a "
-                "static cache, whose length is a tensor; the cache grows instead. If it does, set "
-                "_can_compile_fullgraph = True on its class"
+            self._grow(
+                f"{type(model).__name__} does not say that it runs on a static cache, whose length "
+                "is a tensor. If it does, set _can_compile_fullgraph = True on its class"
             )
             return None
         form = attention_implementation(model)
         if form not in MASKED_FORMS:
-            self.refuse(
-                f"decode_tokens={room}: {form} does not read the mask that hides a buffer's free "
-                'slots; the cache grows instead. Load the model with attn_implementation="sdpa"'
+            self._grow(
+                f"{form} does not read the mask that hides a buffer's free slots. Load the model "
+                'with attn_implementation="sdpa"'
             )
             return None
         mask = named.get("attention_mask")
@@ -270,7 +269,7 @@ class Attachment:
         try:
             moved = cache.begin_step(room)
         except CacheError as error:
-            self.refuse(f"decode_tokens={room}: {error}; the cache grows instead")
+            self._grow(str(error))
             return None
         if moved:
             self._read_cache(cache)
@@ -281,6 +280,16 @@ class Attachment:
         if reason not in self.report.refusals:
             self.report.refusals.append(reason)
             warnings.warn(f"starkv left this call uncompressed: {reason}", stacklevel=4)
+
+    def _grow(self, reason: str) -> None:
+        """Notes why the cache grows in place of filling buffers. Warns the first time."""
+        if reason not in self.report.without_buffers:
+            self.report.without_buffers.append(reason)
+            warnings.warn(
+                "starkv decodes without buffers, and the compressed cache grows: "
+                f"decode_tokens={self.config.decode_tokens}: {reason}",
+                stacklevel=5,
+            )
 
 
 def _append(model: Any, named: dict[str, Any]) -> None:

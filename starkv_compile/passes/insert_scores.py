@@ -234,8 +234,10 @@ def _real_tokens(context: Context, site: Site, mask: Any) -> Any:
     attention = site.attention
     if attention.mask is None and not attention.mask_function:
         return None
-    last = mask[:, 0, -1, :]
+    last, columns = mask[:, 0, -1, :], fx.shape(attention.mask)[-1:]
+    if columns and fx.same(columns[0], 1):  # one for all keys
+        last = last.expand(-1, context.proxy(attention.key).shape[2])
     dtype = torch.bool if attention.mask is None else fx.value(attention.mask).dtype
     if dtype != torch.bool:
         last = last > HIDDEN
-    return last.expand(context.proxy(site.attention.query).shape[0], -1)
+    return last.expand(context.proxy(attention.query).shape[0], -1)

@@ -190,7 +190,7 @@ class AgentSession:
             **generate,
         )
         check_output(output, ids, self.cache.get_seq_length())
-        self._count_frames(len(images or ()))
+        self._count_frames(images or [])
         self.input_ids = output
         self.prompt_length = ids.shape[1]
         reply = output[:, self.prompt_length :]
@@ -210,13 +210,21 @@ class AgentSession:
         text_from = 0 if self.keep_text else self._starts[-self.history :][0]
         self.cache.keep_newest_frames(frames, text_from)
 
-    def _count_frames(self, images: int) -> None:
-        """Notes how many frames each new image has: a processor may cut an image into tiles."""
+    def _count_frames(self, images: list[Any]) -> None:
+        """Notes how many frames each new image has: a processor may cut an image into tiles.
+
+        Images of one turn that differ in size may have different numbers of tiles, and nothing says
+        whose a tile is. The last of them then has all of the turn, so they leave together.
+        """
         layout = self.cache.shared.layout
         if layout is None or not images:
             return
-        added = int(layout.frame.max()) + 1 - sum(self._frames)
-        self._frames += [added // images] * (images - 1) + [added - added // images * (images - 1)]
+        added, count = int(layout.frame.max()) + 1 - sum(self._frames), len(images)
+        alike = len({getattr(image, "size", None) for image in images}) == 1
+        if added % count == 0 and (alike or added == count):
+            self._frames += [added // count] * count
+        else:
+            self._frames += [0] * (count - 1) + [added]
 
     def replace_reply(self, reply: str) -> None:
         """Puts `reply` in the place of the last step's reply, so that later steps read it.

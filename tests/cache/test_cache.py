@@ -102,6 +102,39 @@ def test_crop_of_an_uncompressed_cache_works(cache):
     assert cache.layers[0].kept[0].tolist() == list(range(8))
 
 
+def test_a_crop_of_more_than_there_is_leaves_nothing(cache):
+    """As of a `DynamicCache`."""
+    feed(cache, 10)
+    cache.crop(-100)
+    assert (cache.get_seq_length(), cache.layers[0].stored) == (0, 0)
+    assert cache.get_mask_sizes(3, 0) == (3, 0)
+
+
+def test_keys_and_values_of_two_dtypes_are_loaded(cache):
+    """As autocast makes them: rotary embeddings give float32."""
+    for layer in range(LAYERS):
+        key = torch.randn(1, G, 6, D)
+        cache.update(key, key.bfloat16(), layer)
+    again = StarKVCache(tiny_model("qwen2_5_vl").config)
+    again.load_state_dict(cache.state_dict())
+    layer = again.layers[0]
+    assert (layer.keys.dtype, layer.values.dtype) == (torch.float32, torch.bfloat16)
+
+
+def test_codes_of_narrower_tokens_are_loaded(cache):
+    """Later tokens of a wider dtype widen what is stored, and codes keep their ranges."""
+    for layer in range(LAYERS):
+        key = torch.randn(1, G, 6, D, dtype=torch.float16)
+        cache.update(key, key, layer)
+    cache.quantize(8, in_full=2)
+    feed(cache, 1, batch=1)
+    keys = cache.layers[0].keys
+    assert keys.dtype == torch.float32
+    again = StarKVCache(tiny_model("qwen2_5_vl").config)
+    again.load_state_dict(cache.state_dict())
+    assert torch.equal(again.layers[0].keys, keys)
+
+
 @pytest.mark.parametrize("operation", ["reorder", "select", "repeat"])
 def test_batch_operations_move_everything_together(cache, operation):
     feed(cache, 10)

@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import starkv_compile
-from starkv_compile import CacheError
+from starkv_compile import CacheError, StarKVCache
 from tests.foreign.core import PROMPT, filled
 from tests.foreign.styles import LLAMA
 from tests.support.crossing import slow
@@ -71,7 +71,9 @@ def test_padding_stays_what_it_was(model):
     cache = call(model, rows, hidden=padding).past_key_values
     with pytest.raises(CacheError, match=r"hides \[0, 0\] tokens at the left"):
         call(model, rows[:, :1], cache, [])
-    for twin in (cache.fork(), cache):
+    loaded = StarKVCache(model.config)
+    loaded.load_state_dict(cache.state_dict())
+    for twin in (loaded, cache.fork(), cache):
         call(model, rows[:, :1], twin, padding)
     cache.reorder_cache(torch.tensor([1, 0]))
     cache.batch_select_indices(torch.tensor([0]))
@@ -81,6 +83,26 @@ def test_padding_stays_what_it_was(model):
     call(model, rows[:, :1], cache, padding)
     place = torch.full((2, 1), cache.get_seq_length() - 3)
     call(model, rows[:, :1], cache, padding, position_ids=place)
+
+
+@pytest.mark.slow(ci=True)
+@pytest.mark.parametrize("inner", ["eager", slow("inductor")])
+def test_a_mask_of_one_column_for_all_keys(inner):
+    """It shows every key to every query, as one with a column for each does."""
+    model = filled(LlamaForCausalLM(LlamaConfig(**LLAMA)))
+    starkv_compile.compile(model, budget=0.3, inner=inner)
+    whole = torch.ones(1, 1, 1, SEEN, dtype=torch.bool)
+    expected, found = (
+        call(model, PROMPT, StarKVCache(model.config), attention_mask=mask)
+        for mask in (whole, whole[..., :1])
+    )
+    torch.testing.assert_close(found.logits, expected.logits)
+    for ours, theirs in zip(
+        found.past_key_values.layers, expected.past_key_values.layers, strict=True
+    ):
+        assert ours.stored == STORED
+        assert torch.equal(ours.kept, theirs.kept)
+    starkv_compile.undo(model)
 
 
 @pytest.mark.slow(ci=True)

@@ -5,6 +5,7 @@ import torch
 
 import starkv_compile
 from starkv_compile import CacheError, OptionError, StarKVCache, StarKVConfig
+from starkv_compile.cache.quantized import quantize_tokens
 from starkv_compile.kernels.ops import STARKV
 from starkv_compile.kernels.reference.quantization import centre_of, dequantize, quantize
 from starkv_compile.passes import apply
@@ -257,6 +258,37 @@ def test_few_bits_never_keep_less_than_16(tokens):
         assert cache.nbytes <= budget
         stored.append(cache.layers[0].stored)
     assert max(stored[:1]) <= min(stored[1:])
+
+
+@pytest.mark.parametrize("rows", [2, 3])
+def test_codes_of_one_set_go_to_the_heads_of_their_row(rows):
+    """A policy with one set for all heads, and then one with a set for each."""
+    torch.manual_seed(0)
+    key, value = torch.randn(2, rows, 2, 12, 16).unbind()
+    place = torch.arange(12).expand(rows, -1) + 100 * torch.arange(rows)[:, None]
+    before = quantize_tokens(key, value, place, 8, None)
+    stay = torch.stack([torch.arange(6), torch.arange(3, 9)]).expand(rows, -1, -1)
+    shorter = [t.gather(2, stay[..., None].expand(-1, -1, -1, 16)) for t in (key, value)]
+    places = place[:, None].expand(-1, 2, -1).gather(-1, stay)
+    after = quantize_tokens(*shorter, places, 8, before)
+    for side, old in ((after.key, before.key), (after.value, before.value)):
+        assert torch.equal(side.codes, old.codes.gather(2, stay[..., None].expand(-1, -1, -1, 16)))
+        assert torch.equal(side.ranges, old.ranges.gather(2, stay[..., None].expand(-1, -1, -1, 2)))
+
+
+def test_keys_put_in_by_hand_while_decoding_in_buffers():
+    cache = StarKVCache(tiny_model(FAMILY).config)
+    for layer in range(LAYERS):
+        cache.update(*torch.randn(2, 1, 2, 20, 16), layer)
+    cache.quantize(8, in_full=4)
+    cache.begin_step(6)
+    cache.end_step(written=False)
+    layer = cache.layers[0]
+    before = layer.keys[:, :, :20].clone()
+    layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
+    assert (layer.stored, layer.seen) == (20, 20)
+    layer.settle()
+    assert torch.equal(layer.keys, before)
 
 
 def test_keys_put_in_by_hand():

@@ -326,8 +326,12 @@ def test_an_attention_without_a_mask_grows_instead_and_says_so():
     for model in models:
         model.model.language_model.set_attn_implementation("maskless")
     expected = generate(compiled(room=None, model=models[0]), inputs, 6)
-    with pytest.warns(UserWarning, match=r"decode_tokens=4: maskless does not read the mask"):
-        out = generate(compiled(model=models[1]), inputs, 6)
+    model = compiled(model=models[1])
+    with pytest.warns(UserWarning, match="decode_tokens=4: maskless does not read the mask"):
+        out = generate(model, inputs, 6)
+    report = starkv_compile.report(model)
+    assert (report.refusals, len(report.without_buffers)) == ([], 1)
+    assert "decoded without buffers: maskless" in str(report)
     assert torch.equal(out.sequences, expected.sequences)
     assert out.past_key_values.layers[0].filled is None
 

@@ -13,10 +13,12 @@ from starkv_compile.kernels import reference
 from starkv_compile.kernels.compiling import portable
 from starkv_compile.kernels.cpp import attention
 from starkv_compile.kernels.cpp.attention import window_attention
+from starkv_compile.kernels.cpp.novelty import key_novelty, spatial_novelty, temporal_novelty
 from starkv_compile.kernels.cpp.ranks import rank_histogram
 from starkv_compile.kernels.cpp.selection import select_tokens
 from starkv_compile.kernels.ops import STARKV
 from starkv_compile.kernels.reference.capacity import clip_window
+from starkv_compile.kernels.reference.star import fresh_state
 from tests.support.kernel_scores import KINDS, scores_of
 from tests.support.narrower import NARROWER, narrower
 
@@ -47,6 +49,33 @@ def test_every_dtype_and_head_size(vectors, dtype, dim):
     query, key = inputs(dim=dim, dtype=dtype)
     ours = window_attention(query, key, None, dim**-0.5, 8, 50)
     check(ours, by_group(exact(query, key, None, dim**-0.5, 8), 2))
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_torchs_default_dtype_changes_nothing(default):
+    query, key = inputs()
+    frame = torch.arange(100)[None] // 20
+    row, column = torch.arange(100)[None] % 20 // 4, torch.arange(100)[None] % 4
+    current, earlier = torch.arange(80, 100)[None], torch.zeros(1, 0)
+
+    def results():
+        return (
+            window_attention(query, key, None, 0.2, 8, 50),
+            spatial_novelty(key, frame, row, column, earlier),
+            temporal_novelty(key, frame, row, column, current, 0),
+            key_novelty(key, torch.ones(1, 100, dtype=torch.bool)),
+            *fresh_state(key, current),
+        )
+
+    expected = results()
+    torch.set_default_dtype(default)
+    try:
+        found = results()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("window", [1, 2, 7, 8, 32, 64])
@@ -178,6 +207,16 @@ def test_ranks_are_the_references(kind, count):
     valid = torch.arange(1000) < torch.tensor([[count], [500]])
     arguments = (scores, place, valid)
     assert torch.equal(rank_histogram(*arguments), reference.rank_histogram(*arguments))
+
+
+def test_selection_reads_no_more_of_a_mask_than_it_has():
+    scores = torch.rand(2, 30)
+    expected = select_tokens(scores, torch.ones(2, 34, dtype=torch.bool), 34, 4, 12)
+    assert torch.equal(
+        select_tokens(scores, torch.ones(2, 1, dtype=torch.bool), 34, 4, 12), expected
+    )
+    with pytest.raises(RuntimeError, match="expand"):
+        select_tokens(scores, torch.ones(2, 20, dtype=torch.bool), 34, 4, 12)
 
 
 @pytest.mark.slow(ci=True)

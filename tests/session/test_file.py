@@ -175,7 +175,7 @@ IN, LAYER = ("contents",), ("contents", "cache", "layers", 1)
 KEYS, CODES = "cache.layers.1.keys", "cache.layers.1.codes.key.0"
 LIES = {
     "another format": put(("format",), "pictures"),
-    "a later version": put(("version",), 4),
+    "a later version": put(("version",), 5),
     "no version": put(("version",), GONE),
     "no model": put(("model",), GONE),
     "another model": put(("model", "KV heads"), 3),
@@ -201,7 +201,6 @@ LIES = {
         tensor(KEYS, lambda t: t[:, :3]), tensor("cache.layers.1.values", lambda t: t[:, :3])
     ),
     "keys of other tokens": tensor(KEYS, lambda t: t[:, :, 1:]),
-    "keys of another dtype": tensor(KEYS, lambda t: t.half()),
     "keys that are counts": tensor(KEYS, lambda t: t.long()),
     "keys of three axes": tensor(KEYS, lambda t: t[0]),
     "keys of two rows": tensor(KEYS, lambda t: t.repeat(2, 1, 1, 1)),
@@ -213,7 +212,7 @@ LIES = {
     "codes of other bits": put((*LAYER, "codes", "nbits"), 8),
     "codes of bits that are no whole number": put((*LAYER, "codes", "nbits"), 4.0),
     "codes of no bits": put((*LAYER, "codes", "nbits"), 3),
-    "ranges of another dtype": tensor("cache.layers.1.codes.value.1", lambda t: t.half()),
+    "ranges of another dtype": tensor("cache.layers.1.codes.value.1", lambda t: t.double()),
     "ranges of other tokens": tensor("cache.layers.1.codes.value.1", lambda t: t[:, :, 1:]),
     "a centre of two rows": tensor("cache.layers.1.codes.key.2", lambda t: t.repeat(1, 1, 2, 1)),
     "codes without a centre": put((*LAYER, "codes", "key", 2), GONE),
@@ -238,6 +237,7 @@ LIES = {
     "frames beyond all tokens": tensor("cache.layout.frame", lambda t: t + 10**9),
     "rows beyond all tokens": tensor("cache.layout.row", lambda t: t + 10**9),
     "a current frame of nothing": tensor("cache.layout.current", lambda t: t[:, :0]),
+    "padding of other rows": put(("contents", "cache", "padding"), [1]),
     "another grid": put(("contents", "cache", "layout", "grid"), "round"),
     "a layout with more": put(("contents", "cache", "layout", "select"), 1),
     "tokens below zero": tensor("input_ids", lambda t: t - 10**6),
@@ -394,6 +394,8 @@ def test_a_state_of_a_cache_is_checked_as_well(saved, agent):
         (("layers", 0, "keys"), torch.ones(1, 4, 2, 32), "keys float32"),
         (("layers", 1), None, "layer 1 holds NoneType"),
         (("layout", "frame"), torch.zeros(1, 3), "the layout has frames"),
+        (("padding",), torch.tensor([3, 0]), r"the padding is int64\[2\]; expected int64 of shape"),
+        (("padding",), torch.tensor([-1]), "from 0 to"),
     ):
         lying = copy.deepcopy(state)
         inside = lying

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 
 import starkv_compile
 from starkv_compile import AgentSession, StarKVCache, StarKVConfig
@@ -261,13 +262,33 @@ def test_a_screenshot_in_tiles_is_one_of_the_history(agent):
     visual = layout.frame[0] >= 0
     layout.frame[0, visual] = torch.arange(int(visual.sum())) // 40  # three tiles
     session._frames.clear()
-    session._count_frames(1)
+    session._count_frames([object()])
     tiles = int(layout.frame.max()) + 1
     assert session._frames == [tiles]
     steps(session, 2, start=1)
     assert session._frames == [tiles, 1, 1]
     layer = session.cache.compressed_layers[0]
     assert layer.retired == int(visual.sum()), "all tiles of the first, and nothing else"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "tiles", "frames"),
+    [
+        ([(100, 50)] * 2, 18, [9, 9]),
+        ([(100, 50), (900, 900)], 18, [0, 18]),
+        ([(100, 50), (900, 900)], 2, [1, 1]),
+        ([(900, 900)] * 2, 5, [0, 5]),
+    ],
+)
+def test_tiles_of_a_turn_are_divided_only_where_it_is_known_whose_they_are(
+    untouched_agent, sizes, tiles, frames
+):
+    session = AgentSession(*untouched_agent, history=2)
+    layout = VisionLayout.empty(1, torch.device("cpu"))
+    layout.frame = torch.arange(tiles)[None]
+    session.cache.shared.layout = layout
+    session._count_frames([Image.new("RGB", size) for size in sizes])
+    assert session._frames == frames
 
 
 @pytest.mark.slow

@@ -90,7 +90,7 @@ def window_attention(
         given = log_sum_exp[:, :, -window:].float()
         log_sum = given.where(given.isfinite(), torch.inf).reshape(batch, groups, rows)
     log_sum = log_sum.contiguous()
-    out = torch.empty(batch, groups, past)
+    out = torch.empty(batch, groups, past, dtype=torch.float32)
     library(SOURCE).starkv_weigh(ctypes.byref(work), pointer(log_sum), pointer(out))
     return out
 
@@ -108,7 +108,7 @@ def _log_sum(
     """[B, groups, rows]: log-sum-exp of all logits a row sees; infinite where it sees none."""
     batch, groups, rows, _ = packed.shape
     parts = library(SOURCE).starkv_parts(ctypes.c_int64(work.past))
-    largest, total = torch.empty(2, batch, groups, parts, rows)
+    largest, total = torch.empty(2, batch, groups, parts, rows, dtype=torch.float32)
     library(SOURCE).starkv_row_sums(ctypes.byref(work), pointer(largest), pointer(total))
     key = key[:, :, work.past :].repeat_interleave(work.key_share, 1)
     if shown is not None:

@@ -40,7 +40,7 @@ def spatial_novelty(
     """As `reference.novelty.spatial_novelty`, on values, not while a graph is traced."""
     key, before = _readable(key), earlier.shape[1]
     layout = [t.contiguous() for t in (frame, row, column)]
-    out = torch.empty(key.shape[0], key.shape[2] - before)
+    out = torch.empty(key.shape[0], key.shape[2] - before, dtype=torch.float32)
     library(SOURCE).starkv_spatial(
         ctypes.byref(_keys(key)), *map(pointer, layout), ctypes.c_int64(before), pointer(out)
     )
@@ -58,7 +58,7 @@ def temporal_novelty(
     """As `reference.novelty.temporal_novelty`, on values, not while a graph is traced."""
     key = _readable(key)
     layout = [t.contiguous() for t in (frame, row, column, current)]
-    out = torch.empty(key.shape[0], key.shape[2])
+    out = torch.empty(key.shape[0], key.shape[2], dtype=torch.float32)
     library(SOURCE).starkv_temporal(
         ctypes.byref(_keys(key)),
         *map(pointer, layout),
@@ -73,7 +73,7 @@ def temporal_novelty(
 def key_novelty(key: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
     """As `reference.novelty.key_novelty`, on values, not while a graph is traced."""
     key, among = _readable(key), among.contiguous()
-    out = torch.empty(key.shape[0], key.shape[2])
+    out = torch.empty(key.shape[0], key.shape[2], dtype=torch.float32)
     library(SOURCE).starkv_among(ctypes.byref(_keys(key)), pointer(among), pointer(out))
     return out
 

@@ -21,7 +21,7 @@ def select_tokens(
     selected, _ = split_capacity(length, window, capacity)
     scores = scores.float().contiguous()
     if real is not None:
-        real = real.contiguous()
+        real = real.expand(batch, length).contiguous()
     kept = torch.empty(batch, selected + length - past, dtype=torch.int64)
     kept[:, selected:] = torch.arange(past, length)
     numbers = (batch, past, length, selected, kept.shape[1])

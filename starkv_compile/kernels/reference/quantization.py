@@ -54,6 +54,10 @@ def row_bytes(dim: int, nbits: int) -> int:
     return coded_width(dim, nbits) + 4
 
 
+RANGE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+"""Of ranges. Those of tokens in float16 and in bfloat16, joined, are float32."""
+
+
 def range_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype, of 16 bits, of the ranges of rows of `dtype`."""
     return torch.float16 if dtype == torch.float16 else torch.bfloat16

@@ -49,8 +49,8 @@ def fresh_state(key: torch.Tensor, current: torch.Tensor) -> State:
     """The state before a session's first prompt. key [B, G, L, D], current [B, N]."""
     batch, groups = key.shape[:2]
     steps = torch.zeros(batch, dtype=torch.int64, device=key.device)
-    mi = torch.zeros(batch, groups, device=key.device)
-    pattern = torch.zeros(batch, groups, current.shape[1], device=key.device)
+    mi = torch.zeros(batch, groups, dtype=torch.float32, device=key.device)
+    pattern = mi.new_zeros(batch, groups, current.shape[1])
     return State(mi, steps, pattern, steps.clone())
 
 

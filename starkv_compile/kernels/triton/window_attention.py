@@ -60,7 +60,9 @@ def _load_keys(
     start = key + batch.to(tl.int64) * stride_b + head.to(tl.int64) * stride_h
     inside = (keys < length)[:, None] & (dims < DIM)[None, :]
     return tl.load(
-        start + keys[:, None] * stride_l + dims[None, :] * stride_d, mask=inside, other=0.0
+        start + keys[:, None].to(tl.int64) * stride_l + dims[None, :] * stride_d,
+        mask=inside,
+        other=0.0,
     )
 
 
@@ -94,7 +96,7 @@ def _logits(
 ):
     """[rows, keys] in powers of two, -BIG where not visible. Beyond the keys: anything finite."""
     dims = tl.arange(0, BLOCK_DIM)
-    head, step = first_head + rows // WINDOW, rows % WINDOW
+    head, step = (first_head + rows // WINDOW).to(tl.int64), rows % WINDOW
     known = rows < ROWS
     start = query + batch.to(tl.int64) * stride_qb
     tile = tl.load(
