@@ -20,8 +20,8 @@ __all__ = ["add_bench", "add_demo", "add_inspect", "add_memory", "add_models"]  
 def add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     demo = commands.add_parser(
         "demo",
-        help="run the shipped GUI agent with a full cache and with two compressed caches",
-        description="Runs the shipped GUI agent through one session of screenshots with three "
+        help="run the demo agent with a full cache and with two compressed caches",
+        description="Runs the demo agent through one session of screenshots with three "
         "caches: full, compressed by the paper's method, and compressed by this package's "
         "defaults. The command prints the answers and their costs, and draws which parts of each "
         "screenshot each layer keeps.",

@@ -1,4 +1,4 @@
-"""The shipped GUI agent is a Qwen3-VL of 2.5 M parameters. This package also has its world.
+"""The demo agent is a Qwen3-VL of 2.5 M parameters. This package also has its world.
 
     model, processor = load_agent()
 

@@ -1,4 +1,4 @@
-"""Lists the words of the shipped GUI agent: element names, coordinates, question forms.
+"""Lists the words of the demo agent: element names, coordinates, question forms.
 
 Coordinates go from 0 to 1000, as Qwen3-VL writes them, in 25 bins of 40. So one token says
 `x=420`. Every screen cell is wider than a bin. Hence the centre of the right bin is always inside

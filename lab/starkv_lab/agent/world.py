@@ -1,6 +1,6 @@
 """Draws GUI episodes, whose screens change a little from step to step.
 
-An episode is a sequence of frames on one grid of cells. One cell is one visual token of the shipped
+An episode is a sequence of frames on one grid of cells. One cell is one visual token of the demo
 agent. A frame is a set of named elements in cells. From one frame to the next a few elements move,
 appear or vanish, as on a desktop. `render` draws everything else (wallpaper, windows, menu bar,
 filler text), and no question asks about it.

@@ -41,7 +41,7 @@ def add_gui(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--model",
         metavar="CHECKPOINT",
         default=unset,
-        help="folder, or name on Hugging Face's hub; 'shipped' means the agent of starkv-lab",
+        help="folder, or name on Hugging Face's hub; 'shipped' means the demo agent",
     )
     add(
         "--family",

@@ -34,7 +34,7 @@ def add_memory(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("checkpoint", type=Path, metavar="CHECKPOINT", help="a folder, or a config.json")
     add("--screens", type=int, metavar="N", default=5, help="screenshots in the prompt")
     add("--size", metavar="WxH", default="1920x1080", help="pixels of a screenshot")
-    add("--text", type=int, metavar="N", default=500, help="tokens of text beside them")
+    add("--text", type=int, metavar="N", default=500, help="tokens of text in the same prompt")
     add("--budget", default="0.2", help="share of the tokens that stays cached: 0.2 or 20%%")
     add(
         "--dtype",

@@ -116,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="Measures how many held-out questions the agent answers."
     )
-    parser.add_argument("--agent", type=Path, help="checkpoint folder (default: the shipped one)")
+    parser.add_argument("--agent", type=Path, help="checkpoint folder (default: the demo agent)")
     parser.add_argument(
         "--episodes", type=int, default=40, help="episodes for each number of frames"
     )

@@ -326,7 +326,7 @@ class Trainer:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Trains the shipped GUI agent.")
+    parser = argparse.ArgumentParser(description="Trains an agent like the demo agent.")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder")
     parser.add_argument(
         "--tower", type=Path, help="agent folder whose tower and words replace the first stage"

@@ -14,7 +14,7 @@ from .shipped_agent import SHIPPED_AGENT
 from .ui_tars import UI_TARS
 
 FAMILIES = {f.name: f for f in (UI_TARS, OPENCUA, QWEN2_5_VL, QWEN3_VL, SHIPPED_AGENT)}
-SHIPPED = "shipped"  # in place of a checkpoint: the agent of starkv-lab
+SHIPPED = "shipped"  # in place of a checkpoint: the demo agent
 
 _BY_NAME = {"uitars": UI_TARS, "opencua": OPENCUA, "qwen25vl": QWEN2_5_VL, "qwen3vl": QWEN3_VL}
 _BY_TYPE = {"qwen3_vl": QWEN3_VL, "qwen3_vl_moe": QWEN3_VL}
