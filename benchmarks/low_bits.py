@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from starkv_lab.statistics import wilson
 
 import starkv_compile
 from starkv_compile import StarKVCache, StarKVConfig
@@ -196,6 +195,7 @@ def _agent_rows(questions: int) -> Callable[[float, int, str, Form | None], None
     """Returns what measures one form on the demo agent and prints its row of a table."""
     from starkv_lab.quality.design import Design
     from starkv_lab.quality.measure import Bench
+    from starkv_lab.quality.tables import Comparison
     from starkv_lab.quality.variants import FULL, VARIANTS
 
     class RoundingBench(Bench):
@@ -206,16 +206,16 @@ def _agent_rows(questions: int) -> Callable[[float, int, str, Form | None], None
                 round_cache(cache, self.form, StarKVConfig().window)
             return cache
 
-    bench = RoundingBench(Design.of(questions, 0))
+    design = Design.of(questions, 0)
+    bench = RoundingBench(design)
     print("| tokens | bits | form | right answers | nats from the full cache |")
     print("| --- | --- | --- | --- | --- |")
 
     def show(tokens: float, bits: int, name: str, form: Form | None) -> None:
         bench.form = form
         cell = bench.measure(FULL if tokens == 1 else VARIANTS["default"], tokens)
-        right, kl = cell.right.ravel(), statistics.fmean(cell.kl.values())
-        low, high = wilson(int(right.sum()), right.size)
-        share = f"{right.mean():.1%} ({low:.1%} to {high:.1%})"
+        right, kl = Comparison(design, [cell]).accuracy(cell), statistics.fmean(cell.kl.values())
+        share = f"{right.value:.1%} ({right.low:.1%} to {right.high:.1%})"
         print(f"| {tokens:.0%} | {bits} | {name} | {share} | {kl:.4f} |", flush=True)
 
     return show

@@ -261,8 +261,12 @@ class StarKVConfig:
 
     @property
     def fraction(self) -> Fraction:
-        """`budget` as the exact fraction its decimal form means: 0.2 is 1/5."""
-        return Fraction(str(self.budget))
+        """`budget` as the fraction its decimal form means: 0.2 is 1/5, and 1 / 3 is 1/3.
+
+        At most nine digits, so that no product with a number of tokens leaves 64 bits in a graph.
+        """
+        least = Fraction(1, 10**9)
+        return max(least, Fraction(str(self.budget)).limit_denominator(least.denominator))
 
     @property
     def scoring_window(self) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from fractions import Fraction
 
 import pytest
 import torch
@@ -109,6 +110,16 @@ def test_frozen_and_keyword_only():
         config.budget = 0.5
     with pytest.raises(TypeError):
         StarKVConfig(0.5)
+
+
+def test_a_budget_of_many_digits_is_a_short_fraction():
+    """Graphs multiply its numerator by a number of tokens, in 64 bits."""
+    thirds, sums = (StarKVConfig(budget=b).fraction for b in (1 / 3, 0.1 + 0.2))
+    assert (thirds, sums) == (Fraction(1, 3), Fraction(3, 10))
+    for budget in (0.123456789123, 1e-12, 1 - 1e-9):
+        fraction = StarKVConfig(budget=budget).fraction
+        assert 0 < fraction.numerator * 2**31 < 2**63
+        assert float(fraction) == pytest.approx(budget, abs=1e-9)
 
 
 def test_budget_is_an_exact_fraction():

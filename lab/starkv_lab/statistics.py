@@ -22,8 +22,11 @@ class Interval(NamedTuple):
         return self.low > 0 or self.high < 0
 
 
-def wilson(right: int, of: int) -> tuple[float, float]:
+def wilson(right: float, of: float) -> tuple[float, float]:
     """Returns Wilson's 95 % interval (low, high) of the share `right / of` of independent trials.
+
+    For trials of different weights w, `of` is their effective number, (sum of w)^2 / sum of w^2
+    (Kish, Survey Sampling, 1965), and `right` the weighted share of it.
 
     Raises:
         ValueError: `of` is less than 1.

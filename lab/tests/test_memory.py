@@ -141,6 +141,15 @@ def test_tokens_of_a_screenshot(checkpoint, patch, pixels, size, tokens):
     assert screen_tokens(checkpoint, config, *size, most=None) == tokens
 
 
+def test_limits_in_the_one_file_that_transformers_5_saves(checkpoint):
+    (checkpoint / "preprocessor_config.json").unlink()
+    said = {"image_processor": {"size": {"longest_edge": 1003520, "shortest_edge": 3136}}}
+    (checkpoint / "processor_config.json").write_text(json.dumps(said))
+    config = tiny_model("qwen2_5_vl").config
+    config.vision_config.patch_size, config.vision_config.spatial_merge_size = 14, 2
+    assert screen_tokens(checkpoint, config, 1920, 1080, most=None) == 1222
+
+
 def model_side(checkpoint):
     vision = json.loads((checkpoint / "config.json").read_text())["vision_config"]
     return vision["patch_size"] * vision["spatial_merge_size"]

@@ -272,6 +272,8 @@ class StarKVCache(DynamicCache):
         self.begin_turn()
         if self.shared.layout is not None:
             self.shared.layout.truncate(self.get_seq_length())
+        if self.shared.padding is not None:
+            self.shared.padding = self.shared.padding.clamp(max=self.get_seq_length())
 
     def begin_turn(self) -> None:
         """Says that the next prompt is a new turn.

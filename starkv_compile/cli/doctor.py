@@ -124,7 +124,10 @@ def _import_fault(module: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", f"import {module}"], capture_output=True, text=True, check=False
     )
-    return done.stderr.strip().splitlines()[-1][:200] if done.returncode else ""
+    if not done.returncode:
+        return ""
+    said = done.stderr.strip().splitlines()  # nothing, if a signal ended it
+    return said[-1][:200] if said else f"importing it ends with exit code {done.returncode}"
 
 
 def _torchvision_advice(torch_version: str, cuda: str | None) -> str:

@@ -232,7 +232,7 @@ class Runtime:
                 layer.make_room(self.shapes.slots - layer.stored)
 
     def _layers(self, cache: StarKVCache, batch: int) -> list[StarKVLayer]:
-        """Returns the cache's layers. For a new cache, it makes empty ones."""
+        """Returns the cache's layers. New ones are empty, and all have a scoring state."""
         while len(cache.layers) < len(self.shapes.layers):
             cache.layers.append(StarKVLayer(cache.shared))
         for layer, shape in zip(cache.compressed_layers, self.shapes.layers, strict=True):
@@ -242,9 +242,12 @@ class Runtime:
                 torch.zeros(batch, shape.heads, 0, dim, dtype=self.shapes.dtype)
                 for dim in (shape.key_dim, shape.value_dim)
             )
-            layer.lazy_initialization(key, value)
-            layer.hold(key, value)
-            layer.kept = torch.zeros(batch, 0, dtype=torch.int64)
+            if not layer.stored:
+                layer.lazy_initialization(key, value)
+                layer.hold(key, value)
+                layer.kept = torch.zeros(batch, 0, dtype=torch.int64)
+            elif layer.kept is None:  # torch stored tokens as they are, without scores
+                layer.kept = layer.places()
             zero = torch.zeros(batch, dtype=torch.int64)
             layer.state = tuple(
                 State(

@@ -220,7 +220,8 @@ class AgentSession:
         if layout is None or not images:
             return
         added, count = int(layout.frame.max()) + 1 - sum(self._frames), len(images)
-        alike = len({getattr(image, "size", None) for image in images}) == 1
+        sizes = [getattr(image, "size", None) for image in images]
+        alike = count == 1 or (isinstance(sizes[0], tuple) and len(set(sizes)) == 1)  # as of PIL
         if added % count == 0 and (alike or added == count):
             self._frames += [added // count] * count
         else:

@@ -110,6 +110,14 @@ def test_a_crop_of_more_than_there_is_leaves_nothing(cache):
     assert cache.get_mask_sizes(3, 0) == (3, 0)
 
 
+def test_a_crop_into_the_padding_can_be_saved(cache):
+    feed(cache, 5)
+    cache.shared.padding = torch.tensor([3, 0])
+    cache.crop(-4)
+    assert cache.shared.padding.tolist() == [1, 0]
+    StarKVCache(tiny_model("qwen2_5_vl").config).load_state_dict(cache.state_dict())
+
+
 def test_keys_and_values_of_two_dtypes_are_loaded(cache):
     """As autocast makes them: rotary embeddings give float32."""
     for layer in range(LAYERS):

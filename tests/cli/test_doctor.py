@@ -16,6 +16,10 @@ def found(monkeypatch):
     return of
 
 
+def test_an_import_that_a_signal_ends_has_a_fault():
+    assert doctor._import_fault("os; os.kill(os.getpid(), 11)").endswith("exit code -11")
+
+
 def test_on_this_machine(capsys):
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out

@@ -34,6 +34,19 @@ def test_any_scores_are_selected_as_by_the_reference(data):
         assert torch.equal(select_by_threshold(scores, shown, length, window, capacity), expected)
 
 
+@pytest.mark.parametrize("default", [torch.float16, torch.float64])
+def test_torchs_default_dtype_changes_nothing(default):
+    scores = torch.tensor([[3e-9, 1e-9, 5e-9, 2e-9, 0.5, 7e-9, 9e5, 8e5]])
+    expected = select_by_threshold(scores, None, 9, 1, 5)
+    torch.set_default_dtype(default)
+    try:
+        found = select_by_threshold(scores, None, 9, 1, 5)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)
+    assert torch.equal(found, select_tokens(scores, None, 9, 1, 5))
+
+
 def sink(places):
     scores = torch.softmax(torch.randn(places), 0)
     scores[0] = 1e9

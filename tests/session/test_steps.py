@@ -271,23 +271,28 @@ def test_a_screenshot_in_tiles_is_one_of_the_history(agent):
     assert layer.retired == int(visual.sum()), "all tiles of the first, and nothing else"
 
 
+SMALL, LARGE = Image.new("RGB", (100, 50)), Image.new("RGB", (900, 900))
+
+
 @pytest.mark.parametrize(
-    ("sizes", "tiles", "frames"),
+    ("images", "tiles", "frames"),
     [
-        ([(100, 50)] * 2, 18, [9, 9]),
-        ([(100, 50), (900, 900)], 18, [0, 18]),
-        ([(100, 50), (900, 900)], 2, [1, 1]),
-        ([(900, 900)] * 2, 5, [0, 5]),
+        ([SMALL, SMALL], 18, [9, 9]),
+        ([SMALL, LARGE], 18, [0, 18]),
+        ([SMALL, LARGE], 2, [1, 1]),
+        ([LARGE, LARGE], 5, [0, 5]),
+        (["a.png", "b.png"], 8, [0, 8]),
+        ([torch.zeros(64, 256).numpy(), torch.zeros(128, 128).numpy()], 6, [0, 6]),
     ],
 )
 def test_tiles_of_a_turn_are_divided_only_where_it_is_known_whose_they_are(
-    untouched_agent, sizes, tiles, frames
+    untouched_agent, images, tiles, frames
 ):
     session = AgentSession(*untouched_agent, history=2)
     layout = VisionLayout.empty(1, torch.device("cpu"))
     layout.frame = torch.arange(tiles)[None]
     session.cache.shared.layout = layout
-    session._count_frames([Image.new("RGB", size) for size in sizes])
+    session._count_frames(images)
     assert session._frames == frames
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,14 @@ def in_onnx(folder: Path) -> tuple[Any, Any]:
     return load_model(folder), AgentProcessor.from_pretrained(folder, local_files_only=True)
 
 
+AGENT = "agent.sha256"
+"""A file beside the graphs: the sum of the weights that they were made of."""
+
+
 def export_agent(
     config: StarKVConfig, checkpoint: Path | None, folder: Path, say: Callable[[str], Any]
 ) -> None:
-    """Exports the agent to `folder`, unless the folder holds it already with the same options.
+    """Exports the agent to `folder`, unless the folder holds this agent with the same options.
 
     A full cache is exported as a budget of as many tokens as the model has positions.
 
@@ -52,9 +57,17 @@ def export_agent(
     most = described.get_text_config(decoder=True).max_position_embeddings
     if config.keeps_everything:
         config = dataclasses.replace(config, budget=StarKVConfig.budget, budget_tokens=most)
-    if Manifest.is_in(folder) and Manifest.read(folder).config == config:
+    agent = hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest()
+    whose = folder / AGENT
+    if (
+        Manifest.is_in(folder)
+        and Manifest.read(folder).config == config
+        and whose.is_file()
+        and whose.read_text() == agent
+    ):
         return
     options = ExportOptions(
         checkpoint=source, out=folder, config=config, max_seq=most, select="topk"
     )
     export_checkpoint(options, say)
+    whose.write_text(agent)

@@ -212,6 +212,7 @@ def record_of(family: Family, dataset: Dataset, sample: Sample, said: Answer) ->
     score = dataset.score(sample.target, actions, said.screen.size)
     return {
         "id": sample.id,
+        "trajectory": sample.trajectory,
         "group": dict(sample.group),
         "prompt": said.prompt,
         "answer": said.text,

@@ -27,8 +27,9 @@ class Part:
     """Holds the results of the samples that share `group`, with 95 % intervals.
 
     group: empty for all samples. samples: their number. right: number of samples with full marks.
-    accuracy: their share, with Wilson's interval. score: mean of the benchmark's score, with the
-    interval of a bootstrap; it equals accuracy if the benchmark gives no part marks. unparsable:
+    accuracy: their share, with Wilson's interval, or that of a bootstrap over trajectories where
+    samples are steps of some. score: mean of the benchmark's score, with the interval of such a
+    bootstrap; it equals accuracy if the benchmark gives no part marks. unparsable:
     number of answers that are no action, which count as wrong.
     """
 
@@ -114,30 +115,55 @@ def summarise(folder: Path) -> Summary:
 
 
 def _parts(answers: Sequence[dict[str, Any]], tables: Sequence[Sequence[str]]) -> Iterator[Part]:
-    yield _part({}, answers)
+    yield part_of({}, answers)
     for names in tables:
         split: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         for record in answers:
             if all(name in record["group"] for name in names):
                 split.setdefault(tuple(record["group"][name] for name in names), []).append(record)
         for values, records in sorted(split.items()):
-            yield _part(dict(zip(names, values, strict=True)), records)
+            yield part_of(dict(zip(names, values, strict=True)), records)
 
 
-def _part(group: dict[str, str], records: Sequence[dict[str, Any]]) -> Part:
-    scores = np.array([[record["score"]] for record in records], float)
-    right = int((scores == 1).sum())
-    score = Bootstrap(len(records)).mean(scores, np.ones_like(scores))
+def part_of(group: dict[str, str], records: Sequence[dict[str, Any]]) -> Part:
+    """Returns the results of the records of one part."""
+    scores, counted = _by_trajectory(records)
+    bootstrap = Bootstrap(len(scores))
+    score = bootstrap.mean(scores, counted)
+    right = int(((scores == 1) & (counted > 0)).sum())
+    if scores.shape[1] == 1:
+        interval = wilson(right, len(records))
+    else:
+        share = bootstrap.mean((scores == 1).astype(float), counted)
+        interval = share.low, share.high
     return Part(
         group,
         len(records),
         right,
         right / len(records),
-        wilson(right, len(records)),
+        interval,
         score.value,
         (score.low, score.high),
         sum(record["unparsable"] is not None for record in records),
     )
+
+
+def _by_trajectory(records: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Scores [P, Q] of P trajectories, and which of the Q places hold a sample: 1 or 0.
+
+    Steps of one trajectory are about one task, and in sessions they share a cache, so they are not
+    independent. A sample without a trajectory stands alone.
+    """
+    together: dict[Any, list[float]] = {}
+    for record in records:
+        trajectory = record.get("trajectory")
+        key = ("id", record["id"]) if trajectory is None else ("trajectory", trajectory)
+        together.setdefault(key, []).append(record["score"])
+    scores = np.zeros((len(together), max(map(len, together.values()))))
+    counted = np.zeros_like(scores)
+    for row, values in enumerate(together.values()):
+        scores[row, : len(values)], counted[row, : len(values)] = values, 1
+    return scores, counted
 
 
 def table_of(summary: Summary) -> Table:

@@ -38,6 +38,7 @@ CHECKPOINTS = (
     Checkpoint(("GUI-Owl-7B", "GUI-Owl-32B"), "qwen2_5_vl"),
     Checkpoint(("EvoCUA",), "qwen3_vl"),
     Checkpoint(("UI-Venus-1.5",), "qwen3_vl"),
+    Checkpoint(("UI-Venus-1.5-30B-A3B", "Holo2-30B-A3B", "Holo2-235B-A22B"), "qwen3_vl_moe"),
     Checkpoint(("UI-Venus-Ground", "UI-Venus-Navi"), "qwen2_5_vl"),
     Checkpoint(("Holo1", "Holo1.5"), "qwen2_5_vl"),
     Checkpoint(("Holo2",), "qwen3_vl"),
@@ -47,8 +48,10 @@ CHECKPOINTS = (
     Checkpoint(("Qwen3-VL",), "qwen3_vl"),
     Checkpoint(("Qwen2.5-VL",), "qwen2_5_vl"),
     Checkpoint(("Qwen2-VL",), "qwen2_vl"),
-    Checkpoint(("SmolVLM",), "smolvlm"),
+    Checkpoint(("SmolVLM2",), "smolvlm"),
+    Checkpoint(("SmolVLM", "SmolVLM-256M", "SmolVLM-500M"), "idefics3"),
     Checkpoint(("gemma-3",), "gemma3"),
+    Checkpoint(("gemma-3n",), "gemma3n"),
     Checkpoint(("llava-1.5",), "llava"),
 )
 """From the checkpoints' model cards and papers. A file config.json is asked before this table."""

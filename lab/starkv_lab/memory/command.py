@@ -81,15 +81,17 @@ def _memory(args: argparse.Namespace) -> int:
     for name in ("screens", "text"):
         if getattr(args, name) < 0:
             raise OptionError(f"--{name} {getattr(args, name)}: expected 0 or more")
-    if getattr(args, "chunk", 1) < 1:
-        raise OptionError(f"--chunk {args.chunk}: expected at least 1")
+    for name in ("chunk", "max_pixels", "tokens_per_screen"):
+        if getattr(args, name, 1) < 1:
+            option = name.replace("_", "-")
+            raise OptionError(f"--{option} {getattr(args, name)}: expected at least 1")
     kept = StarKVConfig(budget=share_of(args.budget))
     folder = args.checkpoint.parent if args.checkpoint.is_file() else args.checkpoint
     check_folder(folder)
     config = read_config(folder)
-    a_screen = getattr(args, "tokens_per_screen", None) or screen_tokens(
-        folder, config, width, height, getattr(args, "max_pixels", None)
-    )
+    a_screen = getattr(args, "tokens_per_screen", None)
+    if a_screen is None:
+        a_screen = screen_tokens(folder, config, width, height, getattr(args, "max_pixels", None))
     tokens = args.screens * a_screen + args.text
     if tokens < 2:
         raise OptionError("a prompt has at least 2 tokens: give --screens or --text")

@@ -32,8 +32,9 @@ def screen_tokens(folder: Path, config: Any, width: int, height: int, most: int 
     vision = getattr(config, "vision_config", None)
     patch, merge = (getattr(vision, name, None) for name in ("patch_size", "spatial_merge_size"))
     if isinstance(patch, int) and isinstance(merge, int):
-        limits = _limits(folder / "preprocessor_config.json")
-        return _merged_squares(width, height, patch * merge, limits[0], most or limits[1])
+        fewest, usual = _limits(folder)
+        most = usual if most is None else most
+        return _merged_squares(width, height, patch * merge, fewest, most)
     found = _by_processor(folder, width, height)
     if found is None:
         raise OptionError(
@@ -43,16 +44,25 @@ def screen_tokens(folder: Path, config: Any, width: int, height: int, most: int 
     return found
 
 
-def _limits(file: Path) -> tuple[int, int]:
+def _limits(folder: Path) -> tuple[int, int]:
     """(fewest, most) pixels after resizing, under the names of old and new processors."""
-    try:
-        said = json.loads(file.read_text())
-    except (OSError, ValueError):
+    said = _read(folder / "preprocessor_config.json")
+    if said is None:  # transformers 5 saves one file for the whole processor
+        said = (_read(folder / "processor_config.json") or {}).get("image_processor")
+    if not isinstance(said, dict):
         return DEFAULT_LIMITS
     size = said.get("size") or {}
     fewest = said.get("min_pixels") or size.get("shortest_edge") or DEFAULT_LIMITS[0]
     most = said.get("max_pixels") or size.get("longest_edge") or DEFAULT_LIMITS[1]
     return int(fewest), int(most)
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        said = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return said if isinstance(said, dict) else None
 
 
 def _merged_squares(width: int, height: int, side: int, fewest: int, most: int) -> int:

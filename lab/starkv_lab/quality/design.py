@@ -10,6 +10,7 @@ import numpy as np
 from starkv_compile import OptionError
 
 from ..agent.questions import KINDS
+from ..agent.world import MAX_STEP
 from ..demo.turns import Turn, trajectory_turns
 
 ROWS = 16  # prompts of a batch; grid, number of frames and kind are the same, so is the length
@@ -125,7 +126,7 @@ class Trajectories:
     """Has `prompts` trajectories of `steps` turns. Sessions keep the newest `history` screenshots.
 
     Raises:
-        OptionError: a number is less than 1.
+        OptionError: a number is less than 1, or `steps` more than the agent can count.
     """
 
     prompts: int = 50
@@ -140,6 +141,8 @@ class Trajectories:
         for name in ("prompts", "steps", "history"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.steps > MAX_STEP:
+            raise OptionError(f"steps={self.steps}: the agent can count to {MAX_STEP}")
 
     @property
     def questions(self) -> int:

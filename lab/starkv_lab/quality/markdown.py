@@ -56,7 +56,7 @@ def _policies(comparison: Comparison, parts: tuple[str, ...], title: str) -> Ite
                 title_of(c.variant),
                 *(share(comparison.accuracy(c, part)) for part in shown),
                 "" if full is None or c is full else points(comparison.difference(c, full)),
-                f"{c.same.mean():.0%}",
+                f"{comparison.agreement(c):.0%}",
                 f"{c.nbytes / c.full_nbytes:.1%}",
             ]
             for c in here

@@ -20,7 +20,7 @@ class Row:
     """Holds one part of the questions in one cell, with 95 % intervals.
 
     accuracy: share of right answers, with the interval of a bootstrap over prompts. wilson: the
-    interval if all questions were independent and had the same weight. minus_full, minus_default:
+    interval if all questions were independent. minus_full, minus_default:
     paired differences, or None where the other cell was not measured. agreement: share of answers
     that agree with the full cache in every token.
     """
@@ -87,13 +87,14 @@ class Comparison:
             )
             for part, weights in self.parts.items():
                 counted = weights > 0
-                right, questions = int(cell.right[counted].sum()), int(counted.sum())
+                effective = float(weights.sum() ** 2 / (weights**2).sum())
+                right = effective * float((cell.right * weights).sum() / weights.sum())
                 yield Row(
                     cell,
                     part,
-                    questions,
+                    int(counted.sum()),
                     self.accuracy(cell, part),
-                    wilson(right, questions),
+                    wilson(right, effective),
                     None if full is None else self.difference(cell, full, part),
                     None if default is None else self.difference(cell, default, part),
                     self.agreement(cell, part),

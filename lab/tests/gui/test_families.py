@@ -189,6 +189,7 @@ def test_qwen_on_phones():
         (tool('{"action": "scroll", "pixels": 0}'), "scroll by 0"),
         (tool('{"action": "type", "text": 5}'), "text=5"),
         (tool('{"action": "fly"}'), "unknown action 'fly'"),
+        (f"<tool_call>{'[' * 10**5}</tool_call>", "no call of a tool"),
         (tool('{"action": "wait"}', "browser"), "tool 'browser'"),
     ],
 )
@@ -233,6 +234,9 @@ computer.terminate(status='success')\n```"""
         ("pyautogui.scroll(0)", "scroll by 0"),
         ("pyautogui.click(x=1, y=2, button='side')", "action ''"),
         ("pyautogui.press()", "without a key"),
+        ("pyautogui.click(x=1, y=2, clicks=[2])", "clicks=.2."),
+        ("pyautogui.click(x=1, y=2, button=['left'])", "button=..left"),
+        ("pyautogui.click(x=1, y=2, clicks=2, button='right')", "2 clicks with the right button"),
     ],
 )
 def test_opencua_refuses(answer, why):
@@ -317,6 +321,14 @@ def test_a_phone_has_other_actions_than_a_desktop():
 )
 def test_a_name_tells_the_family(checkpoint, name):
     assert family_of(checkpoint).name == name
+
+
+@pytest.mark.parametrize(
+    "checkpoint", ["ByteDance-Seed/UI-TARS-7B-DPO", "UI-TARS-2B-SFT", "xlangai/OpenCUA-Qwen2-7B"]
+)
+def test_a_checkpoint_with_other_coordinates_is_refused(checkpoint):
+    with pytest.raises(OptionError, match=r"gives coordinates as .*Give one of these checkpoints"):
+        family_of(checkpoint)
 
 
 def test_what_tells_no_family_is_refused(tmp_path):

@@ -15,7 +15,7 @@ from starkv_lab.gui.run import GuiOptions, run_gui
 from starkv_lab.gui.samples import Reading, open_screen
 from starkv_lab.gui.screens import Screen, check_shown, shown_size
 from starkv_lab.gui.shards import Shard, device_of, shard_of
-from starkv_lab.gui.summary import summarise
+from starkv_lab.gui.summary import part_of, summarise
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     Qwen2VLImageProcessorPil,
     smart_resize,
@@ -35,6 +35,7 @@ RIGHT = {  # of the samples: what the agent, which only clicks, can get right
 }
 FIELDS = {
     "id",
+    "trajectory",
     "group",
     "prompt",
     "answer",
@@ -90,6 +91,24 @@ def test_the_agent_on_every_benchmark(data, tmp_path, budget):
         share = summary.nbytes / summary.full_nbytes
         assert share == 1 if budget == 1 else 0.2 < share < 0.25  # the reply is cached as well
         assert json.loads((out / "summary.json").read_text())["parts"][0]["right"] == right
+
+
+def test_steps_of_a_trajectory_are_drawn_together():
+    """Ten trajectories of ten steps, all right or all wrong, say as much as ten samples."""
+    records = [
+        {"id": f"{t}-{step}", "score": float(t % 2), "unparsable": None, "trajectory": str(t)}
+        for t in range(10)
+        for step in range(10)
+    ]
+    together = part_of({}, records)
+    alone = part_of({}, [{**record, "trajectory": None} for record in records])
+    assert (together.right, together.accuracy, together.score) == (50, 0.5, 0.5)
+    assert (alone.right, alone.accuracy, alone.score) == (50, 0.5, 0.5)
+    for wide, narrow in (
+        (together.accuracy_interval, alone.accuracy_interval),
+        (together.score_interval, alone.score_interval),
+    ):
+        assert wide[1] - wide[0] > 2 * (narrow[1] - narrow[0])
 
 
 def test_parts_are_those_the_benchmark_reports(data, tmp_path, answered):

@@ -123,6 +123,10 @@ def test_command_names_an_unknown_family(capsys):
         ("mPLUG/GUI-Owl-1.5-8B-Instruct", {"qwen3_vl": 1}),
         ("Qwen3-VL-30B-A3B-Instruct", {"qwen3_vl_moe": 1}),
         ("qwen3-vl-8b", {"qwen3_vl": 1}),
+        ("google/gemma-3n-E4B-it", {"gemma3n": 1}),
+        ("HuggingFaceTB/SmolVLM-256M-Instruct", {"idefics3": 1}),
+        ("SmolVLM2-2.2B-Instruct", {"smolvlm": 1}),
+        ("Hcompany/Holo2-30B-A3B", {"qwen3_vl_moe": 1}),
         ("llava", {"llava": 0}),
     ],
 )

@@ -2,7 +2,23 @@
 
 import numpy as np
 import pytest
+from starkv_lab.quality.cells import Cell
+from starkv_lab.quality.design import COLUMNS, Design
+from starkv_lab.quality.tables import Comparison
 from starkv_lab.statistics import Bootstrap, wilson
+
+
+def test_wilson_of_weighted_questions_holds_their_share():
+    """Half of the questions weigh a quarter, and are all wrong."""
+    design = Design.of(1)
+    right = np.zeros((design.prompts, len(COLUMNS)), bool)
+    weights = design.slices()["all"]
+    right[weights == 1] = True
+    cell = Cell("default", 0.2, {}, right, right, {}, 0.0, 1, 1, 0.0)
+    row = next(row for row in Comparison(design, [cell]).rows() if row.part == "all")
+    low, high = row.wilson
+    assert low < row.accuracy.value < high
+    assert row.accuracy.value > right.mean()
 
 
 def test_wilson_against_published_values():

@@ -73,4 +73,6 @@ def test_policies_of_one_prompt_have_no_trajectory(tmp_path, capsys):
     arguments = ["bench", "trajectories", "--out", str(tmp_path), "--steps", "0"]
     assert main(arguments) == 2
     assert "steps=0: expected at least 1" in capsys.readouterr().err
+    with pytest.raises(OptionError, match="steps=41: the agent can count to 40"):
+        Trajectories(steps=41)
     assert not list(tmp_path.iterdir())

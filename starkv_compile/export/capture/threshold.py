@@ -41,7 +41,7 @@ def bins() -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 def kth_largest(values: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     """values [..., P] float32, no NaN, no plus infinity; k [..., K] in 1..P -> [..., K]."""
-    first, step = (torch.tensor(t, device=values.device) for t in bins())
+    first, step = (torch.tensor(t, dtype=torch.float32, device=values.device) for t in bins())
     group = _last_reached(values, k, first[::FANOUT].expand(*k.shape, FANOUT))
     within = torch.arange(FANOUT, device=values.device)
     places = group[..., None] * FANOUT + within

@@ -104,10 +104,13 @@ def _action(line: str, screen: Screen) -> Action:
     if name in _POINTED:
         point, clicks = _point(name, values, named, screen), named.get("clicks", 1)
         kind = _POINTED[name]
-        if name == "click" and clicks != 1:
-            kind = _BY_CLICKS.get(clicks, "")
-        elif name == "click":
-            kind = _BY_BUTTON.get(named.get("button", "left"), "")
+        button = named.get("button", "left")
+        if name == "click":
+            if type(clicks) is not int or not isinstance(button, str):
+                raise UnparsableAnswer(f"click with clicks={clicks!r}, button={button!r}")
+            kind = _BY_BUTTON.get(button, "") if clicks == 1 else _BY_CLICKS.get(clicks, "")
+            if clicks != 1 and button != "left":
+                raise UnparsableAnswer(f"{clicks} clicks with the {button} button")
         return Action(kind, point)
     if name == "write":
         return Action("type", text=_only(str, name, values, named, "message"))

@@ -139,7 +139,7 @@ class _Scale:
             values = json.loads(call)
             name, arguments = values["name"], values["arguments"]
             kind = arguments["action"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UnparsableAnswer(f"no call of a tool ({type(error).__name__}: {error})") from None
         if name not in ("computer_use", "mobile_use") or not isinstance(kind, str):
             raise UnparsableAnswer(f"tool {name!r}, action {kind!r}")
