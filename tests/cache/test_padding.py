@@ -85,8 +85,7 @@ def test_padding_stays_what_it_was(model):
     call(model, rows[:, :1], cache, padding, position_ids=place)
 
 
-@pytest.mark.slow(ci=True)
-@pytest.mark.parametrize("inner", ["eager", slow("inductor")])
+@pytest.mark.parametrize("inner", [slow("eager", ci=True), slow("inductor")])
 def test_a_mask_of_one_column_for_all_keys(inner):
     """It shows every key to every query, as one with a column for each does."""
     model = filled(LlamaForCausalLM(LlamaConfig(**LLAMA)))
