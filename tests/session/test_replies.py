@@ -55,7 +55,7 @@ def test_the_models_own_reply_put_back_changes_nothing(agent, options):
         assert torch.equal(left.places()[0], places[places < session.prompt_length])
 
 
-@pytest.mark.slow(ci=True)
+@pytest.mark.slow
 def test_a_file_and_a_fork_go_on_from_a_replaced_reply(agent, tmp_path):
     model, processor = agent
     starkv_compile.compile(model, budget=0.3, inner="eager")
