@@ -1,4 +1,4 @@
-"""The demo agent without its training: a small Qwen3-VL and its processor."""
+"""The demo agent without its training, and with two of its four layers, which compile sooner."""
 
 import pytest
 import torch

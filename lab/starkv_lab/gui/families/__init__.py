@@ -16,12 +16,16 @@ from .ui_tars import UI_TARS
 FAMILIES = {f.name: f for f in (UI_TARS, OPENCUA, QWEN2_5_VL, QWEN3_VL, SHIPPED_AGENT)}
 SHIPPED = "shipped"  # in place of a checkpoint: the demo agent
 
-_BY_NAME = {"uitars15": UI_TARS, "opencua": OPENCUA, "qwen25vl": QWEN2_5_VL, "qwen3vl": QWEN3_VL}
-_OTHER_COORDINATES = {
+_BY_NAME: dict[str, Family | str] = {
+    "uitars15": UI_TARS,
     "uitars": "thousandths of the screenshot",
     "opencuaqwen2": "shares of the screenshot",
     "opencuaa3b": "shares of the screenshot",
+    "opencua": OPENCUA,
+    "qwen25vl": QWEN2_5_VL,
+    "qwen3vl": QWEN3_VL,
 }
+"""By a part of the name, the first that fits: the family, or coordinates that no parser reads."""
 _BY_TYPE = {"qwen3_vl": QWEN3_VL, "qwen3_vl_moe": QWEN3_VL}
 
 
@@ -40,16 +44,15 @@ def family_of(checkpoint: str, name: str | None = None) -> Family:
     if checkpoint == SHIPPED:
         return SHIPPED_AGENT
     plain = "".join(letter for letter in Path(checkpoint).name.lower() if letter.isalnum())
-    for part, coordinates in _OTHER_COORDINATES.items():
-        if part in plain and "uitars15" not in plain:
-            raise OptionError(
-                f"{checkpoint}: this checkpoint gives coordinates as {coordinates}, and the "
-                "parser here reads pixels of the resized screenshot, so all answers would count "
-                "as wrong. Give one of these checkpoints: UI-TARS-1.5, OpenCUA-7B, OpenCUA-32B"
-            )
-    for part, family in _BY_NAME.items():
-        if part in plain:
-            return family
+    named = next((found for part, found in _BY_NAME.items() if part in plain), None)
+    if isinstance(named, str):
+        raise OptionError(
+            f"{checkpoint}: this checkpoint gives coordinates as {named}, and the parser here "
+            "reads pixels of the resized screenshot, so all answers would count as wrong. Give "
+            "one of these checkpoints: UI-TARS-1.5, OpenCUA-7B, OpenCUA-32B"
+        )
+    if named is not None:
+        return named
     kind = _model_type(Path(checkpoint))
     if kind in _BY_TYPE:
         return _BY_TYPE[kind]
