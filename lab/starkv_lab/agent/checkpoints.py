@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,11 @@ def agent_folder(path: Path | None = None) -> Path:
             "`python -m starkv_lab.training.train --out FOLDER` and give that folder"
         )
     return folder
+
+
+def weights_digest(folder: Path) -> str:
+    """Returns an id of a folder's weights, which tells one model's answers from another's."""
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:12]
 
 
 def load_agent(path: Path | None = None) -> tuple[Any, Any]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from starkv_compile import StarKVConfig, compile, undo
 
-from ..agent.checkpoints import agent_folder, load_agent
+from ..agent.checkpoints import agent_folder, load_agent, weights_digest
 
 
 @contextlib.contextmanager
@@ -34,8 +33,8 @@ def in_onnx(folder: Path) -> tuple[Any, Any]:
     return load_model(folder), AgentProcessor.from_pretrained(folder, local_files_only=True)
 
 
-AGENT = "agent.sha256"
-"""A file beside the graphs: the sum of the weights that they were made of."""
+AGENT = "agent.digest"
+"""A file beside the graphs: the id of the weights that they were made of."""
 
 
 def export_agent(
@@ -57,7 +56,7 @@ def export_agent(
     most = described.get_text_config(decoder=True).max_position_embeddings
     if config.keeps_everything:
         config = dataclasses.replace(config, budget=StarKVConfig.budget, budget_tokens=most)
-    agent = hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest()
+    agent = weights_digest(source)
     whose = folder / AGENT
     if (
         Manifest.is_in(folder)

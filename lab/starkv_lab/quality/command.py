@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from starkv_compile import OptionError, StarKVConfig
 from starkv_compile.errors import did_you_mean
 from starkv_compile.policies import POLICIES, policy_names
 
-from ..agent.checkpoints import agent_folder
+from ..agent.checkpoints import agent_folder, weights_digest
 from ..environment import environment
 from ..printing import print_table
 from .cells import CellFile
@@ -165,7 +164,7 @@ def run_cells(
     """
     console = console or Console()
     torch.set_num_threads(options.threads)
-    file = CellFile(options.out, design, {"agent": _digest(model), **environment()})
+    file = CellFile(options.out, design, {"agent": weights_digest(model), **environment()})
     wanted = [(FULL, 1.0)] + [(v, b) for v in variants for b in options.budgets]
     missing = [(v, b) for v, b in wanted if not file.has(v.name, b, v.config(b))]
     console.print(
@@ -208,9 +207,3 @@ def _measure(
             progress.update(task, description=f"{variant.name} {budget:.0%}")
             file.add(made.measure(variant, budget, advance))
             progress.update(task, completed=rounds * number)  # what was there already is no work
-
-
-def _digest(model: Path) -> str:
-    """Returns an id of the weights, which tells one model's answers from another's."""
-    weights = model / "model.safetensors"
-    return hashlib.sha256(weights.read_bytes()).hexdigest()[:12]

@@ -104,13 +104,13 @@ def _action(line: str, screen: Screen) -> Action:
     if name in _POINTED:
         point, clicks = _point(name, values, named, screen), named.get("clicks", 1)
         kind = _POINTED[name]
-        button = named.get("button", "left")
         if name == "click":
+            button = named.get("button", "left")
             if type(clicks) is not int or not isinstance(button, str):
                 raise UnparsableAnswer(f"click with clicks={clicks!r}, button={button!r}")
-            kind = _BY_BUTTON.get(button, "") if clicks == 1 else _BY_CLICKS.get(clicks, "")
             if clicks != 1 and button != "left":
                 raise UnparsableAnswer(f"{clicks} clicks with the {button} button")
+            kind = _BY_BUTTON.get(button, "") if clicks == 1 else _BY_CLICKS.get(clicks, "")
         return Action(kind, point)
     if name == "write":
         return Action("type", text=_only(str, name, values, named, "message"))
