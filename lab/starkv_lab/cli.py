@@ -13,8 +13,16 @@ from .gui.arguments import add_gui
 from .inspection.arguments import add_inspect
 from .memory.command import add_memory
 from .quality.arguments import add_plot, add_quality, add_trajectories
+from .verification.arguments import add_verify
 
-__all__ = ["add_bench", "add_demo", "add_inspect", "add_memory", "add_models"]  # the entry points
+__all__ = [  # the entry points
+    "add_bench",
+    "add_demo",
+    "add_inspect",
+    "add_memory",
+    "add_models",
+    "add_verify",
+]
 
 
 def add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

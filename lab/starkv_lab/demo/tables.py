@@ -76,7 +76,8 @@ its place; "what" gives a place and asks what is there; "return" gives the place
 an older screenshot and asks where it is now. Places are x and y from 0 to 1000."""
 
 NOTES = """\
-Tokens kept are those that the budget allows at the last prompt, plus the tokens of the last reply.
+Tokens kept are those that the budget allows at the last prompt, plus the tokens of the last \
+reply, which are stored as they are.
 The cache holds all keys and values. The peak counts all tensors that a run makes, cache included, \
 weights excluded. torch records it in a separate run.
 Times come from the second run. Compilation is the extra time of the first run. Prefill covers \

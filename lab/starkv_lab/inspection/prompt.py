@@ -104,14 +104,31 @@ def checkpoint_prompt(checkpoint: Path, paths: Sequence[Path], text: str) -> Ins
     if not paths:
         raise OptionError("--model needs --image: give at least one screenshot")
     pictures = [Picture(path.name, open_screenshot(path)) for path in paths]
-    check_folder(checkpoint)
-    config = read_config(checkpoint)
-    processor = load_processor(checkpoint)
-    model = load_pretrained(checkpoint, config, "auto")
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model, processor = load_checkpoint(checkpoint)
     content: list[dict[str, Any]] = [{"type": "image", "image": p.image} for p in pictures]
     content.append({"type": "text", "text": text})
     return _prompt(model, processor, checkpoint.resolve().name, pictures, content)
+
+
+def load_checkpoint(checkpoint: Path, dtype: torch.dtype | str = "auto") -> tuple[Any, Any]:
+    """Returns model and processor of a folder. The model is on a GPU if there is one.
+
+    Args:
+        dtype: type of the weights. "auto": the type in the files.
+
+    Raises:
+        UnsupportedModel: the folder holds no model with its processor.
+        StarKVError: the folder does not exist.
+    """
+    check_folder(checkpoint)
+    config = read_config(checkpoint)
+    processor = load_processor(checkpoint)
+    return on_device(load_pretrained(checkpoint, config, dtype)), processor
+
+
+def on_device(model: Any) -> Any:
+    """Moves a model to a GPU if there is one."""
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_processor(checkpoint: Path) -> Any:

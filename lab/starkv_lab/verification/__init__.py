@@ -1,0 +1,1 @@
+"""`starkv verify`: checks a compressed cache on the user's own model, machine and screenshots."""
