@@ -55,6 +55,13 @@ ONE_MASK = (
 )
 
 
+BY_PLACE = (
+    "the keys or values that attention reads are computed from what is stored and from the places "
+    "of its tokens, or from other tokens, so they would change when tokens are dropped; put rotary "
+    "positions on keys before the cache stores them"
+)
+
+
 class FindCacheWrites(GraphPass):
     """Finds a marker that `StarKVCache` left, or a key and a value that are graph outputs.
 
@@ -123,6 +130,8 @@ class FindCacheWrites(GraphPass):
             return OWN_MASK
         if not bool(fx.shape(fx.newest(write.key))[2] == queries):
             return CROSS
+        if not write.by_token:
+            return BY_PLACE
         by_head = len(fx.shape(given.place)) == 3
         if by_head and not self.config.policy.per_head:
             return (
@@ -244,8 +253,45 @@ def _marked_latents(site: Site, markers: list[Node], context: Context) -> CacheW
     made_of = _made_of(sources, lambda n: n in context.attentions or n < first)
     if not {key, value} <= made_of:
         return None
+    latents = _made_from({key, value}, made_of)
+    by_token = all(_is_by_token(n, latents, fx.shape(key)[2]) for n in latents - {key, value})
     given = context.functional.given
-    return CacheWrite(given(key), given(value), given(marker))
+    return CacheWrite(given(key), given(value), given(marker), by_token=by_token)
+
+
+def _made_from(nodes: set[Node], within: set[Node]) -> set[Node]:
+    """`nodes` and everything of `within` that is computed from them."""
+    found = set(nodes)
+    for node in sorted(within):  # in the order of the graph
+        if not found.isdisjoint(fx.producers(node)):
+            found.add(node)
+    return found
+
+
+def _is_by_token(node: Node, latents: set[Node], tokens: Any) -> bool:
+    """Whether a node makes each token's vector of that token's latents alone, wherever it stands.
+
+    Otherwise its result would be another after some tokens were dropped: rotary positions that are
+    put on stored keys, a sum over neighbours. A tensor with a line for each token tells places.
+    """
+    if fx.is_op(node, ops.ACROSS_TOKENS):
+        return False
+    sizes = fx.shape(node)
+    if sizes and not any(_is_multiple(size, tokens) for size in sizes):
+        return False
+    others = [n for n in fx.producers(node) if n not in latents]
+    return not any(fx.same(size, tokens) for n in others for size in _sizes_of_places(n))
+
+
+def _sizes_of_places(node: Node) -> tuple[Any, ...]:
+    """The sizes of a tensor that may hold places; () for weights."""
+    return () if isinstance(fx.value(node), torch.nn.Parameter) else fx.shape(node)
+
+
+def _is_multiple(size: Any, tokens: Any) -> bool:
+    """Whether rows and tokens may lie in one dimension of this size, by the traced sizes."""
+    size, tokens = (n.node.hint if isinstance(n, torch.SymInt) else n for n in (size, tokens))
+    return size is None or tokens is None or (size > 0 and size % tokens == 0)
 
 
 def _returned(site: Site, outputs: Outputs) -> CacheWrite | None:

@@ -230,14 +230,35 @@ def _sharing(site: Site) -> int:
 
 
 def _real_tokens(context: Context, site: Site, mask: Any) -> Any:
-    """[B, L] bool, True for what the last query sees; the rest is padding. None without a mask."""
+    """[B, L] bool, False at padding, which is on the left. None without a mask.
+
+    Real tokens begin with the first one that the last query sees, or with one that sees itself: an
+    attention of the model's own may hide real tokens from the last query.
+    """
     attention = site.attention
     if attention.mask is None and not attention.mask_function:
         return None
-    last, columns = mask[:, 0, -1, :], fx.shape(attention.mask)[-1:]
-    if columns and fx.same(columns[0], 1):  # one for all keys
-        last = last.expand(-1, context.proxy(attention.key).shape[2])
     dtype = torch.bool if attention.mask is None else fx.value(attention.mask).dtype
-    if dtype != torch.bool:
-        last = last > HIDDEN
-    return last.expand(context.proxy(attention.query).shape[0], -1)
+    query, key = context.proxy(attention.query), context.proxy(attention.key)
+
+    def seen(part: Any) -> Any:
+        return part if dtype == torch.bool else part > HIDDEN
+
+    sizes = fx.shape(attention.mask)
+    one_for_all_keys = bool(sizes) and fx.same(sizes[-1], 1)
+    real = seen(mask[:, 0, -1, :])
+    if one_for_all_keys:
+        real = real.expand(-1, key.shape[2])
+    elif sizes and not context.every_length and _has_row_for_each(attention):
+        rows = mask[:, 0]
+        itself = rows.diagonal(key.shape[2] - query.shape[2], -2, -1)
+        # A row that sees the last key before its time is one of padding, which sees everything.
+        honest = seen(itself) & ~seen(rows[:, :, -1])
+        real = real | torch.nn.functional.pad(honest, (key.shape[2] - query.shape[2], 0))
+    return (real.cumsum(-1) > 0).expand(query.shape[0], -1)
+
+
+def _has_row_for_each(attention: Attention) -> bool:
+    """Whether the mask has a row for each query, and several of them."""
+    sizes, queries = fx.shape(attention.mask), fx.shape(attention.query)[2]
+    return len(sizes) > 1 and not fx.same(sizes[-2], 1) and bool(sizes[-2] == queries)

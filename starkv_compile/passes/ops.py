@@ -231,6 +231,28 @@ SPLIT = (
 REPEAT = (torch.repeat_interleave, "repeat_interleave", aten.repeat_interleave.self_int)
 TANH = (torch.tanh, "tanh", aten.tanh.default)
 LOG_SUM_EXP = (torch.logsumexp, "logsumexp", aten.logsumexp.default, torch.logaddexp)
+ACROSS_TOKENS = (
+    torch.roll,
+    "roll",
+    aten.roll.default,
+    torch.flip,
+    "flip",
+    aten.flip.default,
+    torch.cumsum,
+    "cumsum",
+    aten.cumsum.default,
+    torch.sort,
+    "sort",
+    aten.sort.default,
+    F.conv1d,
+    torch.conv1d,
+    aten.conv1d.default,
+    aten.convolution.default,
+    F.avg_pool1d,
+    torch.avg_pool1d,
+    aten.avg_pool1d.default,
+)
+"""What may mix tokens or change their order, and keeps their number."""
 CAT = (torch.cat, torch.concat, aten.cat.default)
 MASKED_SCATTER = ("masked_scatter", torch.masked_scatter, aten.masked_scatter.default)
 DEQUANTIZE = (STARKV.dequantize, STARKV.dequantize.default)

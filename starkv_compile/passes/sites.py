@@ -161,12 +161,14 @@ class CacheWrite:
     marker: the `starkv.cache_write` node; None if graph outputs are made of them. Key and value are
     those of the attention, or latents from which those are computed, token by token (multi-head
     latent attention). stored: what the graph outputs are made of, as nodes of the functional graph.
+    by_token: False if what is computed from latents depends on places or on other tokens.
     """
 
     key: Node
     value: Node
     marker: Node | None
     stored: Stored = ()
+    by_token: bool = True
 
 
 @dataclass(frozen=True)

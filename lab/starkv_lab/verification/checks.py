@@ -132,7 +132,7 @@ def kept_tokens(
     if config.inner != "eager":
         why = f'inner={config.inner!r} hides the scores; check once more with inner="eager"'
         return Check(what, "not checked", why)
-    if len(expected) != len(stored) or any(layer.kept is None for layer in stored):
+    if len(expected) != len(stored) or not all(layer.dropped for layer in stored):
         why = (
             f"{len(expected)} of {len(stored)} layers of prompts were scored; the others kept "
             "everything"

@@ -27,6 +27,11 @@ class Stored:
     kept: torch.Tensor | None
     later: int
 
+    @property
+    def dropped(self) -> int:
+        """How many tokens each head has dropped."""
+        return 0 if self.kept is None else self.later - self.kept.shape[-1]
+
     @classmethod
     def of(cls, layer: StarKVLayer) -> Stored:
         if layer.kept is None:

@@ -75,7 +75,7 @@ def verify(
         ours = run_session(model, processor, turns, tokens)
         report = starkv_compile.report(model)
     stored = [layer for call in ours.prompts for layer in ours.stored[call].values()]
-    if not any(layer.kept is not None for layer in stored):
+    if not any(layer.dropped for layer in stored):
         raise UnsupportedModel(
             f"this session dropped no token, so there is nothing to check; give more screenshots "
             f"or a smaller budget, if the report names no other reason:\n{report}"

@@ -8,7 +8,7 @@ from starkv_lab.verification.verify import verify
 
 import starkv_compile
 from starkv_compile import OptionError, StarKVConfig, UnsupportedModel
-from starkv_compile.kernels import reference
+from starkv_compile.kernels import cpp
 from tests.support.crossing import slow
 
 NAMES = ("unchanged", "kept", "first", "later")
@@ -83,7 +83,7 @@ def test_inductor_has_no_scores_to_compare(agent, turns):
 def test_a_value_of_another_token_is_found(agent, turns):
     def swap(module, arguments, output):
         for layer in output.past_key_values.layers:
-            if layer.kept is not None:
+            if layer.stored < layer.seen:
                 layer.values[:, 0, 3] = layer.values[:, 0, 4]
 
     hook = agent[0].register_forward_hook(swap)
@@ -97,12 +97,12 @@ def test_a_value_of_another_token_is_found(agent, turns):
 
 @pytest.mark.slow(ci=True)
 def test_other_kept_tokens_are_found(agent, turns, monkeypatch):
-    select = reference.select_tokens
+    select = cpp.select_tokens  # which tests run
 
     def worst(scores, *arguments, **options):
         return select(-scores, *arguments, **options)
 
-    monkeypatch.setattr(reference, "select_tokens", worst)
+    monkeypatch.setattr(cpp, "select_tokens", worst)
     result = found(agent, turns[:1])
     assert verdicts(result) == {**ALL_RIGHT, "kept": "WRONG"}
 
