@@ -126,6 +126,7 @@ class StarKVLayer(WatchedLayer):
         More than one new token is a prompt, unless the cache is `appending` or `is_read`. What is
         stored of a prompt goes through the marker op, which the graph pass replaces.
         """
+        watched = self.awaits
         self._check_reading()
         if self.shared.stepping:
             return self._write(key_states, value_states)
@@ -143,6 +144,7 @@ class StarKVLayer(WatchedLayer):
         if self.quantized is not None:
             self.earlier, self.quantized = self.quantized, None
         self.shared.compacts = True
+        self.handed = keys.shape[-2] if watched else None
         index = self._places(stored, new, keys)
         self.seen = self.seen + new
         layout, counts, has_layout = self._layout(index, stored)
@@ -274,7 +276,7 @@ class StarKVLayer(WatchedLayer):
         if self.quantized is not None:
             coded = min(self.coded, self.stored - remove)
             self.quantized = self.quantized.first(coded) if coded else None
-        self.hold(self._keys[:, :, :end], self._values[:, :, :end])
+        self.hold(self._keys[..., :end, :], self._values[..., :end, :])
         self.seen -= remove
         if self.kept is not None:
             self.kept = self.kept[..., : self.stored]

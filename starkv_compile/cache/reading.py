@@ -20,6 +20,12 @@ READS_KEYS = (
     "the model reads the keys or values of a layer before it has stored the new tokens there. "
     "Their length is the number of tokens stored, which is no position once the cache is shortened"
 )
+SHARED_LATER = (
+    "the model reads the keys or values of a layer in a later graph of the call that stored them, "
+    "as a layer does that shares the keys of another. They are compressed already, and a prompt "
+    "needs all of them. Keep both layers in one graph of Dynamo (TORCH_LOGS=graph_breaks shows "
+    "what breaks it), or pass what update() returned from one layer to the other"
+)
 WAY_OUT = "take positions from cache.get_seq_length(), and mask lengths from cache.get_mask_sizes()"
 
 
@@ -34,6 +40,7 @@ class WatchedLayer(DynamicLayer):
         quantized: the oldest tokens, if they are stored in few bits.
         awaits: whether a call is in progress that has not stored its tokens in this layer yet.
         was_read: whether somebody has read keys or values meanwhile.
+        handed: how many tokens the update of the call in progress returned, if it compresses.
     """
 
     shared: SharedState
@@ -41,6 +48,7 @@ class WatchedLayer(DynamicLayer):
     filled: int | None
     quantized: QuantizedTokens | None = None
     awaits = was_read = False
+    handed: int | None = None
     _keys: Any = None
     _values: Any = None
 
@@ -57,7 +65,7 @@ class WatchedLayer(DynamicLayer):
     @property
     def in_full(self) -> int:
         """Number of tokens stored in the model's precision, the newest ones."""
-        if not self.is_initialized or self._keys.dim() < 4:
+        if not self.is_initialized or self._keys.dim() < 3:  # latents may have no heads
             return 0
         return self._keys.shape[-2] if self.filled is None else self.filled
 
@@ -128,7 +136,7 @@ class WatchedLayer(DynamicLayer):
         """Raises `CacheError` if somebody puts another number of tokens into the layer."""
         if given is None:
             return
-        slots, new = (0 if t is None or t.dim() < 4 else t.shape[-2] for t in (self._keys, given))
+        slots, new = (0 if t is None or t.dim() < 3 else t.shape[-2] for t in (self._keys, given))
         old = self.coded + slots
         if old and new != old:
             raise CacheError(
@@ -140,6 +148,9 @@ class WatchedLayer(DynamicLayer):
     def _note_reading(self) -> None:
         if self.awaits:
             self.was_read = True
+        # In the graph of the update the tokens are not compressed before the graph has run.
+        if self.handed is not None and self.stored != self.handed:
+            raise CacheError(SHARED_LATER)
 
     def _check_reading(self) -> None:
         """Before an update: makes the cache keep every token if somebody has read this layer.
@@ -169,3 +180,4 @@ def watched(cache: StarKVCache) -> Iterator[None]:
     finally:
         for layer in cache.compressed_layers:
             layer.awaits = layer.was_read = False
+            layer.handed = None

@@ -44,6 +44,8 @@ def token_bytes(layer: StarKVLayer) -> int:
     if not layer.stored:
         return 0
     keys, values = layer.tokens_in_full()
+    if keys.dim() == 3:  # latents without heads
+        keys, values = keys[:, None], values[:, None]
     return keys.shape[0] * TokenBytes.of(keys, values, layer.nbits).full
 
 

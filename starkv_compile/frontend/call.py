@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch._dynamo.utils import counters
 
-from ..cache.cache import StarKVCache, ready_cache
+from ..cache.cache import StarKVCache, is_stock, ready_cache
 from ..cache.chunk import begin_chunk, describe_chunk
 from ..cache.interruption import whole_call
 from ..cache.layer import ONE_PROMPT, StarKVLayer
@@ -23,7 +23,7 @@ from ..cache.padding import check_later_call
 from ..cache.reading import READS_KEYS, WAY_OUT, watched
 from ..cache.size import layer_stats
 from ..config import StarKVConfig
-from ..errors import CacheError, OptionError
+from ..errors import CacheError, OptionError, StarKVError
 from ..hf.attention import attention_implementation, counts_in_tensors
 from ..hf.packed_rows import known_as_unpacked
 from ..kernels.compiling import in_process
@@ -108,6 +108,9 @@ class Attachment:
                     output = compiled(*call.args, **call.kwargs)
                 finished = True
             except RuntimeError as error:
+                own = getattr(error, "inner_exception", None)  # Dynamo wraps what a backend raises
+                if isinstance(own, StarKVError):
+                    raise own from None
                 check_failure(call.held, error)
                 raise
             finally:
@@ -163,7 +166,7 @@ class Attachment:
         whole = [i for i, layer in enumerate(self.report.layers) if self._is_too_long(layer)]
         if whole and not any(graph.failure for graph in self.report.graphs):
             reasons = {s.reason for g in self.report.graphs for s in g.sites if s.reason}
-            why = "; ".join(sorted(reasons)) or _why_uncompiled()
+            why = "; ".join(sorted(reasons)) or _why_uncompiled(self.report)
             self.refuse(f"layers {whole} keep every token: {why}")
 
     def _read_cache(self, cache: StarKVCache) -> None:
@@ -208,7 +211,8 @@ class Attachment:
             given.check_bits(self.config.nbits)
         if tokens is not None and isinstance(given, StarKVCache) and given.is_uneven:
             return _with_uneven_layers(owner, given, tokens, args, kwargs)
-        if tokens is not None and tokens.shape[1] == 1:
+        # The first call is a prompt: a model may put an image of many tokens beside one of text.
+        if tokens is not None and tokens.shape[1] == 1 and not _is_first(given):
             if isinstance(given, StarKVCache):
                 given.begin_turn()
             return Prepared(args, kwargs, self._begin_step(model, named), given)
@@ -292,6 +296,14 @@ class Attachment:
             )
 
 
+def _is_first(cache: Any) -> bool:
+    """Whether a call with this cache is the first, as far as starkv knows such a cache."""
+    if cache is None:
+        return True
+    known = isinstance(cache, StarKVCache) or is_stock(cache)
+    return known and cache.get_seq_length() == 0
+
+
 def _append(model: Any, named: dict[str, Any]) -> None:
     """Makes a cache that compresses store the coming tokens as they are."""
     cache = named["past_key_values"]
@@ -363,7 +375,7 @@ def _why_nothing_is_stored(cache: StarKVCache) -> str:
     )
 
 
-def _why_uncompiled() -> str:
+def _why_uncompiled(report: Report) -> str:
     """Why a prompt met no graph with a cache write, as far as Dynamo reports."""
     if any("recompile limit" in message for message in counters["unimplemented"]):
         return (
@@ -376,5 +388,11 @@ def _why_uncompiled() -> str:
         return (
             f"Dynamo broke the model's graph, and no graph contains both their attention and their "
             f"cache write ({why}); TORCH_LOGS=graph_breaks shows the line to change"
+        )
+    if report.graphs and not any(graph.found for graph in report.graphs):
+        return (
+            "no attention was found in the compiled graphs; starkv knows "
+            "scaled_dot_product_attention and its kernels, flex_attention, and a softmax between "
+            "two matrix products, but no sigmoid and no softmax with a number added below"
         )
     return "no compiled graph contains their cache write; please open an issue with the report"

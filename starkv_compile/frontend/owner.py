@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import types
 import weakref
 from typing import Any
 
 import torch
 
-from ..hf.cache_argument import NAMES, pop_cache
+from ..hf.cache_argument import NAMES, CacheArgument, cache_argument, pop_cache
 from ..hf.language_models import CacheOwner
 
 
@@ -23,9 +24,10 @@ class OwnerCalls:
 
     def __init__(self, owner: CacheOwner, innermost: bool) -> None:
         self._module = weakref.ref(owner.module)
-        self.name, self._place = owner.argument.name, owner.argument.place
-        self.declared, self.innermost = owner.argument.declared, innermost
-        self._signature = inspect.signature(type(owner.module).forward)
+        function, argument = _function_of(owner)
+        self.name, self._place = argument.name, argument.place
+        self.declared, self.innermost = argument.declared, innermost
+        self._signature = inspect.signature(function)
         kinds = {p.kind: p.name for p in self._signature.parameters.values()}
         self._rest = kinds.get(inspect.Parameter.VAR_KEYWORD, "")
         # The library takes its cache under its other name too, unless that is another argument.
@@ -45,9 +47,9 @@ class OwnerCalls:
 
     def named(self, args: Any, kwargs: Any) -> dict[str, Any]:
         """All arguments of a call, with their names as keys; the cache as `past_key_values`."""
-        bound = self._signature.bind_partial(self.module, *args, **kwargs).arguments
+        bound = self._signature.bind_partial(*args, **kwargs).arguments
         rest = bound.pop(self._rest, {})
-        named = {**{name: value for name, value in bound.items() if name != "self"}, **rest}
+        named = {**bound, **rest}
         given = pop_cache(named, self._names)
         return {**named, "past_key_values": given}
 
@@ -64,8 +66,25 @@ class OwnerCalls:
         self, name: str, value: Any, args: Any, kwargs: Any
     ) -> tuple[Any, dict[str, Any]]:
         """The arguments of a call with `value` for one of them, wherever it stands."""
-        names = [parameter for parameter in self._signature.parameters if parameter != "self"]
+        names = list(self._signature.parameters)
         place = names.index(name) if name in names else len(args)
         if place < len(args):
             return (*args[:place], value, *args[place + 1 :]), kwargs
         return args, {**kwargs, name: value}
+
+
+def _function_of(owner: CacheOwner) -> tuple[Any, CacheArgument]:
+    """The forward that a call reaches, as a bound method, and its argument for the cache.
+
+    That is what somebody put in its place on this module, as kernels for training do. A function
+    around it that takes anything, as an accelerator's hook, says nothing about its arguments.
+    """
+    module = owner.module
+    own: Any = vars(module).get("forward")
+    parameters = () if own is None else inspect.signature(own).parameters.values()
+    if all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+        return types.MethodType(type(module).forward, module), owner.argument
+    argument = cache_argument(own)
+    if argument is None:
+        return own, owner.argument._replace(declared=False)
+    return own, argument._replace(declared=argument.declared or owner.argument.declared)

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
 
 from ..cache.cache import StarKVCache, is_stock
 from ..cache.chunk import DRAFTED_PROMPT, drafted_tokens
+from ..cache.layer import StarKVLayer
 from ..hf.attention import attention_implementation
 from ..hf.packed_rows import is_packed
 
@@ -132,9 +133,7 @@ def uneven_attention(call: PromptCall) -> str | None:
 def unknown_windows(call: PromptCall) -> str | None:
     if isinstance(call.cache, StarKVCache):
         return None
-    config = getattr(call.model, "config", None)
-    text = config.get_text_config(decoder=True) if isinstance(config, PreTrainedConfig) else None
-    if hasattr(text, "num_hidden_layers"):
+    if _text_config(call.model) is not None:
         return None
     return (
         f"{type(call.model).__name__} has no Hugging Face config with num_hidden_layers, so it is "
@@ -151,6 +150,35 @@ def undeclared_cache(call: PromptCall) -> str | None:
         "transformers (in older code it is a tuple), so it is not given one; if it takes one, "
         f"pass {call.own_cache}"
     )
+
+
+def other_layers(call: PromptCall) -> str | None:
+    """Layers that store every token in another way share the mask of those that drop some."""
+    if isinstance(call.cache, StarKVCache):
+        layers = call.cache.layers
+    elif _text_config(call.model) is not None:
+        layers = StarKVCache(call.model.config).layers
+    else:
+        return None
+    kinds = {type(layer).__name__ for layer in layers if _stores_all_otherwise(layer)}
+    if not kinds or not any(isinstance(layer, StarKVLayer) for layer in layers):
+        return None
+    return (
+        f"some layers store their tokens in a {' or '.join(sorted(kinds))}, which starkv cannot "
+        "shorten, and a model has one mask for all its layers"
+    )
+
+
+def _text_config(model: Any) -> PreTrainedConfig | None:
+    """The library's configuration of the language model; None unless it knows the layers."""
+    config = getattr(model, "config", None)
+    text = config.get_text_config(decoder=True) if isinstance(config, PreTrainedConfig) else None
+    return text if hasattr(text, "num_hidden_layers") else None
+
+
+def _stores_all_otherwise(layer: Any) -> bool:
+    grows = isinstance(layer, DynamicLayer) and not isinstance(layer, StarKVLayer)
+    return grows and not getattr(layer, "is_sliding", False)
 
 
 def foreign_tokens(call: PromptCall) -> str | None:
@@ -180,6 +208,7 @@ REFUSALS: tuple[Refusal, ...] = (
     undeclared_cache,
     unknown_windows,
     foreign_tokens,
+    other_layers,
     drafted_prompt,  # last: its tokens are stored in a cache that compresses later ones
 )
 """The first function in this order that has a reason wins."""

@@ -8,9 +8,16 @@ from transformers import PreTrainedConfig
 
 
 def attention_implementation(model: Any) -> str:
-    """Returns the name that the library has for it, such as "sdpa"; "own" for other models."""
+    """Returns the name that the library has for it, such as "sdpa"; "own" for other models.
+
+    Any model with a configuration of the library has such a name there. It tells something only if
+    the model takes its attention from the library.
+    """
     config = getattr(model, "config", None)
     if not isinstance(config, PreTrainedConfig):
+        return "own"
+    of_library = type(model).__module__.startswith("transformers.")
+    if not of_library and not getattr(model, "_supports_attention_backend", False):
         return "own"
     return getattr(config.get_text_config(decoder=True), "_attn_implementation", None) or "own"
 

@@ -258,3 +258,127 @@ def test_a_token_without_a_mask_sees_layers_of_different_lengths():
             model(LATER, cache)
         cache.reset()
         model(LATER, cache)
+
+
+class SharesKeys(LibraryCache):
+    """The second layer reads the keys and values of the first, from the cache."""
+
+    breaks = False
+
+    def forward(self, input_ids=None, past_key_values: Cache | None = None):
+        if past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        seen, n, x = self.start(past_key_values), input_ids.shape[1], self.embed(input_ids)
+        first, second = self.layers
+        q, k, v = first.rotated(x, seen + torch.arange(n))
+        x = first.rest(x, self.attend(q, *past_key_values.update(k, v, 0), None))
+        if self.breaks:
+            torch._dynamo.graph_break()
+        q, _, _ = second.rotated(x, seen + torch.arange(n))
+        shared = past_key_values.layers[0]
+        x = second.rest(x, self.attend(q, shared.keys, shared.values, None))
+        return CausalLMOutputWithPast(logits=self.head(x), past_key_values=past_key_values)
+
+
+class SharesKeysLater(SharesKeys):
+    breaks = True
+
+
+@pytest.mark.parametrize("kind", [slow(SharesKeys), SharesKeysLater])
+def test_keys_that_another_layer_shares(kind):
+    """In one graph that is right; in a later one the keys would be compressed already."""
+    model = made(kind)
+    with torch.no_grad():
+        if kind.breaks:
+            with pytest.raises(CacheError, match="in a later graph of the call that stored them"):
+                model(PROMPT)
+            return
+        logits = model(PROMPT).logits
+        torch.testing.assert_close(logits, made(kind, None)(PROMPT).logits)
+
+
+class Latents(LibraryCache):
+    """Its cache has no heads: [B, tokens, size]."""
+
+    def store(self, cache, k, v, i):
+        k, v = cache.update(*(t.transpose(1, 2).flatten(2) for t in (k, v)), i)
+        return [t.unflatten(-1, (4, DIM)).transpose(1, 2) for t in (k, v)]
+
+
+def test_latents_without_heads_stay_uncompressed_and_are_counted():
+    model, plain = made(Latents), made(Latents, None)
+    with torch.no_grad():
+        with pytest.warns(UserWarning, match="keep every token"):
+            cache = model(PROMPT).past_key_values
+        stock = plain(PROMPT).past_key_values
+        for ids in (LATER[:, :1], LATER[:, 1:2]):
+            a, b = model(ids.contiguous(), cache), plain(ids.contiguous(), stock)
+            torch.testing.assert_close(a.logits, b.logits)
+    assert [layer.stored for layer in cache.layers] == [WHOLE + 2] * LAYERS
+    cache.crop(-2)
+    assert cache.layers[0].keys.shape[1] == cache.get_seq_length() == WHOLE
+
+
+class Captioner(LibraryCache):
+    """It puts an image of 36 tokens in front of the text."""
+
+    def forward(self, input_ids=None, past_key_values: Cache | None = None, image=None):
+        if past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        seen, x = self.start(past_key_values), self.embed(input_ids)
+        if image is not None:
+            x = torch.cat([image, x], 1)
+        places = seen + torch.arange(x.shape[1])
+        for i, layer in enumerate(self.layers):
+            q, k, v = layer.rotated(x, places)
+            x = layer.rest(x, self.attend(q, *past_key_values.update(k, v, i), None))
+        return CausalLMOutputWithPast(logits=self.head(x), past_key_values=past_key_values)
+
+
+@pytest.mark.parametrize("cache", [None, slow("stock")])
+def test_an_image_beside_one_token_of_text_is_a_prompt(cache):
+    model = made(Captioner)
+    given = None if cache is None else DynamicCache(config=model.config)
+    image = torch.randn(1, 36, model.embed.embedding_dim)
+    with torch.no_grad():
+        cache = model(PROMPT[:, :1], given, image=image).past_key_values
+        assert [layer.stored for layer in cache.layers] == [37 * 3 // 10] * LAYERS
+        model(PROMPT[:, 1:2], cache)
+    assert [layer.stored for layer in cache.layers] == [37 * 3 // 10 + 1] * LAYERS
+
+
+def test_a_forward_that_was_replaced_has_its_own_arguments():
+    """Kernels for training put a function of their own on the model."""
+    model = filled(LibraryCache(PreTrainedConfig(num_hidden_layers=LAYERS)))
+    plain = model.forward
+
+    def replaced(past_key_values=None, input_ids=None, skip_logits=None):
+        assert skip_logits
+        return plain(input_ids, past_key_values)
+
+    torch._dynamo.reset()
+    model.forward = replaced
+    starkv_compile.compile(model, budget=0.3, inner="eager")
+    with torch.no_grad():
+        cache = model(None, PROMPT, skip_logits=True).past_key_values
+    assert [layer.stored for layer in cache.layers] == [SHORT] * LAYERS
+
+
+class TakesMask(LibraryCache):
+    """A model of one's own with the library's names, and an attention of its own."""
+
+    def forward(self, input_ids=None, attention_mask=None, past_key_values: Cache | None = None):
+        if attention_mask is not None:
+            assert attention_mask.dim() == 2
+        return super().forward(input_ids, past_key_values)
+
+
+def test_layers_of_different_lengths_need_an_attention_of_the_library():
+    model = filled(TakesMask(PreTrainedConfig(num_hidden_layers=LAYERS)))
+    starkv_compile.compile(model, budget=0.3, inner="eager", policy="pyramidkv")
+    mask = torch.ones_like(PROMPT)
+    with torch.no_grad():
+        with pytest.warns(UserWarning, match="takes no attention_mask that fits them all"):
+            cache = model(PROMPT, mask).past_key_values
+        model(LATER[:, :1].contiguous(), torch.ones(1, WHOLE + 1), cache)
+    assert [layer.keys.shape[2] for layer in cache.layers] == [WHOLE + 1] * LAYERS

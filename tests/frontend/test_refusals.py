@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from transformers import DynamicCache, PreTrainedConfig, StaticCache
+from transformers.cache_utils import DynamicLayer
 from transformers.generation.continuous_batching import PagedAttentionCache
 
 from starkv_compile import StarKVCache
@@ -21,12 +22,18 @@ def model(training=False, form="sdpa", use_cache=True, layers=2):
     config.use_cache, config._attn_implementation = use_cache, form
     if layers:
         config.num_hidden_layers = layers
-    return SimpleNamespace(training=training, config=config)
+    return SimpleNamespace(training=training, config=config, _supports_attention_backend=True)
 
 
 def holding_tokens(cache):
     for layer in range(2):
         cache.update(torch.zeros(1, 2, 3, 16), torch.zeros(1, 2, 3, 16), layer)
+    return cache
+
+
+def beside_another_kind():
+    cache = StarKVCache(CONFIG)
+    cache.layers[1] = DynamicLayer()
     return cache
 
 
@@ -57,6 +64,7 @@ CASES = {
         r"pass cache=starkv_compile\.StarKVCache\(PreTrainedConfig\(num_hidden_layers",
     ),
     "foreign_tokens": (call(holding_tokens(DynamicCache())), "the DynamicCache passed in already"),
+    "other_layers": (call(beside_another_kind()), "in a DynamicLayer, which starkv cannot shorten"),
     "drafted_prompt": (call(logits_to_keep=4), "drafted tokens"),
 }
 
@@ -95,6 +103,7 @@ def test_the_first_reason_wins():
         {"of": model(layers=0)},
         {"cache": holding_tokens(DynamicCache())},
         {"of": model()},
+        {"cache": beside_another_kind()},
         {"cache": DynamicCache()},
         {"logits_to_keep": 1},
     ]

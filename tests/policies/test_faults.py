@@ -1,10 +1,9 @@
 """A mistake in a user's policy raises an error that names policy and layer."""
 
 import pytest
-from torch._dynamo.exc import BackendCompilerFailed
 
 import starkv_compile
-from starkv_compile import OptionError
+from starkv_compile import OptionError, PolicyError
 from starkv_compile.policies import Policy, Scored
 from starkv_compile.testing import TinyPrompt, generate, tiny_inputs, tiny_model
 from tests.support.crossing import first_only
@@ -31,8 +30,7 @@ def test_it_is_an_error(score, message):
             return score(inputs)
 
     model = starkv_compile.compile(tiny_model("llava"), policy=Faulty(), inner="eager")
-    # Dynamo wraps what a backend raises.
-    with pytest.raises(BackendCompilerFailed, match=rf"PolicyError: policy='Faulty' .*{message}"):
+    with pytest.raises(PolicyError, match=rf"policy='Faulty' .*{message}"):
         generate(model, tiny_inputs("llava", TinyPrompt()), tokens=1)
 
 
