@@ -49,7 +49,7 @@ def _has_local_layers(model: Any) -> bool:
     return bool(slides or getattr(text, "attention_chunk_size", None))
 
 
-def check_request(budget: Fraction | None, rule: Rule | None, is_stream: bool) -> None:
+def check_request(budget: Fraction | None, rule: Rule | None, *, is_stream: bool = False) -> None:
     """Raises `OptionError` for a request that the engine cannot compact as asked.
 
     Args:

@@ -183,7 +183,12 @@ def budget_of(params: Any) -> Fraction | None:
     Raises:
         OptionError: it is no share.
     """
-    asked = (getattr(params, "extra_args", None) or {}).get(BUDGET)
+    return budget_in(getattr(params, "extra_args", None))
+
+
+def budget_in(extra: Mapping[str, Any] | None) -> Fraction | None:
+    """The same for `extra_args` of sampling parameters, which are `vllm_xargs` over HTTP."""
+    asked = (extra or {}).get(BUDGET)
     return None if asked is None else _share(str(asked))
 
 
