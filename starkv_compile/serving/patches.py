@@ -25,6 +25,7 @@ def all_patches() -> list[Patch]:
         _check_budgets(),
         _check_requests(),
         *_check_before_images_are_read(),
+        _check_beams(),
         _tell_whose_prefix(),
         _share_nothing_after_a_stop(),
         *_end_chunks_at_stops(),
@@ -119,7 +120,11 @@ def _check_before_images_are_read() -> list[Patch]:
             if engine is not None:
                 with _refused_by_vllm():
                     budget = budget_in(getattr(request, "vllm_xargs", None))
-                    check_request(budget, rule_of(engine.vllm_config))
+                    check_request(
+                        budget,
+                        rule_of(engine.vllm_config),
+                        has_beams=getattr(request, "use_beam_search", False),
+                    )
             return await original(self, request)
 
         return check_model
@@ -139,6 +144,21 @@ def _check_before_images_are_read() -> list[Patch]:
         Patch(BaseServing, "_check_model", ("self", "request"), make_check_model),
         Patch(OfflineInferenceMixin, "_params_to_seq", params, make_params_to_seq),
     ]
+
+
+def _check_beams() -> Patch:
+    """`LLM.beam_search` is refused where prompts lose tokens. It takes no budget of its own."""
+    from vllm.entrypoints.generate.beam_search.offline import BeamSearchOfflineMixin
+
+    def make(original: Method) -> Method:
+        def beam_search(self: Any, *args: Any, **kwargs: Any) -> Any:
+            with _refused_by_vllm():
+                check_request(None, rule_of(self.llm_engine.vllm_config), has_beams=True)
+            return original(self, *args, **kwargs)
+
+        return beam_search
+
+    return Patch(BeamSearchOfflineMixin, "beam_search", ("self", "prompts", "params"), make)
 
 
 def _tell_whose_prefix() -> Patch:

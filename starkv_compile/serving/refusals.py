@@ -49,13 +49,20 @@ def _has_local_layers(model: Any) -> bool:
     return bool(slides or getattr(text, "attention_chunk_size", None))
 
 
-def check_request(budget: Fraction | None, rule: Rule | None, *, is_stream: bool = False) -> None:
+def check_request(
+    budget: Fraction | None,
+    rule: Rule | None,
+    *,
+    is_stream: bool = False,
+    has_beams: bool = False,
+) -> None:
     """Raises `OptionError` for a request that the engine cannot compact as asked.
 
     Args:
         budget: what the request asks for; None for the engine's budget.
         rule: the engine's rule; None if it was started without the option.
         is_stream: whether more of the prompt comes later.
+        has_beams: whether the reply is searched with beams.
     """
     if rule is None and budget is not None:
         raise OptionError(
@@ -67,6 +74,13 @@ def check_request(budget: Fraction | None, rule: Rule | None, *, is_stream: bool
         raise OptionError(
             "starkv does not support streaming sessions, whose prompts grow; send the whole "
             "prompt, or start the engine without the option 'starkv'"
+        )
+    # A budget of 1.0 is refused, too: beams lose it on the way to the engine.
+    if rule is not None and has_beams and not (budget is None and rule.keeps_everything()):
+        raise OptionError(
+            "starkv does not support beam search, because vLLM reads the whole prompt again for "
+            "each token of a beam; leave out use_beam_search, or start the engine with the budget "
+            f"1.0 and leave out {BUDGET}"
         )
 
 

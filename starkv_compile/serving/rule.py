@@ -102,10 +102,16 @@ class Rule:
     def loads(text: str) -> Rule:
         return Rule.of(json.loads(text))
 
+    def keeps_everything(self, budget: Fraction | None = None) -> bool:
+        """Whether no prompt loses a token, at the engine's budget or a request's."""
+        return self.config.keeps_everything if budget is None else budget == 1
+
     def capacity(self, length: int, budget: Fraction | None = None) -> int:
         """How many of `length` tokens stay at least, at the engine's budget or a request's."""
+        if self.keeps_everything(budget):
+            return length
         if budget is None:
-            return length if self.config.keeps_everything else self.config.capacity(length)
+            return self.config.capacity(length)
         return length * budget.numerator // budget.denominator
 
     def skip(self, length: int, block: int, budget: Fraction | None = None) -> int:

@@ -105,6 +105,15 @@ def test_requests():
         check_request(None, Rule.of({}), is_stream=True)
 
 
+def test_beams_lose_a_budget_on_their_way_to_the_engine():
+    half, everything = Rule.of({"budget": 0.5}), Rule.of({"budget": 1.0})
+    check_request(None, None, has_beams=True)
+    check_request(None, everything, has_beams=True)
+    for budget, rule in ((None, half), (1, half), (1, everything), (0.5, everything)):
+        with pytest.raises(OptionError, match="does not support beam search"):
+            check_request(budget, rule, has_beams=True)
+
+
 def test_stops_inside_of_prompts_need_chunks():
     rule = Rule.of({"prefill_chunk_size": 64})
     check_engine(engine(), rule)

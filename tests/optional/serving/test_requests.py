@@ -59,6 +59,14 @@ def test_an_impossible_budget_is_refused_and_harms_nobody(made, asked, expected,
     assert made.tokens(asked[0][:1], "20%") == expected[0.2][:1]
 
 
+def test_beams_are_refused(made, asked):
+    from vllm.sampling_params import BeamSearchParams
+
+    params = BeamSearchParams(beam_width=2, max_tokens=3)
+    with pytest.raises(VLLMValidationError, match="does not support beam search"):
+        made.llm.beam_search(asked[0][:1], params)
+
+
 def test_tokens_are_counted(made, asked):
 
     def values(counters=of_requests):

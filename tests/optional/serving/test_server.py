@@ -60,5 +60,7 @@ def test_chat(folder, options, tmp_path):
         new = {"seed": 9000, "count": 1}  # screenshots that the server has not seen
         with pytest.raises(openai.BadRequestError, match="starkv_budget"):
             ask(address, 2, **new)
+        with pytest.raises(openai.BadRequestError, match="beam search"):
+            ask(address, **new, use_beam_search=True)
         assert ask(address, **new), "a refused request does not harm the next one"
         assert ask(address)[:3] == fifth[:3]
