@@ -90,7 +90,12 @@ def _check_requests() -> Patch:
             rule = rule_of(self.vllm_config)
             with _refused_by_vllm():
                 budget = budget_of(params)
-                check_request(budget, rule, is_stream=kwargs.get("resumable", False))
+                check_request(
+                    budget,
+                    rule,
+                    is_stream=kwargs.get("resumable", False),
+                    scores_prompt=_scores_prompt(params),
+                )
             made = original(self, request_id, prompt, params, *args, **kwargs)
             if rule is not None and made.sampling_params is not None:
                 length = len(made.prompt_token_ids or ())
@@ -103,6 +108,12 @@ def _check_requests() -> Patch:
 
     parameters = ("self", "request_id", "prompt", "params")
     return Patch(InputProcessor, "process_inputs", parameters, make)
+
+
+def _scores_prompt(asked: Any) -> bool:
+    """Whether sampling parameters, or a request over HTTP, ask for logprobs of the prompt."""
+    names = ("prompt_logprobs", "prompt_logprob_token_ids")
+    return any(getattr(asked, name, None) is not None for name in names)
 
 
 def _check_before_images_are_read() -> list[Patch]:
@@ -124,6 +135,7 @@ def _check_before_images_are_read() -> list[Patch]:
                         budget,
                         rule_of(engine.vllm_config),
                         has_beams=getattr(request, "use_beam_search", False),
+                        scores_prompt=_scores_prompt(request),
                     )
             return await original(self, request)
 
@@ -134,7 +146,7 @@ def _check_before_images_are_read() -> list[Patch]:
             found, rule = original(self, params, num_requests), rule_of(self.llm_engine.vllm_config)
             with _refused_by_vllm():
                 for one in found:
-                    check_request(budget_of(one), rule)
+                    check_request(budget_of(one), rule, scores_prompt=_scores_prompt(one))
             return found
 
         return params_to_seq

@@ -33,6 +33,8 @@ def check_engine(config: Any, rule: Rule) -> None:
             f"{CHUNK} for a model with layers of Mamba": rule.chunk and model.is_hybrid,
             "multi-head latent attention": model.use_mla,
             "images whose tokens see each other": model.is_mm_prefix_lm,
+            "the pooling runner (embeddings, scores), which decodes nothing": model.runner_type
+            == "pooling",
             "local attention without the hybrid KV cache manager": _has_local_layers(model)
             and bool(config.scheduler_config.disable_hybrid_kv_cache_manager),
         }
@@ -55,6 +57,7 @@ def check_request(
     *,
     is_stream: bool = False,
     has_beams: bool = False,
+    scores_prompt: bool = False,
 ) -> None:
     """Raises `OptionError` for a request that the engine cannot compact as asked.
 
@@ -63,6 +66,7 @@ def check_request(
         rule: the engine's rule; None if it was started without the option.
         is_stream: whether more of the prompt comes later.
         has_beams: whether the reply is searched with beams.
+        scores_prompt: whether it asks for logprobs of the prompt's tokens.
     """
     if rule is None and budget is not None:
         raise OptionError(
@@ -81,6 +85,12 @@ def check_request(
             "starkv does not support beam search, because vLLM reads the whole prompt again for "
             "each token of a beam; leave out use_beam_search, or start the engine with the budget "
             f"1.0 and leave out {BUDGET}"
+        )
+    if rule is not None and scores_prompt and rule.chunk and not rule.keeps_everything(budget):
+        raise OptionError(
+            f"starkv does not support prompt_logprobs with {CHUNK}, because tokens after a stop do "
+            f"not see those that were dropped there; ask with {BUDGET}=1.0, or start the engine "
+            f"without {CHUNK}"
         )
 
 

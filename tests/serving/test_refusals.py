@@ -23,7 +23,11 @@ def engine(**changed):
         ),
         cache_config=Some(cache_dtype="auto"),
         model_config=Some(
-            use_mla=False, is_mm_prefix_lm=False, is_hybrid=False, hf_text_config=text
+            use_mla=False,
+            is_mm_prefix_lm=False,
+            is_hybrid=False,
+            runner_type="generate",
+            hf_text_config=text,
         ),
         scheduler_config=Some(disable_hybrid_kv_cache_manager=False, enable_chunked_prefill=True),
         speculative_config=None,
@@ -52,6 +56,7 @@ REFUSED = {
     "dual batch overlap": {"parallel_config.use_ubatching": True},
     "a KV cache in int4_per_token_head": {"cache_config.cache_dtype": "int4_per_token_head"},
     "latent attention": {"model_config.use_mla": True},
+    "the pooling runner": {"model_config.runner_type": "pooling"},
     "see each other": {"model_config.is_mm_prefix_lm": True},
     "local attention without": {
         "scheduler_config.disable_hybrid_kv_cache_manager": True,
@@ -112,6 +117,15 @@ def test_beams_lose_a_budget_on_their_way_to_the_engine():
     for budget, rule in ((None, half), (1, half), (1, everything), (0.5, everything)):
         with pytest.raises(OptionError, match="does not support beam search"):
             check_request(budget, rule, has_beams=True)
+
+
+def test_logprobs_of_a_prompt_with_stops_inside():
+    chunks = Rule.of({"budget": 0.5, "prefill_chunk_size": 64})
+    check_request(None, Rule.of({"budget": 0.5}), scores_prompt=True)
+    check_request(1, chunks, scores_prompt=True)
+    check_request(None, Rule.of({"budget": 1.0, "prefill_chunk_size": 64}), scores_prompt=True)
+    with pytest.raises(OptionError, match=r"prompt_logprobs with prefill_chunk_size.*=1\.0"):
+        check_request(None, chunks, scores_prompt=True)
 
 
 def test_stops_inside_of_prompts_need_chunks():

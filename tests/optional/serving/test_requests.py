@@ -132,6 +132,7 @@ REFUSED = {
     "hidden states": ({"policy": "starkv"}, {}, "policy='starkv' does not work in vLLM"),
     "uneven layers": ({"policy": "pyramidkv"}, {}, "policy='pyramidkv' does not work in vLLM"),
     "no options": (0.2, {}, "expected options such as"),
+    "pooling": (BUDGET, {"runner": "pooling", "convert": "embed"}, "the pooling runner"),
     "a cache in fp8": (BUDGET, {"kv_cache_dtype": "fp8"}, "a KV cache in fp8"),
 }
 
