@@ -81,6 +81,7 @@ def _check_budgets() -> Patch:
 
 def _check_requests() -> Patch:
     """A request that the engine cannot compact is refused, and those that it does are counted."""
+    from vllm.utils import length_from_prompt_token_ids_or_embeds
     from vllm.v1.engine.input_processor import InputProcessor
 
     def make(original: Method) -> Method:
@@ -98,7 +99,9 @@ def _check_requests() -> Patch:
                 )
             made = original(self, request_id, prompt, params, *args, **kwargs)
             if rule is not None and made.sampling_params is not None:
-                length = len(made.prompt_token_ids or ())
+                length = length_from_prompt_token_ids_or_embeds(
+                    made.prompt_token_ids, made.prompt_embeds
+                )
                 block = self.vllm_config.cache_config.block_size
                 skip = rule.skip(length, block, budget)
                 count_prompt(length, skip, block, made.sampling_params.n)

@@ -67,11 +67,21 @@ def test_beams_are_refused(made, asked):
         made.llm.beam_search(asked[0][:1], params)
 
 
+def values(counters=of_requests):
+    return [counter._value.get() for counter in counters().values()]
+
+
+def test_prompts_that_are_embeddings_are_counted(made):
+    from vllm import SamplingParams
+
+    before = values()
+    prompt = {"type": "embeds", "prompt_embeds": torch.zeros(320, 64)}
+    params = SamplingParams(max_tokens=1)
+    made.llm.llm_engine.input_processor.process_inputs("one", prompt, params, ("generate",))
+    assert [b - a for a, b in zip(before, values(), strict=True)] == [1, 320, 64, 256 // BLOCK]
+
+
 def test_tokens_are_counted(made, asked):
-
-    def values(counters=of_requests):
-        return [counter._value.get() for counter in counters().values()]
-
     compactions, seconds = values(of_layers)
 
     before = values()
