@@ -26,6 +26,8 @@ def check_engine(config: Any, rule: Rule) -> None:
         "dual batch overlap": parallel.use_ubatching,
         f"{CHUNK} without chunked prefill": rule.chunk
         and not config.scheduler_config.enable_chunked_prefill,
+        f"{CHUNK} with --disable-chunked-mm-input (a stop may lie inside of an image)": rule.chunk
+        and config.scheduler_config.disable_chunked_mm_input,
         f"a KV cache in {cache.cache_dtype}": cache.cache_dtype not in PRECISIONS,
     }
     if model is not None:

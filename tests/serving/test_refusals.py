@@ -29,7 +29,11 @@ def engine(**changed):
             runner_type="generate",
             hf_text_config=text,
         ),
-        scheduler_config=Some(disable_hybrid_kv_cache_manager=False, enable_chunked_prefill=True),
+        scheduler_config=Some(
+            disable_hybrid_kv_cache_manager=False,
+            enable_chunked_prefill=True,
+            disable_chunked_mm_input=False,
+        ),
         speculative_config=None,
         kv_transfer_config=None,
     )
@@ -133,6 +137,7 @@ def test_stops_inside_of_prompts_need_chunks():
     check_engine(engine(), rule)
     for path, value in (
         ("scheduler_config.enable_chunked_prefill", False),
+        ("scheduler_config.disable_chunked_mm_input", True),
         ("model_config.is_hybrid", True),
     ):
         check_engine(engine(**{path: value}), RULE)
