@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import StarKVError
 from .current import batch_of_v1, batch_of_v2, entered, note_batch, rule_of
 from .metrics import count_prompt
-from .refusals import check_caches, check_engine, check_request
+from .refusals import check_caches, check_engine, check_fields, check_request
 from .rule import budget_in, budget_of
 from .versions import Method, Patch, given_options
 
@@ -133,9 +133,9 @@ def _check_before_images_are_read() -> list[Patch]:
             engine = getattr(self, "engine_client", None)  # none in a server that only renders
             if engine is not None:
                 with _refused_by_vllm():
-                    budget = budget_in(getattr(request, "vllm_xargs", None))
+                    check_fields(getattr(request, "model_extra", None))
                     check_request(
-                        budget,
+                        budget_in(getattr(request, "vllm_xargs", None)),
                         rule_of(engine.vllm_config),
                         has_beams=getattr(request, "use_beam_search", False),
                         scores_prompt=_scores_prompt(request),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
@@ -94,6 +95,15 @@ def check_request(
             f"not see those that were dropped there; ask with {BUDGET}=1.0, or start the engine "
             f"without {CHUNK}"
         )
+
+
+def check_fields(unknown: Iterable[str] | None) -> None:
+    """Raises `OptionError` for a field of an HTTP request that vLLM would ignore."""
+    for name in unknown or ():
+        if name.startswith("starkv"):
+            raise OptionError(
+                f'{name}: vLLM ignores this field; send {{"vllm_xargs": {{"{BUDGET}": 0.5}}}}'
+            )
 
 
 def check_layer(attention: Any) -> None:

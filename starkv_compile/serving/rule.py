@@ -187,14 +187,19 @@ def budget_of(params: Any) -> Fraction | None:
         params: vLLM's sampling parameters, or None.
 
     Raises:
-        OptionError: it is no share.
+        OptionError: it is no share, or another key begins like ours.
     """
     return budget_in(getattr(params, "extra_args", None))
 
 
 def budget_in(extra: Mapping[str, Any] | None) -> Fraction | None:
     """The same for `extra_args` of sampling parameters, which are `vllm_xargs` over HTTP."""
-    asked = (extra or {}).get(BUDGET)
+    if not extra:
+        return None
+    for key in extra:
+        if key != BUDGET and str(key).startswith("starkv"):
+            raise OptionError(f"{key}: no such option of a request; the only one is {BUDGET}")
+    asked = extra.get(BUDGET)
     return None if asked is None else _share(str(asked))
 
 

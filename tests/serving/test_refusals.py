@@ -5,7 +5,13 @@ from types import SimpleNamespace as Some
 import pytest
 
 from starkv_compile import OptionError, UnsupportedModel
-from starkv_compile.serving.refusals import check_caches, check_engine, check_layer, check_request
+from starkv_compile.serving.refusals import (
+    check_caches,
+    check_engine,
+    check_fields,
+    check_layer,
+    check_request,
+)
 from starkv_compile.serving.rule import Rule
 
 RULE = Rule.of({})
@@ -112,6 +118,13 @@ def test_requests():
         check_request(1, None, is_stream=False)
     with pytest.raises(OptionError, match="streaming sessions"):
         check_request(None, Rule.of({}), is_stream=True)
+
+
+def test_a_budget_beside_vllm_xargs():
+    check_fields(None)
+    check_fields({"guided_json": "{}"})
+    with pytest.raises(OptionError, match=r"starkv_budget: vLLM ignores this field; .*vllm_xargs"):
+        check_fields({"guided_json": "{}", "starkv_budget": 0.5})
 
 
 def test_beams_lose_a_budget_on_their_way_to_the_engine():

@@ -59,6 +59,17 @@ def test_an_impossible_budget_is_refused_and_harms_nobody(made, asked, expected,
     assert made.tokens(asked[0][:1], "20%") == expected[0.2][:1]
 
 
+def test_a_budget_that_is_set_late_is_refused_as_well(made):
+    """AsyncLLM says nothing of errors that are not vLLM's own."""
+    from vllm import SamplingParams
+
+    params = SamplingParams(max_tokens=1)
+    params.extra_args = {"starkv_budget": 7}
+    processor = made.llm.llm_engine.input_processor
+    with pytest.raises(VLLMValidationError, match="starkv_budget"):
+        processor.process_inputs("one", "where is Save ?", params, ("generate",))
+
+
 def test_beams_are_refused(made, asked):
     from vllm.sampling_params import BeamSearchParams
 

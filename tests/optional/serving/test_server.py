@@ -60,7 +60,13 @@ def test_chat(folder, options, tmp_path):
         new = {"seed": 9000, "count": 1}  # screenshots that the server has not seen
         with pytest.raises(openai.BadRequestError, match="starkv_budget"):
             ask(address, 2, **new)
-        with pytest.raises(openai.BadRequestError, match="beam search"):
-            ask(address, **new, use_beam_search=True)
+        wrong = {
+            "beam search": {"use_beam_search": True},
+            "starkv_buget": {"vllm_xargs": {"starkv_buget": 0.5}},
+            "vllm_xargs": {"starkv_budget": 0.5},
+        }
+        for why, fields in wrong.items():
+            with pytest.raises(openai.BadRequestError, match=why):
+                ask(address, **new, **fields)
         assert ask(address, **new), "a refused request does not harm the next one"
         assert ask(address)[:3] == fifth[:3]
