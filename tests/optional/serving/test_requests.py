@@ -59,11 +59,40 @@ def test_an_impossible_budget_is_refused_and_harms_nobody(made, asked, expected,
     assert made.tokens(asked[0][:1], "20%") == expected[0.2][:1]
 
 
+def test_a_budget_that_is_set_late_is_refused_as_well(made):
+    """AsyncLLM says nothing of errors that are not vLLM's own."""
+    from vllm import SamplingParams
+
+    params = SamplingParams(max_tokens=1)
+    params.extra_args = {"starkv_budget": 7}
+    processor = made.llm.llm_engine.input_processor
+    with pytest.raises(VLLMValidationError, match="starkv_budget"):
+        processor.process_inputs("one", "where is Save ?", params, ("generate",))
+
+
+def test_beams_are_refused(made, asked):
+    from vllm.sampling_params import BeamSearchParams
+
+    params = BeamSearchParams(beam_width=2, max_tokens=3)
+    with pytest.raises(VLLMValidationError, match="does not support beam search"):
+        made.llm.beam_search(asked[0][:1], params)
+
+
+def values(counters=of_requests):
+    return [counter._value.get() for counter in counters().values()]
+
+
+def test_prompts_that_are_embeddings_are_counted(made):
+    from vllm import SamplingParams
+
+    before = values()
+    prompt = {"type": "embeds", "prompt_embeds": torch.zeros(320, 64)}
+    params = SamplingParams(max_tokens=1)
+    made.llm.llm_engine.input_processor.process_inputs("one", prompt, params, ("generate",))
+    assert [b - a for a, b in zip(before, values(), strict=True)] == [1, 320, 64, 256 // BLOCK]
+
+
 def test_tokens_are_counted(made, asked):
-
-    def values(counters=of_requests):
-        return [counter._value.get() for counter in counters().values()]
-
     compactions, seconds = values(of_layers)
 
     before = values()
@@ -124,6 +153,7 @@ REFUSED = {
     "hidden states": ({"policy": "starkv"}, {}, "policy='starkv' does not work in vLLM"),
     "uneven layers": ({"policy": "pyramidkv"}, {}, "policy='pyramidkv' does not work in vLLM"),
     "no options": (0.2, {}, "expected options such as"),
+    "pooling": (BUDGET, {"runner": "pooling", "convert": "embed"}, "the pooling runner"),
     "a cache in fp8": (BUDGET, {"kv_cache_dtype": "fp8"}, "a KV cache in fp8"),
 }
 

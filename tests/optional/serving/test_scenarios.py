@@ -14,11 +14,13 @@ BUDGET = {"budget": 0.2}
 LONGER = " it is red star . <|end|> <|user|> where step 1 red star <|agent|>"
 
 
-def test_without_the_option_all_is_as_without_the_plugin(folder, asked, expected):
+def test_without_the_option_all_is_as_without_the_plugin(folder, asked, expected, monkeypatch):
     with engine(folder) as plain:
         kinds = {type(m).__name__ for m in _managers(plain)}
         assert kinds == {"FullAttentionManager"}
         assert plain.tokens(asked[0]) == expected[1.0]
+        # vLLM fails on the next request with images that it has read for a refused one.
+        monkeypatch.setattr(plain.llm, "_preprocess_cmpl_one", lambda *_, **__: pytest.fail("read"))
         with pytest.raises(VLLMValidationError, match="without the option 'starkv'"):
             plain.ask(asked[0][:1], 0.5)
 

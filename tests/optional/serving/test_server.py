@@ -12,10 +12,11 @@ BUDGET = {"budget": 0.2}
 COUNT = 12
 
 
-def ask(address, budget=None):
-    """Texts of replies to the conversations."""
-    client = openai.OpenAI(base_url=f"{address}/v1", api_key="none")
-    extra = {"vllm_xargs": {"starkv_budget": budget}} if budget is not None else {}
+def ask(address, budget=None, seed=5000, count=COUNT, **extra):
+    """Texts of replies to conversations. extra: more fields of each request."""
+    client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+    if budget is not None:
+        extra["vllm_xargs"] = {"starkv_budget": budget}
     return [
         client.chat.completions.create(
             model="agent",
@@ -26,7 +27,7 @@ def ask(address, budget=None):
         )
         .choices[0]
         .message.content
-        for messages, _ in conversations(COUNT)
+        for messages, _ in conversations(count, seed)
     ]
 
 
@@ -56,6 +57,16 @@ def test_chat(folder, options, tmp_path):
         ranks = 2 if "--tensor-parallel-size" in options else 1
         assert found["starkv:compactions_total"] == 4 * COUNT * ranks, "in each of four layers"
         assert found["starkv:compaction_seconds_total"] > 0
+        new = {"seed": 9000, "count": 1}  # screenshots that the server has not seen
         with pytest.raises(openai.BadRequestError, match="starkv_budget"):
-            ask(address, 2)
-        assert ask(address)[:3] == fifth[:3], "a bad request harms nobody"
+            ask(address, 2, **new)
+        wrong = {
+            "beam search": {"use_beam_search": True},
+            "starkv_buget": {"vllm_xargs": {"starkv_buget": 0.5}},
+            "vllm_xargs": {"starkv_budget": 0.5},
+        }
+        for why, fields in wrong.items():
+            with pytest.raises(openai.BadRequestError, match=why):
+                ask(address, **new, **fields)
+        assert ask(address, **new), "a refused request does not harm the next one"
+        assert ask(address)[:3] == fifth[:3]

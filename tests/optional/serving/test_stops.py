@@ -4,6 +4,8 @@ import pytest
 
 pytest.importorskip("vllm", reason="make test-serving installs vLLM")
 
+from vllm.exceptions import VLLMValidationError
+
 from benchmarks.engines import BLOCK, engine
 from starkv_compile.serving import scheduling
 
@@ -20,6 +22,24 @@ def replies(folder, asked):
 def test_it_is_another_set_of_tokens(expected, replies):
     assert replies[1.0] == expected[1.0], "a request that keeps everything has no stops"
     assert replies[0.2] != expected[0.2]
+
+
+def test_logprobs_of_prompts_are_exact_or_refused(folder, asked):
+    def logprobs(made, budget=None):
+        found = made.ask(asked[0][:2], budget, tokens=1, prompt_logprobs=0)
+        return [
+            max(one.logprob for one in step.values())
+            for reply in found
+            for step in reply.prompt_logprobs[1:]
+        ]
+
+    with engine(folder, {"budget": 0.2}) as at_the_end:
+        exact = logprobs(at_the_end)
+        assert exact == logprobs(at_the_end, 1.0)
+    with engine(folder, STOPS) as made:
+        assert logprobs(made, 1.0) == exact
+        with pytest.raises(VLLMValidationError, match="does not support prompt_logprobs"):
+            logprobs(made)
 
 
 @pytest.mark.parametrize("chunk", [96, 64, 37])
