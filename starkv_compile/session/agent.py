@@ -19,6 +19,7 @@ from .contents import check_contents, has_heads_of
 from .file import read_session, write_session
 from .generation import check_options, check_output, end_tokens
 from .inner import generating_model, inner_model, positions_owner
+from .token_types import UNUSED, Types, check_outputs, joined, resized
 from .turn import (
     Content,
     check_template_options,
@@ -113,7 +114,7 @@ class AgentSession:
         self._starts: list[int] = []  # of the image's turn in the stream, by image
         self.prompt_length = 0
         self._ended, self.failed = False, False
-        self._types: torch.Tensor | None = None
+        self._types: Types = {}
         self._grid: torch.Tensor | None = None
 
     def step(self, content: list[dict[str, Any]], **generate: Any) -> str:
@@ -135,8 +136,9 @@ class AgentSession:
             OptionError: content is not such a list or has more images than `history`, or an option
                 of generate, given or in a `generation_config`, does not fit a session: several
                 replies, drafted tokens, another cache.
-            UnsupportedModel: the processor gives several rows, or its chat template does not write
-                a new turn after all others.
+            UnsupportedModel: the processor gives several rows or numbers of tokens that a session
+                does not know, its chat template does not write a new turn after all others, or the
+                model reads a whole prompt in both directions.
             CacheError: an earlier step failed and ended the session, or the model's `generate` did
                 not leave its reply in the session's cache.
         """
@@ -178,10 +180,8 @@ class AgentSession:
             chunk = {**new, "input_ids": ids[:, self.cache.get_seq_length() :]}
             chunk.pop("attention_mask", None)
             describe_chunk(self.cache, self._inner, chunk)
-        extra = {k: v for k, v in new.items() if k not in ("input_ids", "attention_mask")}
-        extra.update(self._positions(ids))
-        if self._types is not None:
-            extra["mm_token_type_ids"] = self._types
+        extra = {k: v for k, v in new.items() if k not in ("input_ids", *UNUSED)}
+        extra.update(self._positions(ids), **self._types)
         output = generating_model(self.model).generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -195,8 +195,7 @@ class AgentSession:
         self.prompt_length = ids.shape[1]
         reply = output[:, self.prompt_length :]
         self._ended = int(reply[0, -1]) in end_tokens(self._inner, generate)
-        if self._types is not None:
-            self._types = torch.nn.functional.pad(self._types, (0, reply.shape[1]))
+        self._types = resized(self._types, self.prompt_length, output.shape[1])
         return self.processor.batch_decode(reply, skip_special_tokens=True)[0]
 
     def _make_way(self, images: int) -> None:
@@ -269,9 +268,7 @@ class AgentSession:
         prompt = self.input_ids[:, : self.prompt_length]
         new = torch.tensor([tokens], dtype=prompt.dtype, device=prompt.device)
         self.input_ids = torch.cat([prompt, new], dim=1)
-        if self._types is not None:
-            types = self._types[:, : self.prompt_length]
-            self._types = torch.nn.functional.pad(types, (0, len(tokens)))
+        self._types = resized(self._types, self.prompt_length, self.input_ids.shape[1])
         self._ended = False
 
     def fork(self) -> AgentSession:
@@ -392,9 +389,11 @@ class AgentSession:
             raise UnsupportedModel(
                 f"the processor gave {len(ids)} rows; expected 1, as a session has one row"
             )
-        types, grid = new.get("mm_token_type_ids"), new.get("image_grid_thw")
-        self._types = _join(self._types, types, dim=1)
-        self._grid = _join(self._grid, grid, dim=0)
+        before = 0 if self.input_ids is None else self.input_ids.shape[1]
+        check_outputs(self._inner, new, before)
+        self._types = joined(self._types, new, before)
+        grids = [grid for grid in (self._grid, new.get("image_grid_thw")) if grid is not None]
+        self._grid = torch.cat(grids) if grids else None
         return ids if self.input_ids is None else torch.cat([self.input_ids, ids], dim=1)
 
     def _positions(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -407,15 +406,10 @@ class AgentSession:
         text = torch.arange(ids.shape[1], device=ids.device).expand(1, 1, -1)
         return {"position_ids": torch.cat([text, vision.to(text.device)])}
 
-    def _rope(self, ids: torch.Tensor, types: Any, grid: Any) -> tuple[Any, Any, Any] | None:
+    def _rope(self, ids: torch.Tensor, types: Types, grid: Any) -> tuple[Any, Any, Any] | None:
         """The module that computes M-RoPE positions, the positions, and what decoding adds."""
-        core = None if types is None else positions_owner(self._inner)
+        visual = types.get("mm_token_type_ids")
+        core = None if visual is None else positions_owner(self._inner)
         if core is None:
             return None
-        return core, *core.get_rope_index(ids, types, image_grid_thw=grid)
-
-
-def _join(old: torch.Tensor | None, new: torch.Tensor | None, dim: int) -> torch.Tensor | None:
-    if old is None or new is None:
-        return new if old is None else old
-    return torch.cat([old, new], dim=dim)
+        return core, *core.get_rope_index(ids, visual, image_grid_thw=grid)
