@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,11 @@ _OWN = {
     "template_options": "_template_options",
 }
 """What `save` writes in addition to the cache: names in the file, and attributes."""
+
+
+_CHANGING = threading.RLock()
+"""Held while a step begins, and while a session is copied or put into a file. Signal handlers may
+come between, and hold it once more."""
 
 
 class AgentSession:
@@ -109,11 +115,14 @@ class AgentSession:
         self._inner = inner_model(model)
         self.cache = StarKVCache(self._inner.config)
         self.input_ids: torch.Tensor | None = None
+        # Lists and tensors are replaced, never changed: forks and files in progress share them.
         self._turns: list[Content] = []  # the user's
         self._frames: list[int] = []  # of the layout, by image
         self._starts: list[int] = []  # of the image's turn in the stream, by image
         self.prompt_length = 0
         self._ended, self.failed = False, False
+        self._running = False
+        self._before: AgentSession | None = None  # while a step runs
         self._types: Types = {}
         self._grid: torch.Tensor | None = None
 
@@ -122,7 +131,8 @@ class AgentSession:
 
         A step that raises or is interrupted leaves the session as it was before. There is one
         exception: if the model also caches in layers of another kind, the session cannot be
-        restored, and it ends.
+        restored, and it ends. While a step runs (seen from a streamer, a signal handler or another
+        thread), `save` and `fork` give the state before it.
 
         Args:
             content: parts of the message, {"type": "text", "text": ...} or
@@ -139,16 +149,19 @@ class AgentSession:
             UnsupportedModel: the processor gives several rows or numbers of tokens that a session
                 does not know, its chat template does not write a new turn after all others, or the
                 model reads a whole prompt in both directions.
-            CacheError: an earlier step failed and ended the session, or the model's `generate` did
-                not leave its reply in the session's cache.
+            CacheError: an earlier step failed and ended the session, a step of this session is
+                running, or the model's `generate` did not leave its reply in the session's cache.
         """
         check_turn(content, self.history)
         check_options(self._inner, generate)
-        self._check_alive()
-        try:
-            before = self.fork()
-        except CacheError:
-            before = None
+        with _CHANGING:
+            self._check_idle()
+            self._check_alive()
+            try:
+                before = self.fork()
+            except CacheError:
+                before = None
+            self._before, self._running = before, True
         try:
             return self._step(content, generate)
         except BaseException:
@@ -157,6 +170,21 @@ class AgentSession:
             else:
                 self.__dict__.update(vars(before))
             raise
+        finally:
+            self._running, self._before = False, None
+
+    def _check_idle(self) -> None:
+        if self._running:
+            raise CacheError(
+                "a step of this session is running; wait until it returns, or work on a fork"
+            )
+
+    def _at_rest(self) -> AgentSession:
+        """The session, or what it was before the step that is running."""
+        if self._running and self._before is not None:
+            return self._before
+        self._check_idle()
+        return self
 
     def _check_alive(self) -> None:
         if self.failed:
@@ -201,7 +229,7 @@ class AgentSession:
     def _make_way(self, images: int) -> None:
         """Removes the screenshots that `images` new ones push out of the history."""
         start = 0 if self.input_ids is None else self.input_ids.shape[1]
-        self._starts += [start] * images
+        self._starts = [*self._starts, *[start] * images]
         if self.history is None:
             return
         left = self.history - images
@@ -222,9 +250,10 @@ class AgentSession:
         sizes = [getattr(image, "size", None) for image in images]
         alike = count == 1 or (isinstance(sizes[0], tuple) and len(set(sizes)) == 1)  # as of PIL
         if added % count == 0 and (alike or added == count):
-            self._frames += [added // count] * count
+            new = [added // count] * count
         else:
-            self._frames += [0] * (count - 1) + [added]
+            new = [0] * (count - 1) + [added]
+        self._frames = [*self._frames, *new]
 
     def replace_reply(self, reply: str) -> None:
         """Puts `reply` in the place of the last step's reply, so that later steps read it.
@@ -241,9 +270,9 @@ class AgentSession:
 
         Raises:
             OptionError: `reply` is no text, or the session has no step yet.
-            CacheError: an earlier step failed and ended the session, or the model also caches in
-                layers of another kind, from which no token can be removed. The session stays as it
-                is.
+            CacheError: an earlier step failed and ended the session, a step of this session is
+                running, or the model also caches in layers of another kind, from which no token can
+                be removed. The session stays as it is.
         """
         if not isinstance(reply, str):
             raise OptionError(f"replace_reply({reply!r:.60}): expected the text of a reply")
@@ -251,6 +280,7 @@ class AgentSession:
             raise OptionError(
                 "replace_reply before the first step: there is no reply to replace; call step first"
             )
+        self._check_idle()
         self._check_alive()
         decoded = self.cache.get_seq_length() - self.prompt_length
         try:
@@ -274,27 +304,32 @@ class AgentSession:
     def fork(self) -> AgentSession:
         """Returns a second session with the same past. Steps of one do not change the other.
 
+        While a step runs, it is a session without that step.
+
         Raises:
             CacheError: the model also caches in layers of another kind, which cannot be copied.
         """
-        twin = copy.copy(self)
-        twin.cache, twin._turns = self.cache.fork(), list(self._turns)
-        twin._frames, twin._starts = list(self._frames), list(self._starts)
+        with _CHANGING:
+            past = self._at_rest()
+            twin = copy.copy(past)
+            twin.cache = past.cache.fork()
         return twin
 
     def save(self, file: Path | str) -> None:
         """Writes the session to `file`. `AgentSession.load` continues it, in any process.
 
         The file is replaced at once when everything is on the disk. If writing fails, an older
-        file stays as it was.
+        file stays as it was. While a step runs, the file holds the session without that step.
 
         Raises:
             CacheError: the model also caches in layers of another kind, which cannot be saved.
             OSError: the file cannot be written.
         """
-        own = {name: getattr(self, attribute) for name, attribute in _OWN.items()}
-        configured = has_heads_of(self._inner.config, self.cache.compressed_layers)
-        contents = {**own, "configured_heads": configured, "cache": self.cache.state_dict()}
+        with _CHANGING:  # a step that begins later changes none of the contents in place
+            past = self._at_rest()
+            own = {name: getattr(past, attribute) for name, attribute in _OWN.items()}
+            configured = has_heads_of(past._inner.config, past.cache.compressed_layers)
+            contents = {**own, "configured_heads": configured, "cache": past.cache.state_dict()}
         write_session(file, contents, self._inner, self.processor)
 
     @classmethod
@@ -366,7 +401,7 @@ class AgentSession:
         end = ""
         if self._ended and self.input_ids is not None:
             end = self._tokenizer.decode([int(self.input_ids[0, -1])]).strip()
-        self._turns.append(without_pictures(content))
+        self._turns = [*self._turns, without_pictures(content)]
         options = json.loads(self._template_options)
         return text_of_turn(self.processor, self._turns, end, self.system, options)
 
