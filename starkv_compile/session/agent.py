@@ -16,6 +16,7 @@ from ..cache.checks import expect
 from ..cache.chunk import describe_chunk
 from ..errors import CacheError, OptionError, SessionFileError, UnsupportedModel
 from ..hf.cache_argument import with_cache
+from ..vision.describe import image_token_ids
 from .contents import check_contents, has_heads_of
 from .file import read_session, write_session
 from .generation import check_options, check_output, end_tokens
@@ -269,7 +270,8 @@ class AgentSession:
                 close it.
 
         Raises:
-            OptionError: `reply` is no text, or the session has no step yet.
+            OptionError: `reply` is no text or has a token that stands for an image, or the session
+                has no step yet.
             CacheError: an earlier step failed and ended the session, a step of this session is
                 running, or the model also caches in layers of another kind, from which no token can
                 be removed. The session stays as it is.
@@ -282,6 +284,13 @@ class AgentSession:
             )
         self._check_idle()
         self._check_alive()
+        tokens = self._tokenizer(reply, add_special_tokens=False)["input_ids"]
+        images = set(tokens) & set(image_token_ids(self._inner.config))
+        if images:
+            raise OptionError(
+                f"replace_reply({reply!r:.60}): {self._tokenizer.decode([min(images)])!r} stands "
+                "for an image, and a reply has none; leave it out"
+            )
         decoded = self.cache.get_seq_length() - self.prompt_length
         try:
             if decoded:
@@ -294,7 +303,6 @@ class AgentSession:
                 f"token can be removed ({error!s:.90}); say in the next turn what the reply "
                 "should have been"
             ) from error
-        tokens = self._tokenizer(reply, add_special_tokens=False)["input_ids"]
         prompt = self.input_ids[:, : self.prompt_length]
         new = torch.tensor([tokens], dtype=prompt.dtype, device=prompt.device)
         self.input_ids = torch.cat([prompt, new], dim=1)
