@@ -42,7 +42,16 @@ def replace_file(file: Path, data: bytes) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    file = Path(os.path.realpath(file))
+    try:
+        _replace(Path(os.path.realpath(file)), data)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # The name of the new file, which is gone, would say nothing to the user.
+        raise OSError(error.errno, error.strerror, str(file)) from error
+
+
+def _replace(file: Path, data: bytes) -> None:
     mode = file.stat().st_mode & 0o777 if file.exists() else 0o666 & ~_umask()
     number, name = tempfile.mkstemp(prefix=f"{file.name}.", suffix=".tmp", dir=file.parent)
     try:

@@ -34,6 +34,14 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     assert file.read_bytes() == b"old"
 
 
+@pytest.mark.parametrize("name", [".", "none/file"], ids=["a folder", "in no folder"])
+def test_an_error_names_the_file_that_was_asked_for(tmp_path, name):
+    with pytest.raises(OSError, match=r"[Dd]irectory|denied") as caught:
+        replace_file(tmp_path / name, b"new")
+    assert (caught.value.filename, caught.value.filename2) == (str(tmp_path / name), None)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_place_is_tried_before_the_work(tmp_path):
     check_writable(tmp_path / "new" / "file", "--out")
     assert list((tmp_path / "new").iterdir()) == []

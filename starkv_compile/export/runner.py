@@ -28,6 +28,8 @@ from .onnx.manifest import Manifest
 from .runtime import Runtime
 
 OTHER_OUTPUTS = ("output_hidden_states", "output_attentions", "output_router_logits")
+TOKEN_TYPES = ("token_type_ids", "moe_mm_token_type_ids")
+"""Types of tokens that a decoder reads. `mm_token_type_ids` gives positions, before the graphs."""
 
 
 class OnnxSession(AgentSession):
@@ -193,6 +195,15 @@ def _check_call(model: Any, named: dict[str, Any]) -> None:
         )
     if named.get("inputs_embeds") is not None:
         raise StarKVError("inputs_embeds: an exported model embeds tokens itself; leave them out")
+    for name in TOKEN_TYPES:
+        if (
+            named.get(name) is not None
+            and name in inspect.signature(type(model).forward).parameters
+        ):
+            raise StarKVError(
+                f"{name}: the graphs of an exported model read no types of tokens; leave them out, "
+                "or use the model that was exported"
+            )
     if named.get("use_cache") is False:
         raise StarKVError("use_cache=False: an exported model always has a cache; leave it out")
     if named.get("labels") is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from ..cache.checks import expect
 from ..cache.chunk import describe_chunk
 from ..errors import CacheError, OptionError, SessionFileError, UnsupportedModel
 from ..hf.cache_argument import with_cache
+from ..vision.describe import image_token_ids
 from .contents import check_contents, has_heads_of
 from .file import read_session, write_session
 from .generation import check_options, check_output, end_tokens
 from .inner import generating_model, inner_model, positions_owner
+from .token_types import UNUSED, Types, check_outputs, joined, resized
 from .turn import (
     Content,
     check_template_options,
@@ -42,6 +45,11 @@ _OWN = {
     "template_options": "_template_options",
 }
 """What `save` writes in addition to the cache: names in the file, and attributes."""
+
+
+_CHANGING = threading.RLock()
+"""Held while a step begins, and while a session is copied or put into a file. Signal handlers may
+come between, and hold it once more."""
 
 
 class AgentSession:
@@ -108,12 +116,15 @@ class AgentSession:
         self._inner = inner_model(model)
         self.cache = StarKVCache(self._inner.config)
         self.input_ids: torch.Tensor | None = None
+        # Lists and tensors are replaced, never changed: forks and files in progress share them.
         self._turns: list[Content] = []  # the user's
         self._frames: list[int] = []  # of the layout, by image
         self._starts: list[int] = []  # of the image's turn in the stream, by image
         self.prompt_length = 0
         self._ended, self.failed = False, False
-        self._types: torch.Tensor | None = None
+        self._running = False
+        self._before: AgentSession | None = None  # while a step runs
+        self._types: Types = {}
         self._grid: torch.Tensor | None = None
 
     def step(self, content: list[dict[str, Any]], **generate: Any) -> str:
@@ -121,7 +132,8 @@ class AgentSession:
 
         A step that raises or is interrupted leaves the session as it was before. There is one
         exception: if the model also caches in layers of another kind, the session cannot be
-        restored, and it ends.
+        restored, and it ends. While a step runs (seen from a streamer, a signal handler or another
+        thread), `save` and `fork` give the state before it.
 
         Args:
             content: parts of the message, {"type": "text", "text": ...} or
@@ -135,18 +147,22 @@ class AgentSession:
             OptionError: content is not such a list or has more images than `history`, or an option
                 of generate, given or in a `generation_config`, does not fit a session: several
                 replies, drafted tokens, another cache.
-            UnsupportedModel: the processor gives several rows, or its chat template does not write
-                a new turn after all others.
-            CacheError: an earlier step failed and ended the session, or the model's `generate` did
-                not leave its reply in the session's cache.
+            UnsupportedModel: the processor gives several rows or numbers of tokens that a session
+                does not know, its chat template does not write a new turn after all others, or the
+                model reads a whole prompt in both directions.
+            CacheError: an earlier step failed and ended the session, a step of this session is
+                running, or the model's `generate` did not leave its reply in the session's cache.
         """
         check_turn(content, self.history)
         check_options(self._inner, generate)
-        self._check_alive()
-        try:
-            before = self.fork()
-        except CacheError:
-            before = None
+        with _CHANGING:
+            self._check_idle()
+            self._check_alive()
+            try:
+                before = self.fork()
+            except CacheError:
+                before = None
+            self._before, self._running = before, True
         try:
             return self._step(content, generate)
         except BaseException:
@@ -155,6 +171,21 @@ class AgentSession:
             else:
                 self.__dict__.update(vars(before))
             raise
+        finally:
+            self._running, self._before = False, None
+
+    def _check_idle(self) -> None:
+        if self._running:
+            raise CacheError(
+                "a step of this session is running; wait until it returns, or work on a fork"
+            )
+
+    def _at_rest(self) -> AgentSession:
+        """The session, or what it was before the step that is running."""
+        if self._running and self._before is not None:
+            return self._before
+        self._check_idle()
+        return self
 
     def _check_alive(self) -> None:
         if self.failed:
@@ -178,10 +209,8 @@ class AgentSession:
             chunk = {**new, "input_ids": ids[:, self.cache.get_seq_length() :]}
             chunk.pop("attention_mask", None)
             describe_chunk(self.cache, self._inner, chunk)
-        extra = {k: v for k, v in new.items() if k not in ("input_ids", "attention_mask")}
-        extra.update(self._positions(ids))
-        if self._types is not None:
-            extra["mm_token_type_ids"] = self._types
+        extra = {k: v for k, v in new.items() if k not in ("input_ids", *UNUSED)}
+        extra.update(self._positions(ids), **self._types)
         output = generating_model(self.model).generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -195,14 +224,13 @@ class AgentSession:
         self.prompt_length = ids.shape[1]
         reply = output[:, self.prompt_length :]
         self._ended = int(reply[0, -1]) in end_tokens(self._inner, generate)
-        if self._types is not None:
-            self._types = torch.nn.functional.pad(self._types, (0, reply.shape[1]))
+        self._types = resized(self._types, self.prompt_length, output.shape[1])
         return self.processor.batch_decode(reply, skip_special_tokens=True)[0]
 
     def _make_way(self, images: int) -> None:
         """Removes the screenshots that `images` new ones push out of the history."""
         start = 0 if self.input_ids is None else self.input_ids.shape[1]
-        self._starts += [start] * images
+        self._starts = [*self._starts, *[start] * images]
         if self.history is None:
             return
         left = self.history - images
@@ -223,9 +251,10 @@ class AgentSession:
         sizes = [getattr(image, "size", None) for image in images]
         alike = count == 1 or (isinstance(sizes[0], tuple) and len(set(sizes)) == 1)  # as of PIL
         if added % count == 0 and (alike or added == count):
-            self._frames += [added // count] * count
+            new = [added // count] * count
         else:
-            self._frames += [0] * (count - 1) + [added]
+            new = [0] * (count - 1) + [added]
+        self._frames = [*self._frames, *new]
 
     def replace_reply(self, reply: str) -> None:
         """Puts `reply` in the place of the last step's reply, so that later steps read it.
@@ -241,10 +270,11 @@ class AgentSession:
                 close it.
 
         Raises:
-            OptionError: `reply` is no text, or the session has no step yet.
-            CacheError: an earlier step failed and ended the session, or the model also caches in
-                layers of another kind, from which no token can be removed. The session stays as it
-                is.
+            OptionError: `reply` is no text or has a token that stands for an image, or the session
+                has no step yet.
+            CacheError: an earlier step failed and ended the session, a step of this session is
+                running, or the model also caches in layers of another kind, from which no token can
+                be removed. The session stays as it is.
         """
         if not isinstance(reply, str):
             raise OptionError(f"replace_reply({reply!r:.60}): expected the text of a reply")
@@ -252,7 +282,15 @@ class AgentSession:
             raise OptionError(
                 "replace_reply before the first step: there is no reply to replace; call step first"
             )
+        self._check_idle()
         self._check_alive()
+        tokens = self._tokenizer(reply, add_special_tokens=False)["input_ids"]
+        images = set(tokens) & set(image_token_ids(self._inner.config))
+        if images:
+            raise OptionError(
+                f"replace_reply({reply!r:.60}): {self._tokenizer.decode([min(images)])!r} stands "
+                "for an image, and a reply has none; leave it out"
+            )
         decoded = self.cache.get_seq_length() - self.prompt_length
         try:
             if decoded:
@@ -265,39 +303,41 @@ class AgentSession:
                 f"token can be removed ({error!s:.90}); say in the next turn what the reply "
                 "should have been"
             ) from error
-        tokens = self._tokenizer(reply, add_special_tokens=False)["input_ids"]
         prompt = self.input_ids[:, : self.prompt_length]
         new = torch.tensor([tokens], dtype=prompt.dtype, device=prompt.device)
         self.input_ids = torch.cat([prompt, new], dim=1)
-        if self._types is not None:
-            types = self._types[:, : self.prompt_length]
-            self._types = torch.nn.functional.pad(types, (0, len(tokens)))
+        self._types = resized(self._types, self.prompt_length, self.input_ids.shape[1])
         self._ended = False
 
     def fork(self) -> AgentSession:
         """Returns a second session with the same past. Steps of one do not change the other.
 
+        While a step runs, it is a session without that step.
+
         Raises:
             CacheError: the model also caches in layers of another kind, which cannot be copied.
         """
-        twin = copy.copy(self)
-        twin.cache, twin._turns = self.cache.fork(), list(self._turns)
-        twin._frames, twin._starts = list(self._frames), list(self._starts)
+        with _CHANGING:
+            past = self._at_rest()
+            twin = copy.copy(past)
+            twin.cache = past.cache.fork()
         return twin
 
     def save(self, file: Path | str) -> None:
         """Writes the session to `file`. `AgentSession.load` continues it, in any process.
 
         The file is replaced at once when everything is on the disk. If writing fails, an older
-        file stays as it was.
+        file stays as it was. While a step runs, the file holds the session without that step.
 
         Raises:
             CacheError: the model also caches in layers of another kind, which cannot be saved.
             OSError: the file cannot be written.
         """
-        own = {name: getattr(self, attribute) for name, attribute in _OWN.items()}
-        configured = has_heads_of(self._inner.config, self.cache.compressed_layers)
-        contents = {**own, "configured_heads": configured, "cache": self.cache.state_dict()}
+        with _CHANGING:  # a step that begins later changes none of the contents in place
+            past = self._at_rest()
+            own = {name: getattr(past, attribute) for name, attribute in _OWN.items()}
+            configured = has_heads_of(past._inner.config, past.cache.compressed_layers)
+            contents = {**own, "configured_heads": configured, "cache": past.cache.state_dict()}
         write_session(file, contents, self._inner, self.processor)
 
     @classmethod
@@ -369,7 +409,7 @@ class AgentSession:
         end = ""
         if self._ended and self.input_ids is not None:
             end = self._tokenizer.decode([int(self.input_ids[0, -1])]).strip()
-        self._turns.append(without_pictures(content))
+        self._turns = [*self._turns, without_pictures(content)]
         options = json.loads(self._template_options)
         return text_of_turn(self.processor, self._turns, end, self.system, options)
 
@@ -392,9 +432,11 @@ class AgentSession:
             raise UnsupportedModel(
                 f"the processor gave {len(ids)} rows; expected 1, as a session has one row"
             )
-        types, grid = new.get("mm_token_type_ids"), new.get("image_grid_thw")
-        self._types = _join(self._types, types, dim=1)
-        self._grid = _join(self._grid, grid, dim=0)
+        before = 0 if self.input_ids is None else self.input_ids.shape[1]
+        check_outputs(self._inner, new, before)
+        self._types = joined(self._types, new, before)
+        grids = [grid for grid in (self._grid, new.get("image_grid_thw")) if grid is not None]
+        self._grid = torch.cat(grids) if grids else None
         return ids if self.input_ids is None else torch.cat([self.input_ids, ids], dim=1)
 
     def _positions(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -407,15 +449,10 @@ class AgentSession:
         text = torch.arange(ids.shape[1], device=ids.device).expand(1, 1, -1)
         return {"position_ids": torch.cat([text, vision.to(text.device)])}
 
-    def _rope(self, ids: torch.Tensor, types: Any, grid: Any) -> tuple[Any, Any, Any] | None:
+    def _rope(self, ids: torch.Tensor, types: Types, grid: Any) -> tuple[Any, Any, Any] | None:
         """The module that computes M-RoPE positions, the positions, and what decoding adds."""
-        core = None if types is None else positions_owner(self._inner)
+        visual = types.get("mm_token_type_ids")
+        core = None if visual is None else positions_owner(self._inner)
         if core is None:
             return None
-        return core, *core.get_rope_index(ids, types, image_grid_thw=grid)
-
-
-def _join(old: torch.Tensor | None, new: torch.Tensor | None, dim: int) -> torch.Tensor | None:
-    if old is None or new is None:
-        return new if old is None else old
-    return torch.cat([old, new], dim=dim)
+        return core, *core.get_rope_index(ids, visual, image_grid_thw=grid)

@@ -12,6 +12,7 @@ import torch
 from ..cache.checks import expect, is_count, is_integers
 from ..errors import OptionError
 from ..vision.describe import image_token_ids
+from .token_types import TOKEN_TYPES
 from .turn import check_template_options, without_pictures
 
 _NAMES = (
@@ -84,7 +85,7 @@ def _check_tokens(contents: dict[str, Any], config: Any) -> int:
     """Returns the number of tokens."""
     ids, types, grid = (contents[name] for name in ("input_ids", "types", "grid"))
     if ids is None:
-        expect(types is None and grid is None, "types or grids of no tokens; expected tokens")
+        expect(types == {} and grid is None, "types or grids of no tokens; expected tokens")
         return 0
     expect(
         is_integers(ids) and ids.dim() == 2 and len(ids) == 1 and ids.shape[1] > 1,
@@ -106,9 +107,14 @@ MOST_PATCHES = 1024
 def _check_images(ids: torch.Tensor, types: Any, grid: Any) -> None:
     """Token types and grids are there if the model takes them."""
     expect(
-        types is None or (is_integers(types) and types.shape == ids.shape),
-        f"{_shape(types)} for the types of tokens; expected integers of shape {list(ids.shape)}",
+        isinstance(types, dict) and set(types) <= set(TOKEN_TYPES),
+        f"types={types!r:.60}; expected those of tokens, under the names {', '.join(TOKEN_TYPES)}",
     )
+    for name, one in types.items():
+        expect(
+            is_integers(one) and one.shape == ids.shape,
+            f"{_shape(one)} for {name}; expected integers of shape {list(ids.shape)}",
+        )
     if grid is None:
         return
     fits = is_integers(grid) and grid.dim() == 2 and grid.shape[1] == 3

@@ -18,7 +18,7 @@ import torch
 from ..errors import SessionFileError
 from ..files import replace_file
 
-FORMAT, VERSION = "starkv session", 4
+FORMAT, VERSION = "starkv session", 5
 
 _HEADER, _CHECKSUM, _TENSOR = "starkv_session", "checksum", "tensor"
 _ZIP = b"PK\x03\x04"

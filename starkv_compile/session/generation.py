@@ -9,6 +9,7 @@ import torch
 
 from ..errors import CacheError, OptionError
 from ..hf.cache_argument import NAMES as CACHE_NAMES
+from .token_types import TOKEN_TYPES
 
 
 class Limit(NamedTuple):
@@ -61,7 +62,7 @@ OWN = (
     "inputs_embeds",
     "attention_mask",
     "position_ids",
-    "mm_token_type_ids",
+    *TOKEN_TYPES,
     "pixel_values",
     "image_grid_thw",
     *CACHE_NAMES,

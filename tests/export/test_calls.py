@@ -7,7 +7,7 @@ from transformers.cache_utils import StaticCache
 
 from starkv_compile import StarKVCache, StarKVError
 from starkv_compile.export.capture.ports import Shapes
-from starkv_compile.export.runner import load_model
+from starkv_compile.export.runner import _check_call, load_model
 from starkv_compile.export.runtime import Runtime
 from starkv_compile.testing import VIDEO_TOKEN, TinyPrompt, generate, tiny_inputs, tiny_model
 
@@ -119,6 +119,17 @@ def test_arguments_by_place(stock, onnx):
 def test_what_the_graphs_cannot_do(onnx, arguments, said):
     with pytest.raises(StarKVError, match=said):
         onnx(**{"input_ids": TEXT, "logits_to_keep": 1, **arguments})
+
+
+def test_types_of_tokens_that_the_model_reads_and_its_graphs_do_not():
+    class Model(torch.nn.Module):
+        config = None
+
+        def forward(self, input_ids, token_type_ids=None):
+            pass
+
+    with pytest.raises(StarKVError, match=r"token_type_ids: the graphs.*leave them out"):
+        _check_call(Model().eval(), {"input_ids": TEXT, "token_type_ids": TEXT * 0})
 
 
 def test_settings_that_ask_for_more(onnx):

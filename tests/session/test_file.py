@@ -173,9 +173,10 @@ def both(*changes):
 GONE = object()
 IN, LAYER = ("contents",), ("contents", "cache", "layers", 1)
 KEYS, CODES = "cache.layers.1.keys", "cache.layers.1.codes.key.0"
+TYPES = "types.mm_token_type_ids"
 LIES = {
     "another format": put(("format",), "pictures"),
-    "a later version": put(("version",), 5),
+    "a later version": put(("version",), session_file.VERSION + 1),
     "no version": put(("version",), GONE),
     "no model": put(("model",), GONE),
     "another model": put(("model", "KV heads"), 3),
@@ -243,11 +244,13 @@ LIES = {
     "tokens below zero": tensor("input_ids", lambda t: t - 10**6),
     "tokens beyond the vocabulary": tensor("input_ids", lambda t: t + 10**6),
     "a token less": both(
-        tensor("input_ids", lambda t: t[:, 1:]), tensor("types", lambda t: t[:, 1:])
+        tensor("input_ids", lambda t: t[:, 1:]), tensor(TYPES, lambda t: t[:, 1:])
     ),
     "no tokens": both(put((*IN, "input_ids"), None), lambda h, t: t.pop("input_ids") is None),
-    "types of other tokens": tensor("types", lambda t: t[:, 1:]),
-    "types of videos": tensor("types", lambda t: t * 2),
+    "types of other tokens": tensor(TYPES, lambda t: t[:, 1:]),
+    "types of another name": put((*IN, "types"), {"kinds": {"tensor": TYPES}}),
+    "types without a name": put((*IN, "types"), {"tensor": TYPES}),
+    "types of videos": tensor(TYPES, lambda t: t * 2),
     "grids of other images": tensor("grid", lambda t: t + 1),
     "a grid of two numbers": tensor("grid", lambda t: t[:, :2]),
     "a huge grid": tensor("grid", lambda t: t * 10**9),
@@ -268,8 +271,8 @@ LIES = {
     "options that are no dict": put((*IN, "template_options"), "[1]"),
     "options that are no text": put((*IN, "template_options"), {"tools": []}),
     "options of the session's own": put((*IN, "template_options"), '{"tokenize": true}'),
-    "a tensor named twice": put((*IN, "types"), {"tensor": "input_ids"}),
-    "a tensor that is not there": put((*IN, "types"), {"tensor": "no"}),
+    "a tensor named twice": put((*IN, "types", "token_type_ids"), {"tensor": "input_ids"}),
+    "a tensor that is not there": put((*IN, "types", "token_type_ids"), {"tensor": "no"}),
     "a tensor that nobody names": lambda h, t: t.update(extra=torch.ones(1)),
 }
 

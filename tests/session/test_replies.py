@@ -81,6 +81,8 @@ def test_what_cannot_be_replaced_is_said(agent, monkeypatch):
     steps(session, 1)
     with pytest.raises(OptionError, match=r"replace_reply\(3\): expected the text"):
         session.replace_reply(3)
+    with pytest.raises(OptionError, match=r"<\|image_pad\|>' stands for an image.*leave it out"):
+        session.replace_reply("look <|image_pad|>")
     ids = session.input_ids
 
     def refuse(tokens):

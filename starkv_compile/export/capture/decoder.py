@@ -228,8 +228,11 @@ def describe(model: Any, decoder: Decoder) -> Shapes:
     }
     cache = decoder.new_cache()
     try:
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):  # shapes alone
-            logits = decoder.run(embeds, ports, cache)
+        with torch.no_grad():
+            with unchanged(decoder) as made, FakeTensorMode(allow_non_fake_inputs=True):
+                logits = decoder.run(embeds, ports, cache)  # shapes alone
+            if made:  # by a real call, so that tracing finds real tensors
+                decoder.run(embeds, ports, decoder.new_cache())
     except Exception as error:  # of any kind: the model's own code runs here
         raise UnsupportedModel(
             f"{type(model).__name__}: its decoder cannot be called with embeddings, positions, a "
@@ -260,6 +263,28 @@ def describe(model: Any, decoder: Decoder) -> Shapes:
         images=hasattr(model, "get_image_features"),
         deepstack=_deepstack(model, decoder.decoder),
     )
+
+
+@contextlib.contextmanager
+def unchanged(module: nn.Module) -> Iterator[list[str]]:
+    """Gives all modules in `module` their attributes and buffers back.
+
+    Some make tensors at their first call, such as the frequencies of longrope in transformers. A
+    fake tensor among them would stay in the user's model.
+
+    Yields:
+        A list, which at the end has the names of what was set or made.
+    """
+    before = [(one, dict(vars(one)), dict(one._buffers)) for one in module.modules()]
+    made: list[str] = []
+    try:
+        yield made
+    finally:
+        for one, attributes, buffers in before:
+            for now, then in ((vars(one), attributes), (one._buffers, buffers)):
+                made += [name for name in now if now[name] is not then.get(name)]
+                now.clear()
+                now.update(then)
 
 
 def _deepstack(model: Any, decoder: Any) -> int:
