@@ -24,7 +24,7 @@ from ..cache.reading import READS_KEYS, WAY_OUT, watched
 from ..cache.size import layer_stats
 from ..config import StarKVConfig
 from ..errors import CacheError, OptionError, StarKVError
-from ..hf.attention import attention_implementation, counts_in_tensors
+from ..hf.attention import attention_implementation, counts_in_tensors, takes_any_mask
 from ..hf.packed_rows import known_as_unpacked
 from ..kernels.compiling import in_process
 from ..reporting import LayerStats, Report
@@ -326,8 +326,7 @@ def _with_uneven_layers(
     padded = isinstance(mask, torch.Tensor) and mask.dim() == 2 and not bool(mask.all())
     if tokens.shape[1] > 1 or padded:
         raise CacheError(ONE_PROMPT)
-    form = attention_implementation(model)
-    cache.shared.uneven = not owner.takes("attention_mask") or form not in ("sdpa", "eager")
+    cache.shared.uneven = not owner.takes("attention_mask") or not takes_any_mask(model)
     if not cache.shared.uneven:
         dtype = next(model.parameters()).dtype  # type: ignore[union-attr]
         mask = torch.zeros(len(tokens), 1, 1, 1, dtype=dtype, device=tokens.device)

@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderD
 from ..cache.cache import StarKVCache, is_stock
 from ..cache.chunk import DRAFTED_PROMPT, drafted_tokens
 from ..cache.layer import StarKVLayer
-from ..hf.attention import attention_implementation
+from ..hf.attention import attention_implementation, takes_any_mask
 from ..hf.packed_rows import is_packed
 
 
@@ -116,14 +116,14 @@ def uneven_padding(call: PromptCall) -> str | None:
 def uneven_attention(call: PromptCall) -> str | None:
     if not call.uneven:
         return None
+    if call.takes_mask and takes_any_mask(call.model):
+        return None
     form = attention_implementation(call.model)
-    if form == "own" or not call.takes_mask:
+    if not call.takes_mask or form in ("own", "sdpa", "eager"):
         return (
             "layers would store different numbers of tokens, and the model takes no attention_mask "
             "that fits them all; use a policy with one budget for every layer"
         )
-    if form in ("sdpa", "eager"):
-        return None
     return (
         f"layers would store different numbers of tokens, and {form} takes no mask for that; load "
         'the model with attn_implementation="sdpa"'
@@ -165,7 +165,8 @@ def other_layers(call: PromptCall) -> str | None:
         return None
     return (
         f"some layers store their tokens in a {' or '.join(sorted(kinds))}, which starkv cannot "
-        "shorten, and a model has one mask for all its layers"
+        "shorten, and a model has one mask for all its layers; compress a model whose layers all "
+        "store keys and values in the same way"
     )
 
 

@@ -8,21 +8,26 @@ from transformers import PreTrainedConfig
 
 
 def attention_implementation(model: Any) -> str:
-    """Returns the name that the library has for it, such as "sdpa"; "own" for other models.
-
-    Any model with a configuration of the library has such a name there. It tells something only if
-    the model takes its attention from the library.
-    """
+    """Returns the name that the library has for it, such as "sdpa"; "own" for other models."""
     config = getattr(model, "config", None)
     if not isinstance(config, PreTrainedConfig):
-        return "own"
-    of_library = type(model).__module__.startswith("transformers.")
-    if not of_library and not getattr(model, "_supports_attention_backend", False):
         return "own"
     return getattr(config.get_text_config(decoder=True), "_attn_implementation", None) or "own"
 
 
+def takes_any_mask(model: Any) -> bool:
+    """Whether the model takes its attention from the library, and one with a mask of any shape.
+
+    A model of one's own has the name of an attention in its configuration, too, whatever it runs.
+    """
+    dispatches = _of_library(model) or getattr(model, "_supports_attention_backend", False)
+    return bool(dispatches) and attention_implementation(model) in ("sdpa", "eager")
+
+
 def counts_in_tensors(model: Any) -> bool:
     """Whether the model runs on a static cache of transformers, whose length is a tensor."""
-    of_library = type(model).__module__.startswith("transformers.")
-    return of_library or bool(getattr(model, "_can_compile_fullgraph", False))
+    return _of_library(model) or bool(getattr(model, "_can_compile_fullgraph", False))
+
+
+def _of_library(model: Any) -> bool:
+    return type(model).__module__.startswith("transformers.")

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedConfig,
     StaticCache,
 )
+from transformers.cache_utils import DynamicLayer
 
 import starkv_compile
 from starkv_compile import OptionError, StarKVCache
@@ -123,6 +124,14 @@ def foreign_tokens():
         cache = model(input_ids=PROMPT[:, :20]).cache
     starkv_compile.compile(model, **OPTIONS)
     yield model, {"input_ids": PROMPT[:, 20:], "cache": cache}
+    yield model, {"cache": StarKVCache(model.config)}
+
+
+def other_layers():
+    model = starkv_compile.compile(llama(), **OPTIONS)
+    beside = StarKVCache(model.config)
+    beside.layers[1] = DynamicLayer()
+    yield model, {"cache": beside}
     yield model, {"cache": StarKVCache(model.config)}
 
 
