@@ -24,7 +24,7 @@ from ..cache.reading import READS_KEYS, WAY_OUT, watched
 from ..cache.size import layer_stats
 from ..config import StarKVConfig
 from ..errors import CacheError, OptionError, StarKVError
-from ..hf.attention import attention_implementation, counts_in_tensors, takes_any_mask
+from ..hf.attention import attention_implementation, counts_in_tensors, of_library, takes_any_mask
 from ..hf.packed_rows import known_as_unpacked
 from ..kernels.compiling import in_process
 from ..reporting import LayerStats, Report
@@ -103,8 +103,7 @@ class Attachment:
             finished = False
             try:
                 # A model of the library may look at the keys; it never counts by their length.
-                of_library = type(owner.module).__module__.startswith("transformers.")
-                with self.reporting(call, watch=not of_library):
+                with self.reporting(call, watch=not of_library(owner.module)):
                     output = compiled(*call.args, **call.kwargs)
                 finished = True
             except RuntimeError as error:

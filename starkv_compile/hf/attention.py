@@ -20,14 +20,15 @@ def takes_any_mask(model: Any) -> bool:
 
     A model of one's own has the name of an attention in its configuration, too, whatever it runs.
     """
-    dispatches = _of_library(model) or getattr(model, "_supports_attention_backend", False)
+    dispatches = of_library(model) or getattr(model, "_supports_attention_backend", False)
     return bool(dispatches) and attention_implementation(model) in ("sdpa", "eager")
 
 
 def counts_in_tensors(model: Any) -> bool:
     """Whether the model runs on a static cache of transformers, whose length is a tensor."""
-    return _of_library(model) or bool(getattr(model, "_can_compile_fullgraph", False))
+    return of_library(model) or bool(getattr(model, "_can_compile_fullgraph", False))
 
 
-def _of_library(model: Any) -> bool:
+def of_library(model: Any) -> bool:
+    """Whether transformers has the model's class."""
     return type(model).__module__.startswith("transformers.")

@@ -107,9 +107,7 @@ def _text(options: VerifyOptions, model: Any, config: StarKVConfig, found: Verif
     ]
     for check in found.checks:
         lines.append(f"{check.verdict:<{len(INDENT)}}{check.what}")
-        lines += textwrap.wrap(
-            check.detail, WIDTH, initial_indent=12 * " ", subsequent_indent=12 * " "
-        )
+        lines += textwrap.wrap(check.detail, WIDTH, initial_indent=INDENT, subsequent_indent=INDENT)
     lines += ["", str(found.report)]
     if not found.right:
         lines += ["", "Please report this, with the output of `starkv doctor`."]

@@ -125,11 +125,17 @@ def _joined(
 ) -> torch.Tensor:
     """Joins a mask (None: causal) with what is visible."""
     if mask is None:
-        new = query.shape[2]
-        mask = torch.ones(new, old + new, dtype=torch.bool, device=query.device).tril(old)
+        mask = _causal(query, old)
     if mask.dtype == torch.bool:
         return mask & visible
     return mask.masked_fill(~visible, torch.finfo(mask.dtype).min)
+
+
+def _causal(query: torch.Tensor, old: int) -> torch.Tensor:
+    """Returns [1, 1, S, old + S] bool, the mask of new tokens after `old` others."""
+    new = query.shape[2]
+    mask = torch.ones(new, old + new, dtype=torch.bool, device=query.device).tril(old)
+    return mask[None, None]
 
 
 def _exact(
@@ -146,8 +152,7 @@ def _exact(
     keys = key.to(wide).repeat_interleave(groups, 1)
     values = value.to(wide).repeat_interleave(groups, 1)
     if mask is None:
-        mask = torch.ones(new, old + new, dtype=torch.bool, device=query.device).tril(old)
-    mask = mask.expand(1, 1, *mask.shape[-2:]) if mask.dim() == 2 else mask
+        mask = _causal(query, old)
     out = []
     for start in range(0, new, ROWS):
         rows = slice(start, start + ROWS)
